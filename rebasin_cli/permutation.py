@@ -1,0 +1,131 @@
+"""Index tensors: make, invert, compose, and apply them to named tensors.
+
+A permutation is int64 of shape (n,) with gather meaning: `new[i] = old[perm[i]]`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rebasin_cli.errors import ModelError, NumericalError
+from rebasin_cli.spec import PermutationSpec, Site
+
+Permutations = dict[str, Tensor]
+"""Permutation by group name; a group that is absent keeps its order."""
+
+
+def identity(spec: PermutationSpec) -> Permutations:
+    """The permutations that change nothing."""
+    return {group.name: torch.arange(group.size) for group in spec.groups}
+
+
+def random(spec: PermutationSpec, seed: int) -> Permutations:
+    """One uniformly random permutation for every group, drawn from `seed`."""
+    generator = torch.Generator().manual_seed(seed)
+    return {group.name: torch.randperm(group.size, generator=generator) for group in spec.groups}
+
+
+def invert(perm: Tensor) -> Tensor:
+    """The permutation that undoes `perm`: `perm[invert(perm)] = arange(n)`."""
+    inverse = torch.empty_like(perm)
+    inverse[perm] = torch.arange(perm.numel(), dtype=perm.dtype, device=perm.device)
+    return inverse
+
+
+def compose(first: Tensor, then: Tensor) -> Tensor:
+    """The one gather that equals gathering by `first` and then by `then`: `x[first][then] = x[compose(first, then)]`."""
+    return first[then]
+
+
+def check_permutation(perm: Tensor, size: int, what: str) -> None:
+    """Raise NumericalError unless `perm` holds each of 0 … size-1 once."""
+    if perm.shape != (size,) or not torch.equal(perm.sort().values, torch.arange(size, dtype=perm.dtype)):
+        raise NumericalError(f"{what}: not a permutation of {size} units")
+
+
+def is_identity(perm: Tensor) -> bool:
+    return torch.equal(perm, torch.arange(perm.numel(), dtype=perm.dtype, device=perm.device))
+
+
+def site_gather(site: Site, perm: Tensor, extent: int) -> Tensor:
+    """The gather over the whole (merged) axis of length `extent` that permutes this site's units: int64 (extent,)."""
+    index = torch.arange(extent)
+    if site.positions is not None:
+        rows = torch.tensor(site.positions, dtype=torch.int64)
+        index[rows.reshape(-1)] = rows[perm].reshape(-1)
+        return index
+    length = site.outer * perm.numel() * site.inner
+    segment = index[site.offset : site.offset + length].view(site.outer, perm.numel(), site.inner)
+    index[site.offset : site.offset + length] = segment[:, perm, :].reshape(-1)
+    return index
+
+
+@dataclass(frozen=True, slots=True)
+class Gather:
+    """Gather the axes `axis … axis + span - 1`, read as one, by `index`."""
+
+    axis: int
+    span: int
+    index: Tensor
+
+    def overlaps(self, other: Gather) -> bool:
+        return self.axis < other.axis + other.span and other.axis < self.axis + self.span
+
+
+def gathers(
+    spec: PermutationSpec, permutations: Mapping[str, Tensor], key: str, shape: Sequence[int]
+) -> list[Gather]:
+    """The few gathers, in order, that permute the tensor `key` of this shape; empty where nothing moves."""
+    steps: list[Gather] = []
+    for group, site in spec.sites_by_key.get(key, ()):
+        perm = permutations.get(group.name)
+        if perm is None or is_identity(perm):
+            continue
+        step = Gather(site.axis, site.span, site_gather(site, perm, site.extent(shape)))
+        _append(steps, step)
+    return steps
+
+
+def _append(steps: list[Gather], step: Gather) -> None:
+    """Add a gather, folded into an earlier one of the same axes where nothing in between touches them."""
+    for place in range(len(steps) - 1, -1, -1):
+        earlier = steps[place]
+        if (earlier.axis, earlier.span) == (step.axis, step.span):
+            steps[place] = Gather(step.axis, step.span, compose(earlier.index, step.index))
+            return
+        if earlier.overlaps(step):
+            break
+    steps.append(step)
+
+
+def permute_tensor(tensor: Tensor, steps: Sequence[Gather]) -> Tensor:
+    """The tensor with every gather applied in turn; the very same tensor where there is none."""
+    for step in steps:
+        index = step.index.to(tensor.device)
+        if step.span == 1:
+            tensor = tensor.index_select(step.axis, index)
+        else:
+            merged = tensor.flatten(step.axis, step.axis + step.span - 1)
+            tensor = merged.index_select(step.axis, index).reshape(tensor.shape)
+    return tensor
+
+
+def apply(
+    spec: PermutationSpec, permutations: Mapping[str, Tensor], tensors: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """All tensors permuted; those that nothing moves are passed on as they are.
+
+    Raises:
+        ModelError: a permutation names a group that the spec lacks.
+    """
+    for name in permutations:
+        if name not in spec.by_name:
+            raise ModelError(f"permutations name a group {name!r} that the spec does not have")
+    return {
+        key: permute_tensor(tensor, gathers(spec, permutations, key, tensor.shape))
+        for key, tensor in tensors.items()
+    }

@@ -1,0 +1,261 @@
+"""Which axes of which tensors move together: the seam between understanding a model and matching it.
+
+A `PermutationSpec` is plain data. It can be printed, saved as JSON, edited by hand and loaded back, and matching cannot
+tell whether it came from a trace or from a file.
+
+A site reads the axes `axis … axis + span - 1` of a tensor as one, takes the segment `[offset, offset + outer*n*inner)` of
+it, sees that as `(outer, n, inner)` and gathers it on its middle. Where units lie otherwise, `positions` lists for every
+unit the `m` indices it owns, and `new[positions[i]] = old[positions[perm[i]]]`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from math import prod
+from typing import Any
+
+from rebasin_cli.errors import ModelError
+
+SCHEMA = "rebasin.spec/1"
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """The segment of one axis (or of `span` consecutive axes read as one) of one tensor where a permutation acts."""
+
+    key: str
+    axis: int
+    offset: int = 0
+    outer: int = 1
+    inner: int = 1
+    span: int = 1
+    positions: tuple[tuple[int, ...], ...] | None = None
+
+    def extent(self, shape: Sequence[int]) -> int:
+        """Length of the axis, or of the merged axes, that this site indexes in a tensor of this shape."""
+        return prod(shape[self.axis : self.axis + self.span])
+
+    def rows(self, size: int) -> list[list[int]]:
+        """The indices that each of the `size` units owns: `size` rows of equal length."""
+        if self.positions is not None:
+            return [list(row) for row in self.positions]
+        block = size * self.inner
+        return [
+            [
+                self.offset + o * block + unit * self.inner + i
+                for o in range(self.outer)
+                for i in range(self.inner)
+            ]
+            for unit in range(size)
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class ParentBlock:
+    """A nested group lives in block `block` of the group named `group`: when the blocks move, it moves along."""
+
+    group: str
+    block: int
+
+
+@dataclass(frozen=True, slots=True)
+class AxisGroup:
+    """All sites moved by one permutation of `size` units."""
+
+    name: str
+    size: int
+    sites: tuple[Site, ...]
+    parent: ParentBlock | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PinnedAxis:
+    """An axis that keeps its order, with the reason in words a user understands."""
+
+    key: str
+    axis: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class PermutationSpec:
+    """All axis groups of a model, in the order in which the data meets them, and everything that is pinned.
+
+    Nested groups gather inside their block first, in the original coordinates; then the parent moves whole blocks.
+    """
+
+    groups: tuple[AxisGroup, ...]
+    pinned: tuple[PinnedAxis, ...] = field(default=())
+
+    @cached_property
+    def by_name(self) -> Mapping[str, AxisGroup]:
+        return {group.name: group for group in self.groups}
+
+    @cached_property
+    def depth(self) -> Mapping[str, int]:
+        """Nesting depth by group name: 0 for a group that has no parent.
+
+        Raises:
+            ModelError: a parent is missing, or groups are each other's ancestors.
+        """
+        depths: dict[str, int] = {}
+        for group in self.groups:
+            chain: list[AxisGroup] = []
+            node = group
+            while node.name not in depths and node.parent is not None:
+                if node in chain:
+                    raise ModelError(f"spec: group {node.name!r} is its own ancestor")
+                chain.append(node)
+                if node.parent.group not in self.by_name:
+                    raise ModelError(
+                        f"spec: group {node.name!r} names a parent {node.parent.group!r} that does not exist"
+                    )
+                node = self.by_name[node.parent.group]
+            depths.setdefault(node.name, 0)
+            for child in reversed(chain):
+                assert child.parent is not None
+                depths[child.name] = depths[child.parent.group] + 1
+        return depths
+
+    @cached_property
+    def innermost_first(self) -> tuple[AxisGroup, ...]:
+        """Groups in the order in which their permutations are applied: inside the blocks first, then the blocks."""
+        return tuple(sorted(self.groups, key=lambda group: -self.depth[group.name]))
+
+    @cached_property
+    def sites_by_key(self) -> Mapping[str, tuple[tuple[AxisGroup, Site], ...]]:
+        """For each tensor, its (group, site) pairs in order of application."""
+        found: dict[str, list[tuple[AxisGroup, Site]]] = {}
+        for group in self.innermost_first:
+            for site in group.sites:
+                found.setdefault(site.key, []).append((group, site))
+        return {key: tuple(pairs) for key, pairs in found.items()}
+
+    @property
+    def units(self) -> int:
+        """Sum of the group sizes; a nested group counts once for every block it occurs in."""
+        return sum(group.size for group in self.groups)
+
+    def check(self, shapes: Mapping[str, Sequence[int]]) -> None:
+        """Check that every site fits the tensors.
+
+        Args:
+            shapes: shape by tensor name.
+
+        Raises:
+            ModelError: a name occurs twice, or a site names a tensor, an axis or a segment that does not exist.
+        """
+        names = [group.name for group in self.groups]
+        for name in names:
+            if len(self.by_name) != len(names) and names.count(name) > 1:
+                raise ModelError(f"spec: the group name {name!r} occurs more than once")
+        assert self.depth is not None
+        for group in self.groups:
+            for site in group.sites:
+                _check_site(group, site, shapes)
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of a spec file (schema `rebasin.spec/1`)."""
+        return {
+            "schema": SCHEMA,
+            "groups": [_group_to_json(group) for group in self.groups],
+            "pinned": [{"key": pin.key, "axis": pin.axis, "reason": pin.reason} for pin in self.pinned],
+        }
+
+    @staticmethod
+    def from_json(document: Any) -> PermutationSpec:
+        """Read a spec document.
+
+        Raises:
+            ModelError: the document is not a spec of a known schema, or an entry is malformed.
+        """
+        if not isinstance(document, dict) or document.get("schema") != SCHEMA:
+            seen = document.get("schema") if isinstance(document, dict) else type(document).__name__
+            raise ModelError(f"not a permutation spec: expected schema {SCHEMA!r}, found {seen!r}")
+        try:
+            return PermutationSpec(
+                groups=tuple(_group_from_json(entry) for entry in document["groups"]),
+                pinned=tuple(
+                    PinnedAxis(str(entry["key"]), int(entry["axis"]), str(entry["reason"]))
+                    for entry in document.get("pinned", ())
+                ),
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ModelError(f"malformed permutation spec: {type(error).__name__}: {error}") from error
+
+    @staticmethod
+    def loads(text: str) -> PermutationSpec:
+        """Read a spec from JSON text; raises ModelError for text that is not JSON."""
+        try:
+            return PermutationSpec.from_json(json.loads(text))
+        except json.JSONDecodeError as error:
+            raise ModelError(f"a permutation spec is JSON, and this is not: {error}") from error
+
+
+def _group_to_json(group: AxisGroup) -> dict[str, Any]:
+    parent = None if group.parent is None else {"group": group.parent.group, "block": group.parent.block}
+    return {
+        "name": group.name,
+        "size": group.size,
+        "parent": parent,
+        "sites": [_site_to_json(site) for site in group.sites],
+    }
+
+
+def _site_to_json(site: Site) -> dict[str, Any]:
+    entry: dict[str, Any] = {"key": site.key, "axis": site.axis}
+    if site.positions is not None:
+        entry["positions"] = [list(row) for row in site.positions]
+    else:
+        entry.update(offset=site.offset, outer=site.outer, inner=site.inner)
+    if site.span != 1:
+        entry["span"] = site.span
+    return entry
+
+
+def _group_from_json(entry: Mapping[str, Any]) -> AxisGroup:
+    parent = entry.get("parent")
+    return AxisGroup(
+        name=str(entry["name"]),
+        size=int(entry["size"]),
+        sites=tuple(_site_from_json(site) for site in entry["sites"]),
+        parent=None if parent is None else ParentBlock(str(parent["group"]), int(parent["block"])),
+    )
+
+
+def _site_from_json(entry: Mapping[str, Any]) -> Site:
+    rows: Iterable[Iterable[int]] | None = entry.get("positions")
+    return Site(
+        key=str(entry["key"]),
+        axis=int(entry["axis"]),
+        offset=int(entry.get("offset", 0)),
+        outer=int(entry.get("outer", 1)),
+        inner=int(entry.get("inner", 1)),
+        span=int(entry.get("span", 1)),
+        positions=None if rows is None else tuple(tuple(int(i) for i in row) for row in rows),
+    )
+
+
+def _check_site(group: AxisGroup, site: Site, shapes: Mapping[str, Sequence[int]]) -> None:
+    where = f"spec: group {group.name!r}, tensor {site.key!r}"
+    if site.key not in shapes:
+        raise ModelError(f"{where}: the model has no such tensor")
+    shape = tuple(shapes[site.key])
+    if site.span < 1 or not 0 <= site.axis <= len(shape) - site.span:
+        raise ModelError(f"{where}: axis {site.axis} (span {site.span}) does not exist in shape {shape}")
+    extent = site.extent(shape)
+    if site.positions is None:
+        end = site.offset + site.outer * group.size * site.inner
+        if min(site.outer, site.inner, group.size) < 1 or site.offset < 0 or end > extent:
+            raise ModelError(
+                f"{where}: segment [{site.offset}, {end}) does not fit axis {site.axis} of length {extent}"
+            )
+        return
+    flat = [index for row in site.positions for index in row]
+    if len(site.positions) != group.size or len({len(row) for row in site.positions}) > 1:
+        raise ModelError(f"{where}: positions must be {group.size} rows of equal length")
+    if len(set(flat)) != len(flat) or any(not 0 <= index < extent for index in flat):
+        raise ModelError(f"{where}: positions must be distinct and lie in [0, {extent})")
