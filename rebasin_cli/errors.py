@@ -1,6 +1,7 @@
 """Every failure a user can cause: one line, one documented exit code.
 
-A message reads *what, where, seen*; the hint says what to do. The library raises these and never prints; `cli/` renders them.
+A message reads *what, where, seen*; the hint says what to do. The library raises these
+and never prints; `cli/` renders them.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ def invert(perm: Tensor) -> Tensor:
 
 
 def compose(first: Tensor, then: Tensor) -> Tensor:
-    """The one gather that equals gathering by `first` and then by `then`: `x[first][then] = x[compose(first, then)]`."""
+    """The one gather that equals two in turn: `x[first][then] = x[compose(first, then)]`."""
     return first[then]
 
 
@@ -76,9 +76,7 @@ class Gather:
         return self.axis < other.axis + other.span and other.axis < self.axis + self.span
 
 
-def gathers(
-    spec: PermutationSpec, permutations: Mapping[str, Tensor], key: str, shape: Sequence[int]
-) -> list[Gather]:
+def gathers(spec: PermutationSpec, permutations: Mapping[str, Tensor], key: str, shape: Sequence[int]) -> list[Gather]:
     """The few gathers, in order, that permute the tensor `key` of this shape; empty where nothing moves."""
     steps: list[Gather] = []
     for group, site in spec.sites_by_key.get(key, ()):
@@ -126,6 +124,5 @@ def apply(
         if name not in spec.by_name:
             raise ModelError(f"permutations name a group {name!r} that the spec does not have")
     return {
-        key: permute_tensor(tensor, gathers(spec, permutations, key, tensor.shape))
-        for key, tensor in tensors.items()
+        key: permute_tensor(tensor, gathers(spec, permutations, key, tensor.shape)) for key, tensor in tensors.items()
     }

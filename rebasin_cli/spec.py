@@ -3,9 +3,9 @@
 A `PermutationSpec` is plain data. It can be printed, saved as JSON, edited by hand and loaded back, and matching cannot
 tell whether it came from a trace or from a file.
 
-A site reads the axes `axis … axis + span - 1` of a tensor as one, takes the segment `[offset, offset + outer*n*inner)` of
-it, sees that as `(outer, n, inner)` and gathers it on its middle. Where units lie otherwise, `positions` lists for every
-unit the `m` indices it owns, and `new[positions[i]] = old[positions[perm[i]]]`.
+A site reads the axes `axis … axis + span - 1` of a tensor as one, takes the segment `[offset, offset + outer*n*inner)`
+of it, sees that as `(outer, n, inner)` and gathers it on its middle. Where units lie otherwise, `positions` lists for
+every unit the `m` indices it owns, and `new[positions[i]] = old[positions[perm[i]]]`.
 """
 
 from __future__ import annotations
@@ -44,11 +44,7 @@ class Site:
             return [list(row) for row in self.positions]
         block = size * self.inner
         return [
-            [
-                self.offset + o * block + unit * self.inner + i
-                for o in range(self.outer)
-                for i in range(self.inner)
-            ]
+            [self.offset + o * block + unit * self.inner + i for o in range(self.outer) for i in range(self.inner)]
             for unit in range(size)
         ]
 
