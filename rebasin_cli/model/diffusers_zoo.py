@@ -1,0 +1,99 @@
+"""`diffusers:DIR`: one network of a pipeline (U-Net, autoencoder …) from its local `config.json`."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from rebasin_cli.errors import ModelError
+from rebasin_cli.model.config_directory import read_config
+from rebasin_cli.model.example_input import ExampleInput, Sampler
+from rebasin_cli.model.failures import did_you_mean
+from rebasin_cli.model.optional_package import import_optional
+from rebasin_cli.model.source import unknown_argument
+
+SIDE = 64
+TEXT_TOKENS = 77
+
+
+@dataclass(frozen=True, slots=True)
+class DiffusersModel:
+    """A class of `diffusers` and the configuration to build it from; arguments change its entries."""
+
+    name: str
+    built: Any
+    config: Mapping[str, Any]
+    root: Path | None = None
+
+    def construct(self, args: Mapping[str, Any]) -> object:
+        known = list(inspect.signature(self.built.__init__).parameters)[1:]
+        for argument in args:
+            if argument not in known:
+                raise unknown_argument(self.name, argument, known)
+        return self.built.from_config({**self.config, **args})
+
+    def signature(self) -> inspect.Signature | None:
+        return None
+
+    def class_count_names(self) -> tuple[str, ...]:
+        return ()
+
+    def example(self, module: nn.Module, seed: int) -> ExampleInput | None:
+        """By the names that `forward` takes: a noisy sample, a timestep, text states; None where more is needed."""
+        config = getattr(module, "config", None) or {}
+        takes = inspect.signature(module.forward).parameters
+        if "sample" not in takes:
+            return None
+        sample = Sampler(seed)
+        side = config.get("sample_size") or SIDE
+        height, width = side if isinstance(side, (tuple, list)) else (side, side)
+        if "latent_channels" in config:  # an autoencoder sees pictures; a small one shows it all
+            height, width = min(height, 2 * SIDE), min(width, 2 * SIDE)
+        kwargs: dict[str, Any] = {"sample": sample.normal(1, config.get("in_channels") or 3, height, width)}
+        if "timestep" in takes:
+            kwargs["timestep"] = torch.tensor(1)
+        if "encoder_hidden_states" in takes:
+            wide = config.get("cross_attention_dim")
+            wide = wide[0] if isinstance(wide, (tuple, list)) else wide
+            if not wide:
+                return None
+            kwargs["encoder_hidden_states"] = sample.normal(1, TEXT_TOKENS, wide)
+        if config.get("addition_embed_type") == "text_time":  # the second text encoder's summary and the crop
+            pooled = config["projection_class_embeddings_input_dim"] - 6 * config["addition_time_embed_dim"]
+            kwargs["added_cond_kwargs"] = {"text_embeds": sample.normal(1, pooled), "time_ids": sample.normal(1, 6)}
+        return ExampleInput((), kwargs)
+
+
+def diffusers_source(text: str, target: str) -> DiffusersModel:
+    """The network whose configuration lies in a local directory.
+
+    Raises:
+        ModelError: no such directory, a whole pipeline's directory, or a class that this version does not know.
+        ResourceError: diffusers is not installed.
+    """
+    package = import_optional("diffusers", "diffusers")
+    directory = Path(target).expanduser()
+    if (directory / "model_index.json").is_file() and not (directory / "config.json").is_file():
+        parts = sorted(path.parent.name for path in directory.glob("*/config.json"))
+        raise ModelError(
+            f"{text}: {directory} is a whole pipeline, and a model is one of its networks",
+            path=directory,
+            hint=f"name the part: {', '.join(f'diffusers:{directory / part}' for part in parts)}",
+        )
+    config = read_config(text, directory)
+    name = config.get("_class_name")
+    built = getattr(package, name, None) if isinstance(name, str) else None
+    if not (isinstance(built, type) and issubclass(built, nn.Module)):
+        raise ModelError(
+            f"{directory / 'config.json'}: diffusers {package.__version__} has no network {name!r}"
+            + did_you_mean(str(name), dir(package)),
+            path=directory,
+            slug="unknown-model",
+        )
+    return DiffusersModel(text, built, config)

@@ -1,0 +1,221 @@
+"""A model spec and its arguments -> modules, with weights or without, and the input to run them on."""
+
+from __future__ import annotations
+
+import copy
+import re
+import warnings
+import weakref
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from rebasin_cli.errors import ModelError
+from rebasin_cli.model.class_count import find_class_count
+from rebasin_cli.model.diffusers_zoo import diffusers_source
+from rebasin_cli.model.example_input import ExampleInput
+from rebasin_cli.model.failures import foreign_code, one_line
+from rebasin_cli.model.input_guess import candidates, first_accepted
+from rebasin_cli.model.model_spec import ModelSpec, check_class_counts, parse_model_args, parse_model_spec
+from rebasin_cli.model.open_clip_zoo import open_clip_source
+from rebasin_cli.model.source import Source, refuse_unknown_arguments, unknown_argument
+from rebasin_cli.model.state import Shape, state_shapes
+from rebasin_cli.model.timm_zoo import timm_source
+from rebasin_cli.model.torchvision_zoo import torchvision_source
+from rebasin_cli.model.transformers_zoo import transformers_source
+from rebasin_cli.model.user_code import failed, user_source
+from rebasin_cli.model.weightless import leaked, weightless_construction, without_weights
+
+__all__ = ["ModelFactory", "ModelSpec", "load_factory", "parse_model_args", "parse_model_spec"]
+
+# A user's callable may hand out one and the same module every time; whoever asks twice expects two.
+_handed_out: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFactory:
+    """Makes one model as often as needed; every module comes in eval mode, from the same seed."""
+
+    source: Source
+    args: Mapping[str, Any] = field(default_factory=dict)
+    seed: int = 0
+
+    @property
+    def name(self) -> str:
+        """The model spec as the user wrote it."""
+        return self.source.name
+
+    def with_args(self, **extra: Any) -> ModelFactory:
+        """The same model with further arguments, or with other values of those given."""
+        return replace(self, args={**self.args, **extra})
+
+    def build(self) -> nn.Module:
+        """A module of its own, with memory for every parameter.
+
+        Raises:
+            ModelError: the code failed, or returned something else than an `nn.Module`.
+        """
+        module = self._construct()
+        if any(parameter.is_meta for parameter in module.parameters()):  # made by the user's code, or shared with us
+            module = _with_memory(module)
+        return module.eval()
+
+    def build_weightless(self) -> nn.Module:
+        """A module whose parameters are on the meta device: their shapes and dtypes, at no cost in memory.
+
+        Buffers are real. Code that reads weights while it builds gets them (and then costs them, for that moment).
+
+        Raises:
+            ModelError: as `build`.
+        """
+        try:
+            with weightless_construction():
+                module = self._construct()
+            needed = leaked(module) is not None
+        except ModelError:
+            needed = True  # perhaps because there were no values: build() will tell
+        if needed:
+            module = self._construct()
+        return without_weights(module).eval()
+
+    def example_input(self, module: nn.Module | None = None) -> ExampleInput:
+        """The input known for this model, or else the first guess that the module accepts.
+
+        Raises:
+            ModelError: nothing is known and no guess fits; says to give `--input`.
+        """
+        module = self.build_weightless() if module is None else module
+        known = self.source.example(module, self.seed)
+        if known is not None:
+            return known
+        guess, error = first_accepted(module, self.seed)
+        if guess is not None:
+            return guess
+        seen = f"; the likeliest guess gave {one_line(error)}" if error else ""
+        raise ModelError(
+            f"what {self.name} is run on cannot be told from its parameters{seen}",
+            hint="say it with --input, for example --input 1,3,224,224 or --input ids=1,16:int64",
+            slug="unknown-input",
+        )
+
+    def input_candidates(self, module: nn.Module) -> tuple[ExampleInput, ...]:
+        """The known input alone, or every guess in order; for callers that try them in their own way."""
+        known = self.source.example(module, self.seed)
+        return (known,) if known is not None else candidates(module, self.seed)
+
+    def adapt_to(self, shapes: Mapping[str, Shape]) -> tuple[ModelFactory, str | None]:
+        """This factory with the number of classes that a checkpoint of these shapes has, and the sentence that says so.
+
+        Unchanged, with None, where nothing differs, where the argument was given, or where a class count explains
+        only a part of the differences.
+        """
+        names = [name for name in self.source.class_count_names() if name not in self.args]
+        if not names:
+            return self, None
+        signature = self.source.signature()
+        parameters = signature.parameters if signature else {}
+        usual = {name: parameters[name].default for name in names if name in parameters}
+        own = state_shapes(self.build_weightless())
+        found = find_class_count(own, shapes, names, usual, self._shapes_with)
+        if found is None:
+            return self, None
+        adapted = self.with_args(**{found.argument: found.value})
+        keys = found.keys[0] if len(found.keys) == 1 else f"{found.keys[0]} and {len(found.keys) - 1} more"
+        built = f"{self.name} is built with {found.argument}={found.value}"
+        sentence = f"the checkpoint has {found.value} classes ({keys}): {built}"
+        return adapted, sentence
+
+    def _shapes_with(self, argument: str, value: int) -> dict[str, Shape] | None:
+        try:
+            return state_shapes(self.with_args(**{argument: value}).build_weightless())
+        except ModelError:
+            return None
+
+    def _construct(self) -> nn.Module:
+        """Call the source, judge what it raises and returns, and make sure that nobody else holds the result."""
+        refuse_unknown_arguments(self.name, self.source.signature(), self.args)
+        try:
+            with foreign_code(self.seed), warnings.catch_warnings():
+                if self.source.root is None:
+                    warnings.simplefilter("ignore")  # a package's advice to its own users
+                made = self.source.construct(self.args)
+        except (Exception, SystemExit) as error:
+            raise self._explained(error) from error
+        if not isinstance(made, nn.Module):
+            raise ModelError(
+                f"{self.name} returned {_type_name(made)}, not an nn.Module",
+                path=self.source.root,
+                hint=_hint_for(made),
+                slug="not-a-module",
+            )
+        if made in _handed_out:
+            made = copy.deepcopy(made)
+        _handed_out.add(made)
+        return made
+
+    def _explained(self, error: BaseException) -> Exception:
+        """A constructor's exception in terms of the arguments it was given."""
+        if isinstance(error, TypeError):
+            match = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+            if match and match[1] in self.args:
+                signature = self.source.signature()
+                return unknown_argument(self.name, match[1], list(signature.parameters) if signature else [])
+        given = ", ".join(f"{name}={value!r}" for name, value in self.args.items())
+        return failed(f"{self.name} with {given}" if given else self.name, error, self.source.root)
+
+
+def load_factory(text: str, model_args: Mapping[str, Any] | None = None, *, seed: int = 0) -> ModelFactory:
+    """Find the model that a spec names.
+
+    Raises:
+        ModelError: the spec, the name or the user's code cannot be used.
+        UsageError: an argument has an impossible value.
+        ResourceError: the zoo's package is absent or broken.
+    """
+    args = dict(model_args or {})
+    check_class_counts(args)
+    return ModelFactory(_source(parse_model_spec(text)), args, seed)
+
+
+def _source(spec: ModelSpec) -> Source:
+    makers: Mapping[str, Callable[[str, str], Source]] = {
+        "torchvision": torchvision_source,
+        "timm": timm_source,
+        "open_clip": open_clip_source,
+        "transformers": transformers_source,
+        "diffusers": diffusers_source,
+    }
+    return makers[spec.kind](spec.text, spec.target) if spec.kind in makers else user_source(spec)
+
+
+def _type_name(value: object) -> str:
+    kind = type(value)
+    return kind.__name__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _hint_for(value: object) -> str:
+    if isinstance(value, tuple) and any(isinstance(item, nn.Module) for item in value):
+        return "return the module alone, not in a tuple"
+    if isinstance(value, type) and issubclass(value, nn.Module):
+        return f"return an instance, {value.__name__}(), not the class"
+    if isinstance(value, Mapping):
+        return "a state dict is a checkpoint; --model names the code that builds the module"
+    return "name a callable that takes no required arguments and returns the module"
+
+
+def _with_memory(module: nn.Module) -> nn.Module:
+    """A copy with real parameters in place of meta ones: small seeded normal values, ties kept."""
+    generator = torch.Generator().manual_seed(0)
+    memo: dict[int, Any] = {}
+    for parameter in module.parameters():
+        if parameter.is_meta:
+            values = torch.empty(parameter.shape, dtype=parameter.dtype)
+            if parameter.is_floating_point():
+                values.normal_(0, 0.02, generator=generator)
+            else:
+                values.zero_()
+            memo[id(parameter)] = nn.Parameter(values, requires_grad=parameter.requires_grad)
+    return copy.deepcopy(module, memo)

@@ -1,0 +1,80 @@
+"""`open_clip:NAME`: image and text towers together, built without weights."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from rebasin_cli.errors import ModelError
+from rebasin_cli.model.example_input import ExampleInput, Sampler
+from rebasin_cli.model.failures import did_you_mean
+from rebasin_cli.model.optional_package import import_optional
+from rebasin_cli.model.source import refuse_weights
+
+_PRETRAINED = ("pretrained", "pretrained_image", "pretrained_image_path", "pretrained_text_path", "require_pretrained")
+
+
+@dataclass(frozen=True, slots=True)
+class OpenClipModel:
+    """One of open_clip's configurations."""
+
+    name: str
+    model: str
+    root: Path | None = None
+
+    def construct(self, args: Mapping[str, Any]) -> object:
+        refuse_weights(self.name, args, *_PRETRAINED)
+        quiet = {"pretrained": None, "pretrained_text": False}
+        return import_optional("open_clip", "open-clip").create_model(self.model, **{**quiet, **args})
+
+    def signature(self) -> inspect.Signature | None:
+        return None
+
+    def class_count_names(self) -> tuple[str, ...]:
+        return ()
+
+    def example(self, module: nn.Module, seed: int) -> ExampleInput | None:
+        """An image (1, 3, H, W) and token ids (1, context length) from the model's own configuration."""
+        config = import_optional("open_clip", "open-clip").get_model_config(self.model) or {}
+        sample = Sampler(seed)
+        side = getattr(getattr(module, "visual", None), "image_size", None)
+        side = side or config.get("vision_cfg", {}).get("image_size", 224)
+        height, width = side if isinstance(side, (tuple, list)) else (side, side)
+        text = config.get("text_cfg", {})
+        tokens = getattr(module, "context_length", None) or text.get("context_length", 77)
+        vocabulary = getattr(module, "vocab_size", None) or text.get("vocab_size", 49408)
+        return ExampleInput((sample.normal(1, 3, height, width), sample.integers((1, tokens), vocabulary)))
+
+
+def open_clip_names() -> list[str]:
+    """Every configuration's name."""
+    return list(import_optional("open_clip", "open-clip").list_models())
+
+
+def open_clip_source(text: str, name: str) -> OpenClipModel:
+    """The configuration of this name; `local-dir:` and `hf-hub:` names are not taken.
+
+    Raises:
+        ModelError: no such configuration, with the nearest names; or one whose text tower would be downloaded.
+        ResourceError: open_clip is not installed.
+    """
+    known = open_clip_names()
+    if name not in known:
+        raise ModelError(
+            f"unknown model {name!r} in open_clip{did_you_mean(name, known)}",
+            hint="list the names with: rebasin models 'open_clip:*'",
+            slug="unknown-model",
+        )
+    config = import_optional("open_clip", "open-clip").get_model_config(name) or {}
+    if "hf_model_name" in config.get("text_cfg", {}):
+        raise ModelError(
+            f"open_clip:{name} takes its text tower from the Hugging Face hub, and nothing is downloaded",
+            hint="build it in your own file and give it as file.py:callable",
+            slug="needs-download",
+        )
+    return OpenClipModel(text, name)

@@ -1,0 +1,134 @@
+"""A module's state by key: its shapes, which keys are one tensor, and how tensors of a file take their places."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
+
+from rebasin_cli.errors import ModelError
+from rebasin_cli.model.failures import one_line
+
+Shape = tuple[int, ...]
+
+
+def state_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """Everything in the module's state dict that is a tensor, in its order; parameters as the objects they are.
+
+    Raises:
+        ModelError: a lazy parameter has no shape yet.
+    """
+    tensors: dict[str, Tensor] = {}
+    for key, value in module.state_dict(keep_vars=True).items():
+        if isinstance(value, UninitializedParameter):
+            raise ModelError(
+                f"the parameter {key} is lazy and has no shape yet",
+                hint="run the module once on a sample in the function that builds it",
+                slug="lazy-parameter",
+            )
+        if isinstance(value, Tensor):
+            tensors[key] = value
+    return tensors
+
+
+def state_shapes(module: nn.Module) -> dict[str, Shape]:
+    """The shape of every tensor in the state dict, by key, in its order."""
+    return {key: tuple(tensor.shape) for key, tensor in state_tensors(module).items()}
+
+
+def parameter_keys(module: nn.Module) -> tuple[str, ...]:
+    """The keys of the state dict that are parameters and count in an objective; a tied one counts once."""
+    shared = ties(module)
+    return tuple(
+        key for key, value in state_tensors(module).items() if isinstance(value, nn.Parameter) and key not in shared
+    )
+
+
+def ties(module: nn.Module) -> dict[str, str]:
+    """For each key whose tensor appeared before: the key under which it first did.
+
+    Two keys are tied when they are one object, or lie in one memory in the same way.
+    """
+    first: dict[tuple[object, ...], str] = {}
+    tied: dict[str, str] = {}
+    for key, tensor in state_tensors(module).items():
+        place = _place(tensor)
+        if place in first:
+            tied[key] = first[place]
+        else:
+            first[place] = key
+    return tied
+
+
+def _place(tensor: Tensor) -> tuple[object, ...]:
+    if tensor.layout is not torch.strided or tensor.numel() == 0:
+        return (id(tensor),)
+    storage = tensor.untyped_storage()._cdata
+    return storage, tensor.storage_offset(), tuple(tensor.shape), tensor.stride(), tensor.dtype
+
+
+def load_state(module: nn.Module, tensors: Mapping[str, Tensor], *, dtype: torch.dtype | None = None) -> nn.Module:
+    """Put tensors in the places of the module's own and return the module; nothing is copied unless it is cast.
+
+    A memory-mapped tensor stays one, so the module costs what its forward pass touches. Tied slots get one tensor, read
+    under the first of their keys that `tensors` has. Non-persistent buffers stay as they are.
+
+    Args:
+        module: with or without weights; changed in place.
+        tensors: by state-dict key; further keys are ignored; read once each, in the module's order.
+        dtype: cast floating-point tensors to this, else they keep the file's.
+
+    Raises:
+        ModelError: a key is missing, or a shape differs.
+    """
+    own = state_tensors(module)
+    shared = ties(module)
+    taken: dict[str, Tensor] = {}
+    for key, slot in own.items():
+        first = shared.get(key, key)
+        if first in taken:
+            taken[key] = taken[first]
+            continue
+        source = next((name for name in (key, *_aliases(first, shared)) if name in tensors), None)
+        if source is None:
+            raise ModelError(f"the tensors for the model lack the key {key}", slug="missing-key")
+        taken[key] = _fitting(key, slot, tensors[source], dtype)
+    try:
+        module.load_state_dict(taken, strict=False, assign=True)
+    except RuntimeError as error:
+        raise ModelError(f"the tensors do not fit the model: {one_line(error)}") from error
+    _tie(module, shared)
+    return module
+
+
+def _aliases(first: str, shared: Mapping[str, str]) -> tuple[str, ...]:
+    return (first, *(key for key, origin in shared.items() if origin == first))
+
+
+def _fitting(key: str, slot: Tensor, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    if tensor.shape != slot.shape:
+        raise ModelError(
+            f"{key} has shape {tuple(tensor.shape)} where the model has {tuple(slot.shape)}", slug="shape-mismatch"
+        )
+    tensor = tensor.detach()
+    return tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
+
+
+def _tie(module: nn.Module, shared: Mapping[str, str]) -> None:
+    """Make tied parameters one object again: loading wraps each slot's tensor on its own."""
+    for key, origin in shared.items():
+        owner, name = _slot(module, key)
+        source_owner, source_name = _slot(module, origin)
+        tensor = getattr(source_owner, source_name, None)
+        if owner is not None and isinstance(tensor, nn.Parameter) and name in owner._parameters:
+            setattr(owner, name, tensor)  # not through _parameters: recurrent layers keep a list of their own
+
+
+def _slot(module: nn.Module, key: str) -> tuple[nn.Module | None, str]:
+    path, _, name = key.rpartition(".")
+    try:
+        return module.get_submodule(path), name
+    except AttributeError:  # a state dict hook renamed it
+        return None, name

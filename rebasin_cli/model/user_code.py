@@ -1,0 +1,219 @@
+"""The user's own Python: `path/file.py:callable` and `package.module:callable`.
+
+The file runs because the user named it. Its directory is importable while it loads and while its callable runs, and so
+is the current directory for a dotted name; relative imports work inside a package and beside a lone file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import hashlib
+import importlib
+import importlib.machinery
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from torch import nn
+
+from rebasin_cli.errors import ModelError, RebasinError
+from rebasin_cli.model.example_input import ExampleInput, as_example
+from rebasin_cli.model.failures import did_you_mean, foreign_code, one_line, place_in
+from rebasin_cli.model.model_spec import CLASS_COUNT_NAMES, ModelSpec
+from rebasin_cli.model.torchvision_import import declare_missing_operators
+
+
+@dataclass(frozen=True, slots=True)
+class UserCallable:
+    """A callable (or a ready module) in the user's code."""
+
+    name: str
+    root: Path | None
+    folder: Path
+    home: ModuleType
+    target: Callable[..., Any]
+
+    def construct(self, args: Mapping[str, Any]) -> object:
+        with importable(self.folder):
+            if isinstance(self.target, nn.Module):
+                return copy.deepcopy(self.target)
+            return self.target(**args)
+
+    def signature(self) -> inspect.Signature | None:
+        if isinstance(self.target, nn.Module):
+            return inspect.Signature()
+        with contextlib.suppress(TypeError, ValueError):
+            return inspect.signature(self.target)
+        return None
+
+    def class_count_names(self) -> tuple[str, ...]:
+        signature = self.signature()
+        if signature is None:
+            return ()
+        return tuple(name for name in CLASS_COUNT_NAMES if name in signature.parameters)
+
+    def example(self, module: nn.Module, seed: int) -> ExampleInput | None:
+        """`example_input_array` of the module (Lightning's convention), or `example_input` of the user's file."""
+        for owner, attribute in ((module, "example_input_array"), (self.home, "example_input")):
+            offered = getattr(owner, attribute, None)
+            if offered is None:
+                continue
+            if callable(offered) and not isinstance(offered, nn.Module):
+                try:
+                    with importable(self.folder), foreign_code(seed):
+                        offered = offered()
+                except Exception as error:
+                    raise failed(f"{self.name}: {attribute}", error, self.root) from error
+            return as_example(offered)
+        return None
+
+
+def failed(what: str, error: BaseException, root: Path | None) -> RebasinError:
+    """The error that names the user's file and line, and quotes what was said there."""
+    if isinstance(error, RebasinError):
+        return error
+    if isinstance(error, SyntaxError) and error.filename:
+        place: str | None = f"{error.filename}:{error.lineno}"
+        said = f"{type(error).__name__}: {error.msg}"
+    else:
+        place = place_in(error, root) if root else None
+        said = one_line(error)
+        if isinstance(error, SystemExit):
+            said = f"it called sys.exit({error.code!r}); guard the script part with if __name__ == '__main__'"
+    where = f"{place}: " if place else ""
+    return ModelError(f"{where}{said} (while running {what})", path=root, slug="user-code")
+
+
+@contextlib.contextmanager
+def importable(folder: Path) -> Iterator[None]:
+    """The folder at the head of `sys.path`, for as long as its code runs."""
+    entry = str(folder)
+    sys.path.insert(0, entry)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ValueError):
+            sys.path.remove(entry)
+
+
+def user_source(spec: ModelSpec) -> UserCallable:
+    """Load the code that the spec names and find the callable in it.
+
+    Raises:
+        ModelError: the file or package is absent, fails while loading (with the user's file and line), or has no such
+            callable (with the nearest names).
+    """
+    declare_missing_operators()  # it may import torchvision
+    if spec.kind == "file":
+        path = Path(spec.target).expanduser()
+        if not path.is_file():
+            seen = "is a directory" if path.is_dir() else "no such file"
+            raise ModelError(f"{spec.target}: {seen}", path=path, hint="a model is given as path/file.py:callable")
+        folder = path.resolve().parent
+        home = _loaded(spec, path.resolve(), folder, lambda: _load_file(path.resolve()))
+    else:
+        folder = Path.cwd()
+        home = _loaded(spec, None, folder, lambda: importlib.import_module(spec.target))
+    file = getattr(home, "__file__", None)
+    root = Path(file).resolve() if file else None
+    return UserCallable(spec.text, root, folder, home, _find(spec, home))
+
+
+def _loaded(spec: ModelSpec, root: Path | None, folder: Path, load: Callable[[], ModuleType]) -> ModuleType:
+    try:
+        with importable(folder), foreign_code():
+            return load()
+    except ModuleNotFoundError as error:
+        if spec.kind == "module" and error.name and f"{spec.target}.".startswith(f"{error.name}."):
+            raise ModelError(
+                f"{spec.text}: there is no module {error.name!r}",
+                hint="install the package, or run in the directory that holds it",
+                slug="unknown-module",
+            ) from error
+        raise failed(spec.text, error, root or folder) from error
+    except (Exception, SystemExit) as error:
+        raise failed(spec.text, error, root or folder) from error
+
+
+def _load_file(path: Path) -> ModuleType:
+    """Run the file as a module of the package it lies in, or of a package made for its directory."""
+    package, parts = path.parent, [path.stem]
+    while (package / "__init__.py").is_file() and package.name.isidentifier():
+        parts.insert(0, package.name)
+        package = package.parent
+    if len(parts) > 1:
+        with importable(package):
+            return _execute(".".join(parts), path)
+    family = f"rebasin_user_{hashlib.sha256(str(path.parent).encode()).hexdigest()[:12]}"
+    if family not in sys.modules:
+        made = ModuleType(family, f"The directory {path.parent}, so that relative imports find its files.")
+        made.__path__ = [str(path.parent)]
+        sys.modules[family] = made
+    return _execute(f"{family}.{path.stem}", path)
+
+
+class _SourceOnly(importlib.machinery.SourceFileLoader):
+    """Leaves no `__pycache__` beside the user's file: we were asked to read it, not to write there."""
+
+    def set_data(self, path: str, data: Any, *, _mode: int = 0o666) -> None:
+        """Write nothing."""
+
+
+def _execute(name: str, path: Path) -> ModuleType:
+    loader = _SourceOnly(name, str(path))
+    spec = importlib.util.spec_from_file_location(name, path, loader=loader)
+    if spec is None:
+        raise ImportError(f"{path} cannot be loaded as Python")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses and pickling look their module up by name
+    try:
+        loader.exec_module(module)
+    except BaseException:
+        sys.modules.pop(name, None)
+        raise
+    return module
+
+
+def _find(spec: ModelSpec, home: ModuleType) -> Callable[..., Any]:
+    found: Any = home
+    for part in spec.attribute.split("."):
+        if not hasattr(found, part):
+            raise ModelError(
+                f"{spec.target} has no {spec.attribute!r}{did_you_mean(spec.attribute, _own_callables(home))}",
+                path=getattr(home, "__file__", None),
+                hint=f"it defines {', '.join(_places(home)) or 'no callable'}",
+                slug="unknown-callable",
+            )
+        found = getattr(found, part)
+    if not callable(found):
+        raise ModelError(
+            f"{spec.text} is of type {type(found).__name__}, not a callable that returns an nn.Module",
+            path=getattr(home, "__file__", None),
+            slug="not-callable",
+        )
+    return found  # type: ignore[no-any-return]
+
+
+def _own_callables(home: ModuleType) -> list[str]:
+    """What the module defines itself and can be called, in its own order."""
+    return [
+        name
+        for name, value in vars(home).items()
+        if callable(value) and not name.startswith("_") and getattr(value, "__module__", None) == home.__name__
+    ]
+
+
+def _places(home: ModuleType) -> list[str]:
+    """`name (file:line)` of everything callable that the module defines, functions with their line."""
+    file = Path(getattr(home, "__file__", None) or home.__name__).name
+    lines = {
+        name: getattr(getattr(vars(home)[name], "__code__", None), "co_firstlineno", None)
+        for name in _own_callables(home)
+    }
+    return [f"{name} ({file}:{line})" if line else name for name, line in lines.items()]
