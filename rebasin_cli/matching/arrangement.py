@@ -1,0 +1,79 @@
+"""The permutations as they stand during a search, and the gather that they amount to at every place.
+
+Only this object changes while a matching is looked for; no tensor is ever copied to try something.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rebasin_cli.matching.families import Families, Family, Place
+from rebasin_cli.matching.folds import Index
+from rebasin_cli.permutation import Permutations
+
+
+class Arrangement:
+    """Current permutations by family, each (members, size), and the composed gather of every place.
+
+    A gather that has not changed is the same object as before: whether a place moved is mostly an identity test.
+    """
+
+    def __init__(self, families: Families, start: Mapping[str, Tensor] | None = None) -> None:
+        self.families = families
+        self.perms: list[Index] = [_initial(family, start or {}) for family in families.all]
+        self._gathers: dict[Place, Index | None] = {place: self._compose(place, ()) for place in families.places}
+
+    def gather(self, place: Place) -> Index | None:
+        """`new = old[gather]` on this fold of this tensor; None where nothing moves."""
+        return self._gathers.get(place)
+
+    def set(self, changes: Mapping[int, Index]) -> None:
+        """Replace the permutations of some families."""
+        moved: dict[Place, None] = {}
+        for index, perm in changes.items():
+            if not np.array_equal(self.perms[index], perm):
+                self.perms[index] = perm
+                moved.update(dict.fromkeys(self.families.all[index].rows))
+        for place in moved:
+            self._gathers[place] = self._compose(place, ())
+
+    def around(self, place: Place, own: Sequence[int]) -> tuple[Index | None, Index | None]:
+        """What others do at a place before and after the families `own` (a root last) act there."""
+        here = self.families.places[place]
+        if set(here) <= set(own):
+            return None, None
+        root = here.index(own[-1])
+        before = self._compose(place, [f for f in here if f in own or here.index(f) > root])
+        after = self._compose(place, [f for f in here if f in own or here.index(f) < root])
+        return before, after
+
+    def _compose(self, place: Place, without: Collection[int]) -> Index | None:
+        """The gather of all families at a place but some; None for the identity."""
+        key, fold = place
+        total: Index | None = None
+        for index in self.families.places[place]:
+            perm = self.perms[index]
+            if index in without or (perm == np.arange(perm.shape[1])).all():
+                continue
+            rows = self.families.all[index].rows[place]
+            step = np.arange(self.families.shapes[key].sizes[fold])
+            step[rows.reshape(-1)] = np.take_along_axis(rows, perm[:, :, None], axis=1).reshape(-1)
+            total = step if total is None else total[step]
+        return total
+
+    def permutations(self) -> Permutations:
+        """One int64 tensor for every group of the spec."""
+        return {
+            name: torch.from_numpy(perm[member].copy())
+            for family, perm in zip(self.families.all, self.perms, strict=True)
+            for member, name in enumerate(family.names)
+        }
+
+
+def _initial(family: Family, start: Mapping[str, Tensor]) -> Index:
+    rows = [start[name].cpu().numpy() if name in start else np.arange(family.size) for name in family.names]
+    return np.stack(rows).astype(np.int64)

@@ -1,0 +1,96 @@
+"""Linear assignment: the one place that knows a solver.
+
+Finds the permutation `perm` that maximises `sum_i S[i, perm[i]]`. If the largest entries of the rows already form a
+permutation, that is the optimum and no solver runs. `lapx` (the extra `fast`) is used where it is installed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import permutations as all_orders
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import linear_sum_assignment
+
+from rebasin_cli.errors import NumericalError
+
+Matrix = NDArray[np.float64]
+Index = NDArray[np.int64]
+
+_ENUMERATED = 4
+
+
+def _load_solver() -> Callable[[Matrix], Index]:
+    try:
+        from lap import lapjvs
+    except ImportError:
+        return lambda matrix: np.asarray(linear_sum_assignment(matrix, maximize=True)[1], dtype=np.int64)
+    return lambda matrix: np.asarray(
+        lapjvs(-matrix, extend_cost=False, return_cost=False, jvx_like=False, prefer_float32=False)[0], dtype=np.int64
+    )
+
+
+_solve = _load_solver()
+
+
+def assign(similarity: Matrix, what: str) -> Index:
+    """The best one-to-one pairing: int64 (n,), row i goes with column `perm[i]`.
+
+    Args:
+        similarity: float64 (n, n).
+        what: the group, for messages.
+
+    Raises:
+        NumericalError: an entry is not finite, or the solver's answer is not a permutation.
+    """
+    _check_finite(similarity, what)
+    if not similarity.any():
+        return np.arange(len(similarity), dtype=np.int64)
+    best = similarity.argmax(axis=1)
+    if _is_permutation(best):
+        return np.asarray(best, dtype=np.int64)
+    perm: Index = _solve(similarity)
+    if not _is_permutation(perm):
+        raise NumericalError(f"the assignment solver's answer for {what} is not a permutation of {len(perm)} units")
+    return perm
+
+
+def assign_many(similarities: Matrix, what: str) -> tuple[Matrix, Index]:
+    """Best pairings of many small problems at once.
+
+    Args:
+        similarities: float64 (problems, n, n).
+        what: the groups, for messages.
+
+    Returns:
+        The optimal sums, float64 (problems,), and the permutations, int64 (problems, n).
+    """
+    count, size, _ = similarities.shape
+    _check_finite(similarities, what)
+    if size <= _ENUMERATED:
+        orders = np.array(list(all_orders(range(size))), dtype=np.int64)
+        scores = similarities[:, np.arange(size), orders].sum(axis=2)
+        perms = orders[scores.argmax(axis=1)]
+    else:
+        perms = similarities.argmax(axis=2).astype(np.int64)
+        unsolved = np.flatnonzero((np.sort(perms, axis=1) != np.arange(size)).any(axis=1))
+        for problem in unsolved:
+            perms[problem] = assign(similarities[problem], what)
+    rows = np.arange(size)
+    return similarities[np.arange(count)[:, None], rows, perms].sum(axis=1), perms
+
+
+def _check_finite(similarity: Matrix, what: str) -> None:
+    if not np.isfinite(similarity.sum()) and not np.isfinite(similarity).all():
+        raise NumericalError(
+            f"non-finite similarity in {what}: non-finite cost for the assignment", slug="non_finite_similarity"
+        )
+
+
+def _is_permutation(perm: Index) -> bool:
+    seen = np.zeros(len(perm), dtype=bool)
+    if len(perm) and (perm.min() < 0 or perm.max() >= len(perm)):
+        return False
+    seen[perm] = True
+    return bool(seen.all())

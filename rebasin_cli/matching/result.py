@@ -1,0 +1,80 @@
+"""What a matching returns, and what it says while it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from rebasin_cli.permutation import Permutations
+
+
+@dataclass(frozen=True, slots=True)
+class PassReport:
+    """One pass of coordinate descent, or one iteration of another method.
+
+    Attributes:
+        start: the start that is being polished.
+        number: 1, 2, … within this start.
+        visited: groups whose similarity was looked at; those whose neighbours stood still are left out.
+        moved_groups: groups whose permutation changed.
+        objective: after the pass.
+        elapsed: seconds since the matching began.
+    """
+
+    start: str
+    number: int
+    visited: int
+    moved_groups: int
+    objective: float
+    elapsed: float
+
+
+OnPass = Callable[[PassReport], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """What became of one start."""
+
+    start: str
+    seed: int
+    objective: float
+    passes: int
+    converged: bool
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class MatchResult:
+    """Permutations that bring B to A, and what they are worth.
+
+    Attributes:
+        permutations: int64 (size,) by group name, gather meaning, for every group of the spec.
+        objective_before, objective_after: `sum over parameters <A, B>` with B as it was and permuted.
+        per_pass: objective after each pass from the winning start.
+        converged: no single group (no block with all that is nested in it) can raise the objective by more than
+            `relative_tolerance` times the product of the norms of the tensors that it touches, as the optimality of its
+            assignment proves; for a group on two axes of one tensor, to first order.
+        already_aligned: nothing better than leaving B as it is was found.
+        start: the start that won. candidates: all that were tried.
+    """
+
+    permutations: Permutations
+    objective_before: float
+    objective_after: float
+    per_pass: tuple[float, ...]
+    passes: int
+    converged: bool
+    method: str
+    start: str
+    seed: int
+    already_aligned: bool
+    relative_tolerance: float
+    cosine_before: float
+    cosine_after: float
+    distance_before: float
+    distance_after: float
+    candidates: tuple[Candidate, ...]
+    moved_units: int
+    seconds: float
+    timed_out: bool = False

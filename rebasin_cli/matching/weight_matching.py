@@ -1,0 +1,129 @@
+"""Weight matching: permutations of B that bring its weights as close as possible to A's, from nothing but the weights.
+
+Maximises `sum over parameters <A, B permuted>` by coordinate descent from several starts; the best end wins, and
+leaving B as it is always takes part.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rebasin_cli.errors import UsageError
+from rebasin_cli.matching.arrangement import Arrangement
+from rebasin_cli.matching.polish import Order, Polished, Settings, polish
+from rebasin_cli.matching.problem import Problem, prepare
+from rebasin_cli.matching.result import Candidate, MatchResult, OnPass
+from rebasin_cli.permutation import random
+from rebasin_cli.spec import PermutationSpec
+
+STARTS = ("identity", "forward", "random")
+
+
+def weight_matching(
+    spec: PermutationSpec,
+    a: Mapping[str, Tensor],
+    b: Mapping[str, Tensor],
+    *,
+    parameters: Collection[str],
+    seed: int = 0,
+    starts: Sequence[str] = ("identity", "forward"),
+    order: Order = "random",
+    max_passes: int | None = None,
+    relative_tolerance: float = 1e-7,
+    time_limit: float | None = None,
+    on_pass: OnPass | None = None,
+    budget: int | None = None,
+    device: torch.device | str = "cpu",
+) -> MatchResult:
+    """Find the permutations of B's units that bring its weights closest to A's.
+
+    Args:
+        spec: which axes move together; checked against the tensors already.
+        a, b: tensors by model key, read lazily and several times; never changed.
+        parameters: the keys that count in the objective; buffers only move along.
+        seed: of the visiting orders and of random starts.
+        starts: where to descend from: `identity`, `forward`, `random` (one for each mention).
+        max_passes: of each start; None for as many as it takes.
+        relative_tolerance: gains below this, in units of the norms of the tensors concerned, do not count.
+        time_limit: seconds, after which the best so far is returned.
+        on_pass: called after every pass.
+        budget: bytes of similarities to keep between visits.
+        device: where products are made; assignments are solved on the CPU.
+
+    Raises:
+        ModelError: a tensor is missing, or its shapes differ.
+        NumericalError: a weight or a similarity is not finite.
+        UsageError: an unknown start.
+    """
+    began = time.monotonic()
+    for start in starts:
+        if start not in STARTS:
+            raise UsageError(f"unknown start {start!r}: weight matching knows {', '.join(STARTS)}")
+    problem = prepare(spec, a, b, parameters, budget=budget, device=device)
+    deadline = None if time_limit is None else began + time_limit
+    settings = Settings(order, max_passes, relative_tolerance, deadline, began, on_pass)
+    ends: list[Polished] = []
+    for number, start in enumerate(starts):
+        if number and settings.out_of_time:
+            break
+        initial = random(spec, seed + number) if start == "random" else None
+        ends.append(polish(problem, start, seed + number, settings, initial))
+    return conclude(problem, ends, "weight", seed, settings)
+
+
+def conclude(problem: Problem, ends: Sequence[Polished], method: str, seed: int, settings: Settings) -> MatchResult:
+    """The result of several descents: the best end, or the identity where none is better."""
+    least = settings.tolerance * problem.norms.scale
+    best = max(ends, key=lambda end: end.value, default=None)
+    aligned = best is None or best.value <= problem.identity + least
+    if best is None or (aligned and best.value <= problem.identity):
+        best = _unmoved(problem, best)
+    after = best.value
+    scale = problem.norms.scale or 1.0
+    return MatchResult(
+        permutations=best.arrangement.permutations(),
+        objective_before=problem.identity,
+        objective_after=after,
+        per_pass=best.per_pass,
+        passes=len(best.per_pass),
+        converged=best.converged,
+        method=method,
+        start=best.start,
+        seed=seed,
+        already_aligned=aligned,
+        relative_tolerance=settings.tolerance,
+        cosine_before=problem.identity / scale,
+        cosine_after=after / scale,
+        distance_before=problem.norms.distance(problem.identity),
+        distance_after=problem.norms.distance(after),
+        candidates=tuple(
+            Candidate(end.start, end.seed, end.value, len(end.per_pass), end.converged, end.seconds) for end in ends
+        ),
+        moved_units=sum(int((perm != np.arange(perm.shape[1])).sum()) for perm in best.arrangement.perms),
+        seconds=time.monotonic() - settings.began,
+        timed_out=settings.out_of_time,
+    )
+
+
+def _unmoved(problem: Problem, best: Polished | None) -> Polished:
+    """Leaving B as it is, with the proof, if there is one, that no single group can improve on it."""
+    arrangement = Arrangement(problem.families)
+    stayed = best is not None and all(
+        np.array_equal(ours, theirs) for ours, theirs in zip(best.arrangement.perms, arrangement.perms, strict=True)
+    )
+    proof = best if stayed else None
+    return Polished(
+        start="identity",
+        seed=0 if best is None else best.seed,
+        arrangement=arrangement,
+        value=problem.identity,
+        per_pass=() if proof is None else proof.per_pass,
+        converged=proof is not None and proof.converged,
+        seconds=0.0 if best is None else best.seconds,
+        work=0 if best is None else best.work,
+    )
