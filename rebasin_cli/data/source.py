@@ -1,0 +1,171 @@
+"""`--data`: which kind of data it names, opened as numbered batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import default_collate
+
+from rebasin_cli.data.arrays import ArrayDataset, read_arrays
+from rebasin_cli.data.batch import Batch, Source, batch_from
+from rebasin_cli.data.classes import ClassMap, map_classes
+from rebasin_cli.data.folder import FolderDataset, Unreadable, decode, list_folder
+from rebasin_cli.data.map_source import MapSource, check_labels
+from rebasin_cli.data.sampling import choose
+from rebasin_cli.data.torchvision_sets import TransformedSet, open_torchvision_set
+from rebasin_cli.data.transform import Transform, choose_transform
+from rebasin_cli.data.user_loader import IterableSource, is_map_style, load_callable
+from rebasin_cli.errors import DataError
+
+
+@dataclass(frozen=True, slots=True)
+class DataOptions:
+    """How much of the data is read, and how."""
+
+    limit: int | None = None
+    seed: int = 0
+    batch_size: int = 64
+    workers: int = 0
+    skip_corrupt: bool = False
+    shuffle: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ModelView:
+    """What reading data must know of the model.
+
+    `transform` is the model's own or the user's; None leaves the choice to the input's size. `classes_of` runs the
+    model on one sample and tells how many classes it has; None where the output is not that of a classifier.
+    """
+
+    classes_of: Callable[[Batch], int | None]
+    names: Sequence[str] | None = None
+    transform: Transform | None = None
+    input_shape: tuple[int, ...] | None = None
+
+
+def open_data(spec: str, options: DataOptions, model: ModelView) -> Source:
+    """Open what `--data` names.
+
+    Args:
+        spec: a folder of class folders, an `.npz` file, `torchvision:NAME@root`, or `file.py:loader`.
+
+    Raises:
+        DataError: it does not exist, is not of these kinds, or does not fit the model.
+    """
+    if spec.startswith("torchvision:"):
+        return _open_set(spec, options, model)
+    path = Path(spec)
+    if path.is_dir():
+        return _open_folder(path, options, model)
+    if path.suffix == ".npz" and path.exists():
+        return _open_arrays(path, options, model)
+    if ":" in spec and not path.exists():
+        return _open_user(spec, options, model)
+    if not path.exists():
+        raise DataError(f"{spec}: no such file or directory", path=spec)
+    raise DataError(
+        f"{spec}: not a kind of data that is known",
+        path=spec,
+        hint="give a folder of class folders, an .npz file with x and y, torchvision:NAME@root or file.py:loader",
+    )
+
+
+def _open_folder(root: Path, options: DataOptions, model: ModelView) -> Source:
+    listing = list_folder(root)
+    transform = model.transform or choose_transform(model.input_shape, _first_size(listing.files))
+    unmapped = FolderDataset(listing, ClassMap(tuple(range(len(listing.folders))), ""), transform)
+    classes = model.classes_of(_first_batch(unmapped, str(root)))
+    mapped = map_classes(listing.folders, classes, model.names, str(root))
+    dataset = FolderDataset(listing, mapped, transform)
+    said = f"{root}: {{}} images in {len(listing.folders)} class folders by {mapped.rule}; {transform.text}"
+    names = "\n".join(path[len(str(root)) :] for path, _ in listing.files)
+    return _sampled(dataset, options, None, str(root), said, f"{mapped.numbers}|{transform.text}|{names}")
+
+
+def _open_arrays(path: Path, options: DataOptions, model: ModelView) -> Source:
+    x, y = read_arrays(path)
+    dataset = ArrayDataset(x, y, model.transform)
+    classes = model.classes_of(_first_batch(dataset, str(path)))
+    check_labels(torch.from_numpy(y) if y.ndim == 1 and y.dtype == np.int64 else None, classes, str(path))
+    said = f"{path}: {{}} samples of shape {tuple(x.shape[1:])}" + (
+        f"; {model.transform.text}" if model.transform else ""
+    )
+    return _sampled(dataset, options, classes, str(path), said, f"{x.shape}|{x.dtype}|{said}")
+
+
+def _open_set(spec: str, options: DataOptions, model: ModelView) -> Source:
+    raw = open_torchvision_set(spec)
+    image = raw[0][0] if len(raw) else None
+    extent = getattr(image, "size", None)
+    size = (extent[1], extent[0]) if isinstance(extent, tuple) else None
+    dataset = TransformedSet(raw, model.transform or choose_transform(model.input_shape, size), spec)
+    classes = model.classes_of(_first_batch(dataset, spec))
+    names = getattr(raw, "classes", None)
+    if classes is not None and names is not None and len(names) != classes:
+        raise DataError(
+            f"{spec}: {len(names)} classes, but the model has {classes} classes", path=spec, slug="class_mismatch"
+        )
+    said = f"{spec}: {{}} images; {dataset.transform.text}"
+    return _sampled(dataset, options, classes, spec, said, said)
+
+
+def _open_user(spec: str, options: DataOptions, model: ModelView) -> Source:
+    function = load_callable(spec)
+    made = function()
+    if is_map_style(made):
+        classes = model.classes_of(_first_batch(made, spec))
+        return _sampled(made, options, classes, spec, f"{spec}: {{}} samples", spec)
+    bare = IterableSource(function, made, limit=1, seed=options.seed, classes=None, origin=spec)
+    first = next(bare.batches(), None)
+    if first is None:
+        raise DataError(f"{spec}: the loader gives no batch", path=spec)
+    again = bare.kept if bare.kept is not None else function()
+    classes = model.classes_of(first)
+    return IterableSource(function, again, limit=options.limit, seed=options.seed, classes=classes, origin=spec)
+
+
+def _sampled(
+    dataset: Any, options: DataOptions, classes: int | None, origin: str, said: str, identity: str
+) -> MapSource:
+    if options.limit is not None and options.limit < 1:
+        raise DataError(f"--limit {options.limit}: at least one sample is needed")
+    indices = choose(len(dataset), limit=options.limit, seed=options.seed, shuffle=options.shuffle)
+    count = f"{len(indices)} of {len(dataset)}" if len(indices) < len(dataset) else str(len(dataset))
+    return MapSource(
+        dataset,
+        indices,
+        batch_size=options.batch_size,
+        workers=options.workers,
+        skip_corrupt=options.skip_corrupt,
+        classes=classes,
+        origin=origin,
+        description=said.format(count),
+        identity=identity,
+    )
+
+
+def _first_batch(dataset: Any, origin: str) -> Batch:
+    """One readable sample as a batch of one; the first that can be read among the first hundred."""
+    bad: Unreadable | None = None
+    for index in range(min(len(dataset), 100)):
+        sample = dataset[index]
+        if not isinstance(sample, Unreadable):
+            return batch_from(default_collate([sample]), 0, origin)
+        bad = bad or sample
+    if bad is None:
+        raise DataError(f"{origin}: no samples", path=origin)
+    raise DataError(f"{bad.path}: this image cannot be read: {bad.reason}", path=bad.path, slug="corrupt_image")
+
+
+def _first_size(files: Sequence[tuple[str, int]]) -> tuple[int, int] | None:
+    for path, _ in files[:100]:
+        image = decode(path)
+        if not isinstance(image, Unreadable):
+            return int(image.size[1]), int(image.size[0])
+    return None

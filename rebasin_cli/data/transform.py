@@ -1,0 +1,149 @@
+"""From an image to the tensor the model was trained on: preset, options in words, or the user's function.
+
+Options are written `resize=256,crop=224,mean=0.485/0.456/0.406,std=0.229/0.224/0.225,interpolation=bicubic`; a part
+that is left out is not done. `resize` is the shorter side, as `HxW` both; values are scaled to [0, 1] before `mean`,
+`std`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rebasin_cli.errors import UsageError
+
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+CIFAR = ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
+MNIST = ((0.1307,), (0.3081,))
+RESAMPLING = {"nearest": 0, "bilinear": 2, "bicubic": 3, "lanczos": 1}
+
+
+@dataclass(frozen=True, slots=True)
+class Transform:
+    """How images become inputs: a built-in recipe, or `function`, which takes the PIL image and does it all."""
+
+    text: str
+    channels: int = 3
+    resize: int | tuple[int, int] | None = None
+    crop: tuple[int, int] | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    interpolation: str = "bilinear"
+    function: Callable[[Any], Any] | None = None
+
+    def __call__(self, image: Any) -> Tensor:
+        """A float32 tensor (channels, height, width) from a PIL image."""
+        image = image.convert("L" if self.channels == 1 else "RGB")
+        if self.function is not None:
+            return torch.as_tensor(self.function(image))
+        image = _crop(_resize(image, self.resize, RESAMPLING[self.interpolation]), self.crop)
+        pixels = np.array(image, dtype=np.float32, copy=True) / 255
+        tensor = torch.from_numpy(pixels if pixels.ndim == 3 else pixels[:, :, None]).permute(2, 0, 1)
+        return self.normalize(tensor).contiguous()
+
+    def normalize(self, pixels: Tensor) -> Tensor:
+        """Subtract each channel's mean and divide by its deviation; pixels (…, channels, height, width) in [0, 1]."""
+        if self.mean is not None:
+            pixels = pixels - torch.tensor(self.mean).view(-1, 1, 1)
+        return pixels if self.std is None else pixels / torch.tensor(self.std).view(-1, 1, 1)
+
+
+def _resize(image: Any, size: int | tuple[int, int] | None, resampling: int) -> Any:
+    if size is None:
+        return image
+    width, height = image.size
+    if isinstance(size, int):
+        short = min(width, height)
+        target = (size * width // short, size * height // short)
+    else:
+        target = (size[1], size[0])
+    return image if target == (width, height) else image.resize(target, resampling)
+
+
+def _crop(image: Any, size: tuple[int, int] | None) -> Any:
+    """The middle; what is missing on a smaller image is black."""
+    if size is None or (size[1], size[0]) == image.size:
+        return image
+    left = round((image.size[0] - size[1]) / 2)
+    top = round((image.size[1] - size[0]) / 2)
+    return image.crop((left, top, left + size[1], top + size[0]))
+
+
+def parse_transform(text: str) -> Transform:
+    """Read a transform's options.
+
+    Raises:
+        UsageError: an unknown option or an unreadable value.
+    """
+    options: dict[str, Any] = {}
+    for part in filter(None, (piece.strip() for piece in text.split(","))):
+        name, _, value = part.partition("=")
+        try:
+            if name == "resize":
+                options[name] = _size(value) if "x" in value else int(value)
+            elif name == "crop":
+                options[name] = _size(value)
+            elif name in ("mean", "std"):
+                options[name] = tuple(float(number) for number in value.split("/"))
+            elif name == "channels" and value in ("1", "3"):
+                options[name] = int(value)
+            elif name == "interpolation" and value in RESAMPLING:
+                options[name] = value
+            else:
+                raise ValueError(part)
+        except ValueError as error:
+            raise UsageError(
+                f"--transform: cannot read {part!r}",
+                hint="options are resize=256 or HxW, crop=224 or HxW, mean=a/b/c, std=a/b/c, channels=1|3, "
+                f"interpolation={'|'.join(RESAMPLING)}; or a torchvision preset's name, or file.py:function",
+            ) from error
+    if "channels" not in options and len(options.get("mean", (0, 0, 0))) == 1:
+        options["channels"] = 1
+    return Transform(text=text, **options)
+
+
+def _size(value: str) -> tuple[int, int]:
+    height, _, width = value.partition("x")
+    return int(height), int(width or height)
+
+
+def from_preset(preset: Any) -> Transform:
+    """A transform from torchvision's own preset object, said in words."""
+    parts = [
+        f"{word} {'x'.join(str(side) for side in getattr(preset, attribute))}"
+        for word, attribute in (("resize", "resize_size"), ("crop", "crop_size"))
+        if isinstance(getattr(preset, attribute, None), (list, tuple))
+    ]
+    return Transform(text=", ".join(parts) or type(preset).__name__, function=preset)
+
+
+def choose_transform(input_shape: Sequence[int] | None, first_image: tuple[int, int] | None) -> Transform:
+    """The transform for a model that brings none.
+
+    Args:
+        input_shape: shape (n, channels, height, width) of the model's example input, where known.
+        first_image: height and width of an image of the data.
+
+    A model with a known input gets that size: images are scaled to 256/224 of it and cropped, as on ImageNet, or, for
+    inputs under 64 pixels, scaled to it. Without one, small images stay as they are and large ones become 224 x 224.
+    """
+    channels = input_shape[1] if input_shape is not None and len(input_shape) == 4 else 3
+    size = (int(input_shape[2]), int(input_shape[3])) if input_shape is not None and len(input_shape) == 4 else None
+    if size is None:
+        small = first_image is not None and max(first_image) <= 96
+        size = first_image if small and first_image is not None else (224, 224)
+    mean, std = MNIST if channels == 1 else CIFAR if max(size) <= 32 else IMAGENET
+    name = "MNIST" if channels == 1 else "CIFAR-10" if max(size) <= 32 else "ImageNet"
+    made = Transform(text="", channels=1 if channels == 1 else 3, mean=mean, std=std)
+    if min(size) < 64:
+        return replace(made, resize=size, text=f"resize {size[0]}x{size[1]}, {name} mean and std")
+    resize = math.ceil(max(size) * 256 / 224)
+    return replace(
+        made, resize=resize, crop=size, text=f"resize {resize}, crop {size[0]}x{size[1]}, {name} mean and std"
+    )

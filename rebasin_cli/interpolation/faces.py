@@ -1,0 +1,245 @@
+"""Interpolation between modules in memory, with the user's own evaluation: `LerpSimple` and `Interpolation`."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import math
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from rebasin_cli.data import Source
+from rebasin_cli.data.user_loader import IterableSource
+from rebasin_cli.errors import DataError, ModelError, UsageError
+from rebasin_cli.interpolation.adjustment import NOTHING, Adjustment
+from rebasin_cli.interpolation.body import Body
+from rebasin_cli.interpolation.evaluate import evaluate
+from rebasin_cli.interpolation.ledger import Ledger
+from rebasin_cli.interpolation.measure import Measure
+from rebasin_cli.interpolation.path import MODES, Line, Mode, Point, grid
+from rebasin_cli.interpolation.places import Places, lay_out
+from rebasin_cli.interpolation.recalibrate import Recalibration
+from rebasin_cli.interpolation.sweep import SweepPoint, summarize
+
+EvalMode = Literal["min", "max"]
+DeviceLike = str | torch.device
+
+
+class LineOfModels:
+    """The networks on the line through modules of one architecture, one at a time in a module of its own."""
+
+    def __init__(self, models: Sequence[nn.Module], device: DeviceLike | None, mode: str, steps: int) -> None:
+        if mode not in MODES:
+            raise UsageError(f"mode {mode!r} is unknown", hint=f"modes are {', '.join(MODES)}")
+        chosen: Mode = "slerp" if mode == "slerp" else "lerp"
+        points = grid(steps, len(models))
+        first = next(iter(models[0].state_dict().values()), torch.empty(0))
+        self.body = Body(copy.deepcopy(models[0]), torch.device(device or first.device), widen=False)
+        states = [{k: v for k, v in model.state_dict().items() if isinstance(v, Tensor)} for model in models]
+        for number, state in enumerate(states[1:], 1):
+            odd = set(state) ^ set(states[0])
+            if odd:
+                raise ModelError(f"model {number} and model 0 differ in the tensor {min(odd)!r}")
+        parameters = [name for name, _ in models[0].named_parameters(remove_duplicate=False)]
+        self.places: Places = lay_out({"line": Line(states, mode=chosen, parameters=parameters)}, points)
+        self.adjustments: dict[str, Adjustment] = {}
+
+    def recalibrate(self, train_dataloader: Iterable[Any]) -> None:
+        """New BatchNorm statistics for everything between the models, from one pass over the loader."""
+        source = loader_source(train_dataloader, "train_dataloader")
+        self.adjustments = Recalibration(self.body, source, self.places, repair=False).run(Ledger())
+
+    def become(self, name: str) -> nn.Module:
+        """The module with the weights of this network."""
+        place = self.places.by_name[name]
+        self.body.place(place.line, place.point, self.adjustments.get(name, NOTHING))
+        return self.body.module
+
+    def copy_of(self, name: str) -> nn.Module:
+        return copy.deepcopy(self.become(name))
+
+    @property
+    def row(self) -> tuple[tuple[Point, str], ...]:
+        return self.places.curves["line"]
+
+
+class LerpSimple:
+    """Linear interpolation between models, judged by a function of the user's.
+
+    Args:
+        models: two or more of one architecture; none of them is changed.
+        devices: one a model; the networks between are evaluated on the first. None: where the first model is.
+        eval_fn: `eval_fn(model, device)` or `eval_fn(model)` gives a number for one network.
+        eval_mode: `"min"` when less is better (a loss), `"max"` when more is (an accuracy).
+        train_dataloader: gives BatchNorm statistics to what lies between the models; not used for models without.
+        savedir: where networks are saved as `.pt` state dicts: the best, or with `save_all` every one.
+
+    Attributes:
+        results: after `interpolate`, the value of `eval_fn` at each point: `{(segment, lam): value}`.
+        best_model, best_point, best_value: the network with the best finite value, the given models included.
+
+    Raises:
+        UsageError: fewer than two models, as many devices as models are not given, or an unknown `eval_mode`.
+    """
+
+    def __init__(
+        self,
+        models: Sequence[nn.Module],
+        devices: Sequence[DeviceLike] | None = None,
+        eval_fn: Callable[..., Any] | None = None,
+        eval_mode: EvalMode = "min",
+        train_dataloader: Iterable[Any] | None = None,
+        savedir: str | Path | None = None,
+        save_all: bool = False,
+    ) -> None:
+        if len(models) < 2:
+            raise UsageError(f"{len(models)} model given: a line needs two or more")
+        if devices is not None and len(devices) != len(models):
+            raise UsageError(f"{len(devices)} devices for {len(models)} models")
+        if eval_fn is None:
+            raise UsageError("eval_fn is missing: it judges each network")
+        if eval_mode not in ("min", "max"):
+            raise UsageError(f"eval_mode {eval_mode!r} is neither 'min' nor 'max'")
+        self.models = tuple(models)
+        self.device = None if devices is None else devices[0]
+        self.eval_fn = eval_fn
+        self.eval_mode: EvalMode = eval_mode
+        self.train_dataloader = train_dataloader
+        self.savedir = None if savedir is None else Path(savedir)
+        self.save_all = save_all
+        self.results: dict[tuple[int, float], float] = {}
+        self.best_model: nn.Module | None = None
+        self.best_point: Point | None = None
+        self.best_value = math.inf if eval_mode == "min" else -math.inf
+
+    def interpolate(self, steps: int = 10, mode: str = "lerp") -> dict[tuple[int, float], float]:
+        """Evaluate `steps + 1` values of lam on each segment and keep the best network in `best_model`."""
+        line = LineOfModels(self.models, self.device, mode, steps)
+        if self.train_dataloader is not None:
+            line.recalibrate(self.train_dataloader)
+        takes_device = _takes_two(self.eval_fn)
+        judged: dict[str, float] = {}
+        for point, name in line.row:
+            if name not in judged:
+                network = line.become(name)
+                with torch.no_grad():
+                    value = self.eval_fn(network, line.body.device) if takes_device else self.eval_fn(network)
+                judged[name] = float(value)
+                if self.savedir is not None and self.save_all:
+                    save_network(network, self.savedir, point)
+                self._keep_best(judged[name], point, network)
+            self.results[(point.segment, point.lam)] = judged[name]
+        if self.savedir is not None and not self.save_all and self.best_model is not None and self.best_point:
+            save_network(self.best_model, self.savedir, self.best_point)
+        return self.results
+
+    def _keep_best(self, value: float, point: Point, network: nn.Module) -> None:
+        better = value < self.best_value if self.eval_mode == "min" else value > self.best_value
+        if better and math.isfinite(value):
+            self.best_value, self.best_point, self.best_model = value, point, copy.deepcopy(network)
+
+
+class Interpolation:
+    """The line through two or more models, evaluated on a loader by loss and accuracy.
+
+    Args:
+        models: of one architecture; none of them is changed.
+        train_dataloader: gives BatchNorm statistics to what lies between; None leaves them interpolated.
+        val_dataloader: batches `(inputs, class numbers)`.
+        savedir: where the best network, or with `save_all` every one, is saved as a `.pt` state dict.
+
+    Attributes:
+        results: after `interpolate`, the metric at each point, in order: a float64 vector.
+        points: loss, accuracy and top-5 at each point. best_model: the network with the best metric.
+    """
+
+    def __init__(
+        self,
+        models: Sequence[nn.Module],
+        train_dataloader: Iterable[Any] | None,
+        val_dataloader: Iterable[Any],
+        savedir: str | Path | None = None,
+        save_all: bool = False,
+    ) -> None:
+        if len(models) < 2:
+            raise UsageError(f"{len(models)} model given: a line needs two or more")
+        self.models = tuple(models)
+        self.train_dataloader = train_dataloader
+        self.val_dataloader = val_dataloader
+        self.savedir = None if savedir is None else Path(savedir)
+        self.save_all = save_all
+        self.results = torch.zeros(len(self.models), dtype=torch.float64)
+        self.points: tuple[SweepPoint, ...] = ()
+        self.best_model: nn.Module | None = None
+
+    def interpolate(self, mode: str = "lerp", steps: int = 10, metric: str = "accuracy") -> None:
+        """Evaluate `steps + 1` networks on each segment; `metric` is `"accuracy"` or `"loss"`."""
+        if metric not in ("accuracy", "loss"):
+            raise UsageError(f"metric {metric!r} is neither 'accuracy' nor 'loss'")
+        line = LineOfModels(self.models, None, mode, steps)
+        if self.train_dataloader is not None:
+            line.recalibrate(self.train_dataloader)
+        source = loader_source(self.val_dataloader, "val_dataloader")
+        sums = evaluate(line.body, source, line.places, Measure(), Ledger(), adjustments=line.adjustments)
+        self.points = summarize(line.places, sums).curves["line"]
+        found = [point.loss if metric == "loss" else point.accuracy for point in self.points]
+        values = [math.nan if value is None else value for value in found]
+        self.results = torch.tensor(values, dtype=torch.float64)
+        ranked = [value if metric == "loss" else -value for value in values]
+        best = min(range(len(ranked)), key=lambda i: (math.isnan(ranked[i]), ranked[i]))
+        self.best_model = line.copy_of(line.row[best][1])
+        if self.savedir is not None:
+            for number, (point, name) in enumerate(line.row):
+                if self.save_all or number == best:
+                    save_network(line.become(name), self.savedir, point)
+
+
+def loader_source(loader: Iterable[Any], name: str) -> Source:
+    """A loader in memory as numbered batches; one that can be read only once is kept as a list."""
+    batches = list(loader) if iter(loader) is loader else loader
+    source = IterableSource(lambda: batches, batches, limit=None, seed=0, classes=None, origin=name)
+    if next(iter(source.batches()), None) is None:
+        raise DataError(f"{name}: the loader gives no batch")
+    return source
+
+
+def save_network(network: nn.Module, savedir: Path, point: Point) -> Path:
+    """Write the state dict to `interpolated-<segment>-<lam>.pt`; the file is complete or not there."""
+    savedir.mkdir(parents=True, exist_ok=True)
+    path = savedir / f"interpolated-{point.segment}-{point.lam:.4f}.pt"
+    handle, temporary = tempfile.mkstemp(dir=savedir, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            torch.save({key: value.cpu() for key, value in network.state_dict().items()}, stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(temporary)
+        raise
+    return path
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _takes_two(function: Callable[..., Any]) -> bool:
+    """Does the function take a device beside the model? Where nobody can tell, it does."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return True
+    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    return len(positional) > 1 or any(p.kind is p.VAR_POSITIONAL for p in parameters)

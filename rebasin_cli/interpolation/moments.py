@@ -1,0 +1,73 @@
+"""Mean and variance of every unit, averaged over batches: the bricks of recalibration and of REPAIR.
+
+For unit u and batches b of size w_b: the vector holds `sum w_b`, `sum w_b mean_b(u)`, `sum w_b var_b(u)`. For batches
+of one size, dividing gives the cumulative average that BatchNorm keeps with `momentum=None`; a short last batch
+counts less.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Moments:
+    """Mean and (biased) variance of the units of one module, and over how many elements a unit each was taken."""
+
+    mean: Tensor
+    variance: Tensor
+    count: int
+
+    @property
+    def unbiased(self) -> Tensor:
+        return self.variance * (self.count / max(1, self.count - 1))
+
+
+def moments(values: Tensor, axis: int) -> Moments:
+    """Moments along `axis` over everything else, in float32 or better."""
+    wide = values if values.dtype == torch.float64 else values.float()
+    others = [dim for dim in range(wide.dim()) if dim != axis % wide.dim()]
+    if not others:
+        return Moments(wide, torch.zeros_like(wide), 1)
+    variance, mean = torch.var_mean(wide, dim=others, correction=0)
+    return Moments(mean, variance, wide.numel() // max(1, wide.shape[axis]))
+
+
+class Averages:
+    """Named averages as one float64 vector: for each name a weight, then rows of one number a unit.
+
+    Args:
+        layout: for each name, how many rows of how many units.
+    """
+
+    def __init__(self, layout: Mapping[str, tuple[int, int]]) -> None:
+        self.layout = dict(layout)
+        self.length = sum(1 + rows * units for rows, units in self.layout.values())
+
+    def vector(self, batches: Sequence[tuple[float, Mapping[str, Sequence[Tensor]]]]) -> Tensor:
+        """The sums of these batches, each (weight, rows by name); a name a batch lacks adds nothing."""
+        total = torch.zeros(self.length, dtype=torch.float64)
+        for weight, rows in batches:
+            start = 0
+            for name, (count, units) in self.layout.items():
+                if name in rows:
+                    total[start] += weight
+                    stacked = torch.stack([row.double().cpu() for row in rows[name]]).reshape(-1)
+                    total[start + 1 : start + 1 + count * units] += weight * stacked
+                start += 1 + count * units
+        return total
+
+    def means(self, vector: Tensor) -> dict[str, Tensor]:
+        """The averages, (rows, units) by name; names that nothing was seen of are absent."""
+        found: dict[str, Tensor] = {}
+        start = 0
+        for name, (count, units) in self.layout.items():
+            weight = float(vector[start])
+            if weight > 0:
+                found[name] = vector[start + 1 : start + 1 + count * units].view(count, units) / weight
+            start += 1 + count * units
+        return found
