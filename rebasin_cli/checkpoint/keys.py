@@ -1,0 +1,189 @@
+"""Which tensor of a file is which tensor of the model, seen through the prefixes that training wrappers add.
+
+`DataParallel` adds `module.`, `torch.compile` adds `_orig_mod.` (at the front, or in the middle of a key where a
+submodule was wrapped), Lightning and others put the network under an attribute (`model.`, `net.`). The file's own
+names are kept for writing; the map only says what each one means to the model.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+
+from rebasin_cli.checkpoint.checkpoint import Checkpoint
+from rebasin_cli.checkpoint.wording import few, quoted
+from rebasin_cli.errors import ModelError
+
+_TRANSPARENT = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
+_USUAL_PREFIXES = ("", "model", "net", "network", "backbone", "encoder", "student")
+# torch's own loading tolerates its absence: files older than PyTorch 0.4.1 do not have it.
+_COUNTERS = ".num_batches_tracked"
+
+
+@dataclass(frozen=True, slots=True)
+class KeyMap:
+    """How a file's keys and the model's correspond.
+
+    Attributes:
+        to_file: model key -> file key; tied model keys that the file stores once point to the same file key.
+        to_model: file key -> model key, for every file key that the model knows.
+        extra: file keys that the model does not know, in file order.
+        absent: optional model keys that the file lacks.
+    """
+
+    to_file: Mapping[str, str]
+    to_model: Mapping[str, str]
+    extra: tuple[str, ...]
+    absent: tuple[str, ...]
+
+
+def match_keys(
+    checkpoint: Checkpoint,
+    shapes: Mapping[str, tuple[int, ...]],
+    *,
+    ties: Mapping[str, str],
+    optional: Collection[str] = (),
+    ignore_extra: bool = False,
+) -> KeyMap:
+    """Find every tensor of the model in a checkpoint.
+
+    Args:
+        checkpoint: the file.
+        shapes: the model's keys and shapes.
+        ties: model key -> the canonical key of the tensor it shares.
+        optional: model keys that may be absent; `num_batches_tracked` always may.
+        ignore_extra: accept file keys that the model does not know.
+
+    Raises:
+        ModelError: keys are missing or unexpected, or shapes differ; the message names keys, file and both shapes.
+    """
+    found = _paired(tuple(checkpoint.infos), tuple(shapes))
+    to_model = {file_key: model_key for model_key, file_key in found.items()}
+    to_file = _with_ties(found, shapes, ties, checkpoint)
+    lacking = [key for key in shapes if key not in to_file]
+    absent = tuple(key for key in lacking if key in optional or key.endswith(_COUNTERS))
+    tolerated = set(absent)
+    missing = [key for key in lacking if key not in tolerated]
+    extra = tuple(key for key in checkpoint.infos if key not in to_model)
+    _refuse_wrong_keys(checkpoint, missing, () if ignore_extra else extra, len(shapes))
+    _refuse_wrong_shapes(checkpoint, to_file, shapes)
+    return KeyMap(to_file, to_model, extra, absent)
+
+
+def _plain(key: str) -> str:
+    """The key without the names that wrappers put in, wherever they stand."""
+    return ".".join(part for part in key.split(".") if part not in _TRANSPARENT)
+
+
+def _paired(file_keys: tuple[str, ...], model_keys: tuple[str, ...]) -> dict[str, str]:
+    """Model key -> file key: equal names; otherwise equal names without wrappers, under one prefix for all of them.
+
+    One prefix, because a file that lacks `fc.bias` and has `aux.fc.bias` must be refused and not made to fit.
+    """
+    known = set(file_keys)
+    exact = {key: key for key in model_keys if key in known}
+    if len(exact) == len(model_keys):
+        return exact
+    files, models = _by_plain_name(file_keys), _by_plain_name(model_keys)
+    own, theirs = _best_prefix(files, models)
+    pairs: dict[str, str] = {}
+    for plain, model_key in models.items():
+        wanted = _joined(own, plain) if not theirs else _without(theirs, plain)
+        if wanted is not None and wanted in files:
+            pairs[model_key] = files[wanted]
+    taken = set(pairs.values())
+    return pairs | {key: key for key in exact if key not in pairs and key not in taken}
+
+
+def _by_plain_name(keys: Iterable[str]) -> dict[str, str]:
+    """Plain name -> key; names that would then stand for two keys are left out, so that nothing is guessed."""
+    every = list(keys)
+    counts = Counter(map(_plain, every))
+    return {_plain(key): key for key in every if counts[_plain(key)] == 1}
+
+
+def _best_prefix(files: Collection[str], models: Collection[str]) -> tuple[str, str]:
+    """The prefix the file's names have over the model's, or the model's over the file's, that explains most names.
+
+    Among equals the usual ones win, no prefix first: then the shorter, then the alphabet, so that the choice is fixed.
+    """
+    longer = _prefixes(files, models)
+    shorter = _prefixes(models, files)
+    ranked = [(-count, _usual(prefix), 0, len(prefix), prefix) for prefix, count in longer.items()]
+    ranked += [(-count, _usual(prefix), 1, len(prefix), prefix) for prefix, count in shorter.items() if prefix]
+    if not ranked:
+        return "", ""
+    *_, side, _, prefix = min(ranked)
+    return ("", prefix) if side else (prefix, "")
+
+
+def _prefixes(longer: Collection[str], shorter: Collection[str]) -> Counter[str]:
+    """How many names of `longer` become one of `shorter` when a given prefix is taken off."""
+    counts: Counter[str] = Counter()
+    known = set(shorter)
+    for name in longer:
+        parts = name.split(".")
+        counts.update(".".join(parts[:cut]) for cut in range(len(parts)) if ".".join(parts[cut:]) in known)
+    return counts
+
+
+def _usual(prefix: str) -> int:
+    return _USUAL_PREFIXES.index(prefix) if prefix in _USUAL_PREFIXES else len(_USUAL_PREFIXES)
+
+
+def _joined(prefix: str, name: str) -> str:
+    return f"{prefix}.{name}" if prefix else name
+
+
+def _without(prefix: str, name: str) -> str | None:
+    return name[len(prefix) + 1 :] if name.startswith(f"{prefix}.") else None
+
+
+def _with_ties(
+    found: Mapping[str, str],
+    shapes: Mapping[str, tuple[int, ...]],
+    ties: Mapping[str, str],
+    checkpoint: Checkpoint,
+) -> dict[str, str]:
+    """Add model keys whose tensor the file stores under another name: the model says so, or the metadata does."""
+    stored: dict[str, str] = {}
+    for model_key, file_key in found.items():
+        stored.setdefault(ties.get(model_key, model_key), file_key)
+    recorded = {name: tie[0] for tie in checkpoint.ties for name in tie[1:] if tie[0] in checkpoint.infos}
+    result: dict[str, str] = {}
+    for key in shapes:
+        under = found.get(key) or stored.get(ties.get(key, key)) or recorded.get(key)
+        if under is not None:
+            result[key] = under
+    return result
+
+
+def _refuse_wrong_keys(checkpoint: Checkpoint, missing: list[str], extra: tuple[str, ...], wanted: int) -> None:
+    parts, hint = [], None
+    if missing:
+        parts.append(f"missing {_counted(missing)} that the model has")
+        hint = "is this a checkpoint of this model?" if len(missing) * 2 > wanted else None
+    if extra:
+        parts.append(f"unexpected {_counted(extra)} that the model does not have")
+        hint = hint or (None if missing else "--ignore-extra accepts them and keeps them as they are")
+    if parts:
+        raise ModelError(f"{checkpoint.path}: {'; '.join(parts)}", path=checkpoint.path, hint=hint, slug="keys")
+
+
+def _counted(keys: Collection[str]) -> str:
+    return f"key {few(keys)}" if len(keys) == 1 else f"{len(keys):,} keys: {few(keys)}"
+
+
+def _refuse_wrong_shapes(
+    checkpoint: Checkpoint, to_file: Mapping[str, str], shapes: Mapping[str, tuple[int, ...]]
+) -> None:
+    wrong = [
+        f"{quoted(file_key)} has shape {list(checkpoint.infos[file_key].shape)}, the model's has {list(shapes[key])}"
+        for key, file_key in to_file.items()
+        if checkpoint.infos[file_key].shape != tuple(shapes[key])
+    ]
+    if wrong:
+        rest = f", and {len(wrong) - 3:,} more" if len(wrong) > 3 else ""
+        text = f"{checkpoint.path}: shape mismatch: {'; '.join(wrong[:3])}{rest}"
+        raise ModelError(text, path=checkpoint.path, slug="shapes")

@@ -1,0 +1,109 @@
+"""A checkpoint's bytes: one regular file, opened read-only and mapped, so that tensors cost no memory until read.
+
+The mapping is private and copy-on-write. A tensor may therefore be handed out as an ordinary writable one: writing into
+it changes a private page and never the file. Header and tensors are read through one descriptor, so a file that is
+replaced on disk meanwhile (even by this program's own output) stays what it was when it was opened.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import platform
+import stat
+import sys
+from collections.abc import Iterator
+from io import BytesIO
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from rebasin_cli.checkpoint.wording import one_line, quoted
+from rebasin_cli.errors import CheckpointError
+
+_CHUNK = 1 << 20
+
+
+def _no_reserve() -> int:
+    """The flag that keeps a mapping larger than memory from being refused; Python names it only since 3.12."""
+    usual = sys.platform == "linux" and platform.machine() in {"x86_64", "aarch64"}
+    return int(getattr(mmap, "MAP_NORESERVE", 0x4000 if usual else 0))
+
+
+def _map(descriptor: int) -> mmap.mmap:
+    if sys.platform == "win32":
+        return mmap.mmap(descriptor, 0, access=mmap.ACCESS_COPY)
+    return mmap.mmap(descriptor, 0, flags=mmap.MAP_PRIVATE | _no_reserve(), prot=mmap.PROT_READ | mmap.PROT_WRITE)
+
+
+class MappedFile:
+    """A regular file, mapped.
+
+    Args:
+        path: the file; symlinks are followed.
+
+    Raises:
+        CheckpointError: absent, not a regular file (a FIFO or a device would block or never end), or not readable.
+    """
+
+    __slots__ = ("_map", "path", "size")
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            # O_NONBLOCK: opening a FIFO without a writer must not hang before its kind is known.
+            descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+        except FileNotFoundError as error:
+            raise CheckpointError(f"{path}: no such file", path=path, slug="not-found") from error
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or one_line(error)
+            raise CheckpointError(f"{path}: cannot be opened: {reason}", path=path) from error
+        try:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                raise CheckpointError(f"{path}: not a regular file", path=path)
+            self.size = status.st_size
+            self._map: mmap.mmap | None = _map(descriptor) if self.size else None
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{path}: cannot be mapped: {one_line(error)}", path=path) from error
+        finally:
+            os.close(descriptor)
+
+    def read(self, start: int, length: int) -> bytes:
+        """`length` bytes from `start`, fewer where the file ends."""
+        return b"" if self._map is None else self._map[start : start + length]
+
+    def chunks(self, start: int = 0, length: int | None = None) -> Iterator[bytes]:
+        """The bytes from `start` on, one MiB at a time."""
+        end = self.size if length is None else start + length
+        for position in range(start, end, _CHUNK):
+            yield self.read(position, min(_CHUNK, end - position))
+
+    def stream(self, position: int) -> mmap.mmap | BytesIO:
+        """The bytes as a stream that stands at `position`; there is one per file, not one per call."""
+        if self._map is None:
+            return BytesIO()
+        self._map.seek(min(position, self.size))
+        return self._map
+
+    def rfind(self, needle: bytes, start: int, end: int | None = None) -> int:
+        """Where `needle` occurs last in `[start, end)`, or -1."""
+        if self._map is None:
+            return -1
+        return self._map.rfind(needle, start, self.size if end is None else end)
+
+    def elements(self, start: int, dtype: torch.dtype, count: int) -> Tensor:
+        """`count` elements of `dtype` from byte `start`, as a one-dimensional tensor.
+
+        Zero-copy where `start` is a multiple of the element size; otherwise one private copy, because an unaligned
+        tensor is undefined behaviour in vectorised kernels.
+        """
+        if count == 0 or self._map is None:
+            return torch.empty(0, dtype=dtype)
+        nbytes = count * dtype.itemsize
+        if start + nbytes > self.size:
+            raise CheckpointError(f"{quoted(self.path)}: bytes {start}+{nbytes} lie outside the file", path=self.path)
+        if start % dtype.itemsize == 0:
+            return torch.frombuffer(self._map, dtype=dtype, count=count, offset=start)
+        return torch.frombuffer(self._map, dtype=torch.uint8, count=nbytes, offset=start).clone().view(dtype)

@@ -1,0 +1,266 @@
+"""Pickles read as data: nothing named in one is ever imported or called.
+
+Unpickling means running a small program that may name any function. Here each name resolves to a stand-in made for this
+one reading: for the dozen names that torch.save itself needs, one that records what it was given; for any other, an
+inert object, whose name is reported so that the caller can refuse. Before that, the program's operations are walked
+once without running them, because Python's own machine trusts the sizes it finds (a memo index of 2^32 costs 64 GiB).
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import mmap
+import pickle
+import pickletools
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+MOST_OPERATIONS = 8_000_000
+LONGEST_PICKLE = 256 << 20
+_FORBIDDEN = {"EXT1", "EXT2", "EXT4", "PERSID", "NEXT_BUFFER", "READONLY_BUFFER"}
+_STORAGES = {
+    "Float": "float32", "Double": "float64", "Half": "float16", "BFloat16": "bfloat16", "Long": "int64", "Int": "int32",
+    "Short": "int16", "Char": "int8", "Byte": "uint8", "Bool": "bool", "ComplexFloat": "complex64",
+    "ComplexDouble": "complex128",
+}  # fmt: skip
+# Names whose values are never looked at: an inert object serves, and nothing is reported.
+_INERT = {
+    "collections.Counter", "torch.device", "torch.serialization._get_layout", "torch.Tensor",
+    "torch.nn.parameter.Parameter", "torch.nn.parameter.Buffer", "torch.memory_format", "numpy.dtype", "numpy.ndarray",
+    "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar", "numpy.core.multiarray._reconstruct",
+    "numpy._core.multiarray._reconstruct", "torch.per_tensor_affine", "torch.per_tensor_symmetric",
+    "torch.per_channel_affine", "torch.per_channel_symmetric", "torch.per_channel_affine_float_qparams",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class StorageRef:
+    """A storage by name: `numel` elements of `dtype`; None means bytes. `offset` is that of a view, in elements."""
+
+    key: str
+    dtype: torch.dtype | None
+    numel: int
+    offset: int = 0
+
+
+class TensorRef:
+    """A tensor as its storage, element offset, shape and strides; `trouble` says why it is not a plain dense one."""
+
+    __slots__ = ("dtype", "offset", "shape", "storage", "stride", "trouble")
+
+    def __init__(self, storage: Any, offset: Any, shape: Any, stride: Any, dtype: Any, trouble: str = "") -> None:
+        self.storage, self.offset, self.shape, self.stride, self.dtype = storage, offset, shape, stride, dtype
+        self.trouble = trouble
+
+    def __setstate__(self, state: Any) -> None:
+        raise pickle.UnpicklingError("a tensor is given a state")
+
+    @property
+    def numel(self) -> int:
+        """How many elements it claims to have."""
+        return math.prod(self.shape)
+
+
+class _Name:
+    """What a harmless name stands for: a function of ours. Slots and the refusal keep a pickle from altering it."""
+
+    __slots__ = ("_act",)
+
+    def __init__(self, act: Callable[..., Any]) -> None:
+        self._act = act
+
+    def __call__(self, *args: Any) -> Any:
+        return self._act(*args)
+
+    def __setstate__(self, state: Any) -> None:
+        raise pickle.UnpicklingError("a function is given a state")
+
+
+@dataclass(frozen=True, slots=True)
+class Unpickled:
+    """What a pickle holds: its root, the names in it that this program refuses to know, the storages it refers to."""
+
+    root: Any
+    foreign: tuple[str, ...]
+    storages: Mapping[str, StorageRef]
+
+
+def extent(stream: io.BytesIO | mmap.mmap) -> int:
+    """The position after the pickle that begins where `stream` stands; its operations are walked, not run.
+
+    Raises:
+        ValueError: not a pickle, cut short, or beyond the limits.
+    """
+    begin = stream.tell()
+    for count, (operation, argument, _position) in enumerate(pickletools.genops(stream)):  # type: ignore[arg-type]
+        if operation.name in _FORBIDDEN:
+            raise ValueError(f"operation {operation.name} has no place in a checkpoint")
+        if operation.name in {"PUT", "BINPUT", "LONG_BINPUT"} and isinstance(argument, int) and argument > count:
+            raise ValueError(f"memo index {argument:,} after {count:,} operations")
+        if count > MOST_OPERATIONS or stream.tell() - begin > LONGEST_PICKLE:
+            raise ValueError(f"more than {MOST_OPERATIONS:,} operations or {LONGEST_PICKLE:,} bytes")
+    return stream.tell()
+
+
+def unpickle(data: bytes) -> Unpickled:
+    """Read one pickle that `extent` has walked.
+
+    Raises:
+        ValueError: it is malformed, whatever Python calls that.
+    """
+    try:
+        reader = _Reader(data)
+        root = reader.load()
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+    except Exception as error:
+        # The machine raises whatever a malformed program makes it trip over: KeyError, AttributeError, IndexError, …
+        raise ValueError(str(error) or type(error).__name__) from error
+    return Unpickled(root, tuple(dict.fromkeys(reader.foreign)), reader.storages)
+
+
+class _Reader(pickle.Unpickler):
+    def __init__(self, data: bytes) -> None:
+        super().__init__(io.BytesIO(data), encoding="utf-8", errors="backslashreplace")
+        self.foreign: list[str] = []
+        self.storages: dict[str, StorageRef] = {}
+        self._inert = _new_inert_class()
+        self._names = {name: _Name(act) for name, act in _KNOWN.items()}
+
+    def find_class(self, module: str, name: str) -> Any:
+        full = f"{module}.{name}".replace("__builtin__.", "builtins.")
+        if full == "collections.OrderedDict":
+            return OrderedDict
+        if full in self._names:
+            return self._names[full]
+        if module in {"torch", "torch.cuda", "torch.storage"} and name.endswith("Storage"):
+            kind = name.removesuffix("Storage")
+            if kind == "Untyped":
+                return StorageKind(None)
+            if kind in _STORAGES:
+                return StorageKind(getattr(torch, _STORAGES[kind]))
+        if module == "torch" and isinstance(found := getattr(torch, name, None), torch.dtype):
+            return found
+        if module == "torch._utils" and name.startswith("_rebuild_"):
+            return _Name(lambda *_args: TensorRef(None, 0, (), (), None, trouble=name.removeprefix("_rebuild_")))
+        if full not in _INERT:
+            self.foreign.append(full)
+        return self._inert
+
+    def persistent_load(self, pid: Any) -> Any:
+        if isinstance(pid, tuple) and pid[0] == "module" and len(pid) > 1:
+            return pid[1]
+        if not (isinstance(pid, tuple) and len(pid) in {5, 6} and pid[0] == "storage"):
+            raise pickle.UnpicklingError("an unknown kind of reference to data outside the pickle")
+        kind, key, numel = pid[1], pid[2], pid[4]
+        if not (isinstance(kind, StorageKind) and isinstance(key, str) and _is_size(numel)):
+            raise pickle.UnpicklingError("a storage that is not described by kind, name and size")
+        view = pid[5] if len(pid) == 6 else None
+        self.storages.setdefault(key, StorageRef(key, kind.dtype, numel))
+        if view is None:
+            return StorageRef(key, kind.dtype, numel)
+        if not (isinstance(view, tuple) and len(view) == 3 and _is_size(view[1])):
+            raise pickle.UnpicklingError("a view of a storage that is not described by name, offset and size")
+        return StorageRef(key, kind.dtype, numel, view[1])
+
+
+@dataclass(frozen=True)
+class StorageKind:
+    """The element type that a storage class of torch names; None is bytes."""
+
+    dtype: torch.dtype | None
+
+    def __setstate__(self, state: Any) -> None:
+        raise pickle.UnpicklingError("a class is given a state")
+
+
+def _is_size(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 1 << 62
+
+
+def _rebuilt(storage: Any, offset: Any, shape: Any, stride: Any, *rest: Any, dtype: Any = None) -> TensorRef:
+    sizes = (offset, *shape, *stride)
+    if not (isinstance(storage, StorageRef) and len(shape) == len(stride) <= 64 and all(map(_is_size, sizes))):
+        raise pickle.UnpicklingError("a tensor that is not described by storage, offset, shape and strides")
+    if math.prod(max(1, length) for length in shape) >= 1 << 62:
+        raise pickle.UnpicklingError(f"a tensor whose shape {list(shape)[:8]} overflows")
+    flags = rest[2] if len(rest) > 2 else None
+    trouble = "a conjugate or negative view" if isinstance(flags, dict) and any(flags.values()) else ""
+    chosen = dtype if isinstance(dtype, torch.dtype) else storage.dtype
+    return TensorRef(storage, offset, tuple(shape), tuple(stride), chosen, trouble)
+
+
+def _rebuilt_with_dtype(*args: Any) -> TensorRef:
+    storage, offset, shape, stride, grad, hooks, dtype, *rest = args
+    return _rebuilt(storage, offset, shape, stride, grad, hooks, *rest, dtype=dtype)
+
+
+def _rebuilt_from_type(rebuild: Any, _type: Any, args: Any, _state: Any) -> Any:
+    return rebuild(*args)
+
+
+def _encoded(text: Any, encoding: Any = "latin1") -> bytes:
+    if not isinstance(text, str) or encoding not in {"latin1", "utf-8"}:
+        raise pickle.UnpicklingError("an unusual way of writing bytes")
+    return text.encode(encoding)
+
+
+def _bytearray(data: Any = b"", *_encoding: Any) -> Any:
+    # A bare number would allocate that many bytes.
+    return data if isinstance(data, (bytes, str)) else b""
+
+
+def _items(values: Any = ()) -> Any:
+    return tuple(values) if isinstance(values, (list, tuple)) else ()
+
+
+_KNOWN: dict[str, Callable[..., Any]] = {
+    "torch._utils._rebuild_tensor": _rebuilt,
+    "torch._utils._rebuild_tensor_v2": _rebuilt,
+    "torch._utils._rebuild_tensor_v3": _rebuilt_with_dtype,
+    "torch._utils._rebuild_parameter": lambda data, *_rest: data,
+    "torch._utils._rebuild_parameter_with_state": lambda data, *_rest: data,
+    "torch._tensor._rebuild_from_type_v2": _rebuilt_from_type,
+    "torch.Size": _items,
+    "_codecs.encode": _encoded,
+    "builtins.bytearray": _bytearray,
+    "builtins.set": _items,
+    "builtins.frozenset": _items,
+    "builtins.complex": lambda *parts: parts,
+}
+
+
+def _new_inert_class() -> type:
+    """A class that swallows whatever a pickle does with it; new for each reading, so nothing done to it lasts."""
+
+    class Inert:
+        def __new__(cls, *_args: Any, **_kwargs: Any) -> Any:
+            return super().__new__(cls)
+
+        def __init__(self, *_args: Any, **_kwargs: Any) -> None:
+            pass
+
+        def __call__(self, *_args: Any, **_kwargs: Any) -> Any:
+            return self
+
+        def __setstate__(self, _state: Any) -> None:
+            pass
+
+        def __setitem__(self, _key: Any, _value: Any) -> None:
+            pass
+
+        def append(self, _item: Any) -> None:
+            pass
+
+        def extend(self, _items: Any) -> None:
+            pass
+
+        def add(self, _item: Any) -> None:
+            pass
+
+    return Inert

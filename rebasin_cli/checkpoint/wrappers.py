@@ -1,0 +1,146 @@
+"""Where the state dict lies inside a training checkpoint: `state_dict`, `model`, `ema.module`, …
+
+A checkpoint is whatever its author put into a dict. The state dict is a mapping from names to tensors; when there are
+several, the name decides, and when the name does not, the user does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from rebasin_cli.checkpoint.wording import few, quoted
+from rebasin_cli.errors import CheckpointError, UsageError
+
+EMA_NAMES = (
+    "state_dict_ema", "model_ema", "ema_state_dict", "model_state_dict_ema", "ema_model", "ema", "params_ema",
+    "ema_params", "averaged_model", "swa_model", "teacher", "shadow",
+)  # fmt: skip
+PLAIN_NAMES = (
+    "state_dict", "model_state_dict", "model_state", "model", "module", "net", "network", "weights", "params",
+    "net_state_dict", "model_weights", "parameters", "student",
+)  # fmt: skip
+_NOT_WEIGHTS = ("optim", "sched", "scaler", "amp", "callback", "loop", "hyper", "rng", "sampler", "loss", "criterion")
+_DEEPEST = 3
+
+IsTensor = Callable[[Any], bool]
+
+
+def find_state_dict(
+    path: Path, root: Any, is_tensor: IsTensor, *, key: str | None, ema: bool
+) -> tuple[tuple[str, ...] | None, Mapping[Any, Any]]:
+    """The state dict inside `root` and the keys that lead to it (None when `root` itself is one).
+
+    Raises:
+        CheckpointError: there is none, none under `key`, no averaged one for `ema`, or several and no telling which.
+        UsageError: both `key` and `ema`.
+    """
+    _not_both(key, ema)
+    if key is not None:
+        return _under_key(path, root, key, is_tensor)
+    found = _candidates(root, is_tensor, ())
+    if ema:
+        averaged = [one for one in found if any(part in EMA_NAMES for part in one)]
+        if not averaged:
+            seen = f" (there is {_shown(found)})" if found else ""
+            raise CheckpointError(
+                f"{path}: no averaged (EMA) weights found{seen}", path=path, hint="name them with --key"
+            )
+        return _walk(root, min(averaged, key=lambda one: (_rank(one, EMA_NAMES), len(one))))
+    plain = [one for one in found if not any(part in EMA_NAMES for part in one)] or found
+    if not plain:
+        raise CheckpointError(
+            f"{path}: no state_dict found: no mapping from names to tensors in a {_described(root)}",
+            path=path,
+            hint="save one with torch.save(model.state_dict(), path)",
+        )
+    best = min(_rank(one, PLAIN_NAMES) for one in plain)
+    leading = [one for one in plain if _rank(one, PLAIN_NAMES) == best]
+    if len(leading) > 1:
+        hint = f"choose one, for example --key {'.'.join(leading[0])}"
+        raise CheckpointError(f"{path}: holds several state dicts: {_shown(leading)}", path=path, hint=hint)
+    return _walk(root, leading[0])
+
+
+def chosen_prefix(path: Path, keys: Collection[str], *, key: str | None, ema: bool) -> str | None:
+    """The same choice in a flat file, whose wrappers are prefixes: `model_ema` for `model_ema.conv.weight`."""
+    _not_both(key, ema)
+    if key is None and not ema:
+        return None
+    for prefix in (key,) if key is not None else EMA_NAMES:
+        if any(name.startswith(f"{prefix}.") for name in keys):
+            return prefix
+    tops = sorted({name.split(".", 1)[0] for name in keys})
+    wanted = f"no tensor under {quoted(key)}" if key is not None else "no averaged (EMA) weights found"
+    raise CheckpointError(f"{path}: {wanted}; names begin with {few(tops, shown=6)}", path=path)
+
+
+def _not_both(key: str | None, ema: bool) -> None:
+    if key is not None and ema:
+        raise UsageError("--key and --ema both choose the state dict", hint="give one of them")
+
+
+def _holds_tensors(value: Any, is_tensor: IsTensor) -> bool:
+    return isinstance(value, Mapping) and any(isinstance(name, str) and is_tensor(item) for name, item in value.items())
+
+
+def _candidates(value: Any, is_tensor: IsTensor, at: tuple[str, ...]) -> list[tuple[str, ...]]:
+    """Paths to mappings that hold tensors, outermost first; what lies inside a state dict is not one more.
+
+    A mapping with one of the usual names beneath it that holds tensors is a wrapper even if a stray tensor (a
+    step count, a loss) lies beside.
+    """
+    if not isinstance(value, Mapping) or ("param_groups" in value and "state" in value):
+        return []
+    usual = [name for name in (*PLAIN_NAMES, *EMA_NAMES) if _holds_tensors(value.get(name), is_tensor)]
+    if _holds_tensors(value, is_tensor) and not usual:
+        return [at]
+    if len(at) == _DEEPEST:
+        return []
+    found: list[tuple[str, ...]] = []
+    for name, item in value.items():
+        if isinstance(name, str) and not any(word in name.lower() for word in _NOT_WEIGHTS):
+            found += _candidates(item, is_tensor, (*at, name))
+    return found
+
+
+def _rank(path: tuple[str, ...], names: tuple[str, ...]) -> int:
+    """The place of the outermost component among the usual names; unusual ones come last, equal among themselves."""
+    ranks = [names.index(part) for part in path if part in names]
+    return ranks[0] if ranks else (-1 if not path else len(names))
+
+
+def _walk(root: Any, path: tuple[str, ...]) -> tuple[tuple[str, ...] | None, Mapping[Any, Any]]:
+    for part in path:
+        root = root[part]
+    return (path or None), root
+
+
+def _under_key(
+    path: Path, root: Any, key: str, is_tensor: IsTensor
+) -> tuple[tuple[str, ...] | None, Mapping[Any, Any]]:
+    """Follow `a.b`; a name that itself contains dots is tried whole first."""
+    at: tuple[str, ...] = ()
+    rest = key
+    while rest and isinstance(root, Mapping):
+        parts = rest.split(".")
+        name = next((n for end in range(len(parts), 0, -1) if (n := ".".join(parts[:end])) in root), None)
+        if name is None:
+            break
+        root, at, rest = root[name], (*at, name), rest[len(name) + 1 :]
+    if rest or not _holds_tensors(root, is_tensor):
+        names = few(root, shown=8) if isinstance(root, Mapping) and rest else _described(root)
+        where = f"{quoted('.'.join(at))} holds" if at else "there are"
+        raise CheckpointError(f"{path}: no state dict under --key {quoted(key)}; {where} {names}", path=path)
+    return at, root
+
+
+def _shown(paths: list[tuple[str, ...]]) -> str:
+    return few([".".join(path) or "(outermost)" for path in paths], shown=6)
+
+
+def _described(root: Any) -> str:
+    if isinstance(root, Mapping):
+        return f"mapping with the entries {few(root, shown=6)}" if root else "mapping without entries"
+    return f"{type(root).__name__}"
