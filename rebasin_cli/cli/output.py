@@ -1,0 +1,111 @@
+"""Where words go: results on stdout, everything else on stderr, and how they look there."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
+from typing import TYPE_CHECKING, Any, TextIO
+
+from rebasin_cli.cli.options import Color
+from rebasin_cli.verbs.progress import Progress, Silent
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+UNBOUNDED = 100_000
+"""Columns off a terminal: nothing is wrapped there, so nothing is cut."""
+
+
+def wants_color(stream: TextIO, choice: Color) -> bool:
+    """Whether escape sequences may go to this stream."""
+    if choice is not Color.auto:
+        return choice is Color.always
+    if os.environ.get("NO_COLOR") or os.environ.get("TERM", "").lower() in ("dumb", "unknown"):
+        return False
+    return is_terminal(stream)
+
+
+def is_terminal(stream: TextIO) -> bool:
+    try:
+        return stream.isatty()
+    except ValueError:  # closed
+        return False
+
+
+def console_for(stream: TextIO, choice: Color) -> Console:
+    """A console that interprets no markup, guesses no highlights and, off a terminal, never wraps."""
+    from rich.console import Console
+
+    color = wants_color(stream, choice)
+    return Console(
+        file=stream,
+        force_terminal=color,
+        color_system="standard" if color else None,
+        no_color=not color,
+        legacy_windows=False,
+        markup=False,
+        emoji=False,
+        highlight=False,
+        width=None if is_terminal(stream) else UNBOUNDED,
+    )
+
+
+class Output:
+    """One run's streams. The first one made is the one that errors are reported through."""
+
+    current: Output | None = None
+
+    def __init__(self, verb: str, *, json: bool, quiet: bool, verbose: bool, color: Color) -> None:
+        self.verb, self.json, self.quiet, self.verbose, self.color = verb, json, quiet, verbose, color
+        self.warnings: list[str] = []
+        self.stdout, self.stderr = sys.stdout, sys.stderr
+        Output.current = self
+
+    @contextmanager
+    def working(self) -> Iterator[Progress]:
+        """The time in which the verb works: progress is shown, and what user code prints goes to stderr."""
+        from rebasin_cli.cli.progress import BarProgress, LineProgress
+
+        listener: Silent | BarProgress | LineProgress
+        if self.quiet:
+            listener = Silent()
+        elif is_terminal(self.stderr) and wants_color(self.stderr, self.color):
+            listener = BarProgress(console_for(self.stderr, self.color))
+        else:
+            listener = LineProgress(self.stderr)
+        with redirect_stdout(self.stderr):
+            try:
+                yield listener
+            finally:
+                if isinstance(listener, BarProgress):
+                    listener.close()
+
+    @contextmanager
+    def silent(self) -> Iterator[None]:
+        """The time in which a verb works that is too quick to report progress."""
+        with redirect_stdout(self.stderr):
+            yield
+
+    def finish(
+        self, result: Any, table: Callable[[], RenderableType], *, short: object = None, warnings: Sequence[str] = ()
+    ) -> None:
+        """Say the result: one JSON document, or only `short` (the path written), or the table."""
+        if self.json:
+            from rebasin_cli.verbs.document import dumps, envelope
+
+            print(dumps(envelope(self.verb, result, warnings=warnings)), file=self.stdout)
+        elif self.quiet:
+            if short is not None:
+                print(os.fspath(short) if isinstance(short, os.PathLike) else short, file=self.stdout)
+        else:
+            console_for(self.stdout, self.color).print(table())
+            self.warn(warnings)
+        self.stdout.flush()
+
+    def warn(self, warnings: Sequence[str]) -> None:
+        from rebasin_cli.report.text import printable
+
+        for warning in warnings:
+            print(f"warning: {printable(warning)}", file=self.stderr)

@@ -1,0 +1,71 @@
+"""Progress as a person sees it: a bar with an estimate on a terminal, a rare plain line elsewhere."""
+
+from __future__ import annotations
+
+import time
+from typing import TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from rebasin_cli.report.text import printable
+
+SECONDS_BETWEEN_LINES = 10.0
+
+
+class LineProgress:
+    """Plain lines at changes of phase and during long ones, at most one each ten seconds."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._phase = ""
+        self._last = float("-inf")
+
+    def phase(self, name: str) -> None:
+        self._phase = name
+        self._say(f"{name} …")
+
+    def step(self, done: float, total: float | None, detail: str = "") -> None:
+        share = "" if not total else f" {100 * done / total:.0f} %"
+        self._say(f"{self._phase}{share}{', ' + detail if detail else ''}")
+
+    def note(self, text: str) -> None:
+        print(f"note: {printable(text)}", file=self._stream, flush=True)
+
+    def _say(self, line: str) -> None:
+        now = time.monotonic()
+        if now - self._last >= SECONDS_BETWEEN_LINES:
+            self._last = now
+            print(printable(line), file=self._stream, flush=True)
+
+
+class BarProgress:
+    """One bar for the present phase, removed when the work is done."""
+
+    def __init__(self, console: Console) -> None:
+        self._bars = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=24),
+            TextColumn("{task.fields[detail]}", markup=False),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+        )
+        self._task: TaskID | None = None
+        self._bars.start()
+
+    def phase(self, name: str) -> None:
+        if self._task is not None:
+            self._bars.remove_task(self._task)
+        self._task = self._bars.add_task(printable(name), total=None, detail="")
+
+    def step(self, done: float, total: float | None, detail: str = "") -> None:
+        if self._task is not None:
+            self._bars.update(self._task, completed=done, total=total, detail=printable(detail))
+
+    def note(self, text: str) -> None:
+        self._bars.console.print(f"note: {printable(text)}")
+
+    def close(self) -> None:
+        self._bars.stop()

@@ -1,0 +1,104 @@
+"""`rebasin align`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rebasin_cli.cli import options
+from rebasin_cli.cli.output import Output
+
+
+def align(
+    a: Annotated[Path, typer.Argument(metavar="A", help="The checkpoint to come close to; it is kept.")],
+    b: Annotated[Path, typer.Argument(metavar="B", help="The checkpoint whose units are reordered.")],
+    model: options.ModelOption,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", metavar="FILE", help="The output [default: <B's stem>-aligned beside B]."),
+    ] = None,
+    model_arg: options.ModelArgs = None,
+    input_: options.Inputs = None,
+    input_file: options.InputFile = None,
+    method: Annotated[str, typer.Option("--method", help="How permutations are looked for: weight.")] = "weight",
+    start: Annotated[
+        list[str] | None,
+        typer.Option("--start", metavar="NAME", help="identity, forward or random; repeatable, the best wins."),
+    ] = None,
+    max_passes: Annotated[int, typer.Option("--max-passes", min=1, help="Bound on the passes from each start.")] = 100,
+    time_limit: Annotated[
+        float | None,
+        typer.Option("--time-limit", metavar="SECONDS", min=0.0, help="Bound on the matching."),
+    ] = None,
+    seed: options.Seed = 0,
+    device: options.Device = "cpu",
+    spec: Annotated[
+        Path | None, typer.Option("--spec", metavar="FILE", help="Take the groups from a file instead of tracing.")
+    ] = None,
+    save_spec: Annotated[Path | None, typer.Option("--save-spec", metavar="FILE", help="Write the groups too.")] = None,
+    save_permutations: Annotated[
+        Path | None, typer.Option("--save-permutations", metavar="FILE", help="Write what 'rebasin apply' takes.")
+    ] = None,
+    key: options.Key = None,
+    key_a: Annotated[str | None, typer.Option("--key-a", metavar="NAME", help="--key for A alone.")] = None,
+    key_b: Annotated[str | None, typer.Option("--key-b", metavar="NAME", help="--key for B alone.")] = None,
+    ema: options.Ema = False,
+    ema_a: Annotated[bool, typer.Option("--ema-a", help="--ema for A alone.")] = False,
+    ema_b: Annotated[bool, typer.Option("--ema-b", help="--ema for B alone.")] = False,
+    ignore_extra: options.IgnoreExtra = False,
+    strict: options.Strict = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Do everything but write.")] = False,
+    force: options.Force = False,
+    mkdir: options.Mkdir = False,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+    color: options.ColorOption = options.Color.auto,
+) -> None:
+    """Reorder B's units so that it lies close to A, prove that it is the same function, and write it.
+
+    Both checkpoints are only read. Beside the output lies a report, <OUT's stem>.json.
+    """
+    output = Output("align", json=json, quiet=quiet, verbose=verbose, color=color)
+    with output.working() as progress:
+        from rebasin_cli.verbs.output_paths import OutputFiles, check_outputs
+
+        if not dry_run:  # before torch is imported: a refusal should not take seconds
+            files = OutputFiles.plan(b, out, permutations=save_permutations, spec=save_spec)
+            check_outputs(files.named(), [a, b], force=force, mkdir=mkdir)
+        from rebasin_cli.model.model_spec import parse_model_args
+        from rebasin_cli.verbs.align import align as run
+
+        result = run(
+            a,
+            b,
+            model=model,
+            out=out,
+            model_args=parse_model_args(model_arg or []),
+            inputs=input_ or [],
+            input_file=input_file,
+            method=method,
+            starts=start or ("identity", "forward"),
+            max_passes=max_passes,
+            time_limit=time_limit,
+            seed=seed,
+            device=device,
+            spec=spec,
+            save_spec=save_spec,
+            save_permutations=save_permutations,
+            key_a=key_a or key,
+            key_b=key_b or key,
+            ema_a=ema or ema_a,
+            ema_b=ema or ema_b,
+            ignore_extra=ignore_extra,
+            strict=strict,
+            dry_run=dry_run,
+            force=force,
+            mkdir=mkdir,
+            progress=progress,
+        )
+    from rebasin_cli.report.align import align_table
+
+    output.finish(result, lambda: align_table(result, verbose=verbose), short=result.out, warnings=result.warnings)

@@ -1,0 +1,59 @@
+"""`rebasin trace`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rebasin_cli.cli import options
+from rebasin_cli.cli.output import Output
+
+
+def trace(
+    model: options.ModelOption,
+    model_arg: options.ModelArgs = None,
+    input_: options.Inputs = None,
+    input_file: options.InputFile = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", metavar="FILE.json", help="Write the trace too.")] = None,
+    save_spec: Annotated[
+        Path | None, typer.Option("--save-spec", metavar="FILE", help="Write the groups, as 'align --spec' reads them.")
+    ] = None,
+    verify: Annotated[
+        bool, typer.Option("--verify/--no-verify", help="Prove the groups by running the model, with weights.")
+    ] = True,
+    seed: options.Seed = 0,
+    strict: options.Strict = False,
+    force: options.Force = False,
+    mkdir: options.Mkdir = False,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+    color: options.ColorOption = options.Color.auto,
+) -> None:
+    """Show what moves together in a model, what is pinned and why, and prove it."""
+    output = Output("trace", json=json, quiet=quiet, verbose=verbose, color=color)
+    with output.working() as progress:
+        from rebasin_cli.model.model_spec import parse_model_args
+        from rebasin_cli.verbs.trace import trace as run
+
+        result = run(
+            model,
+            model_args=parse_model_args(model_arg or []),
+            inputs=input_ or [],
+            input_file=input_file,
+            out=out,
+            save_spec=save_spec,
+            check=verify,
+            seed=seed,
+            strict=strict,
+            force=force,
+            mkdir=mkdir,
+            progress=progress,
+        )
+    from rebasin_cli.report.other_verbs import trace_table
+
+    output.finish(
+        result, lambda: trace_table(result, verbose=verbose), short=out or save_spec, warnings=result.warnings
+    )

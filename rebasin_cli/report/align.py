@@ -1,0 +1,83 @@
+"""An alignment in words: what was understood, how far B came, that it is still B, where it is, what to type next."""
+
+from __future__ import annotations
+
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from rebasin_cli.report.layout import cell, facts, rows, stacked
+from rebasin_cli.report.text import counted, number, seconds, share, shell, size
+from rebasin_cli.verbs.align_result import AlignResult
+from rebasin_cli.verbs.same_function import FunctionCheck
+
+
+def align_table(result: AlignResult, *, verbose: bool = False) -> Group:
+    """The table a person wants first; with `verbose`, every group too."""
+    entries: list[tuple[str, object]] = [
+        ("understood", understood(result)),
+        ("moved", f"{result.moved_units:,} of {counted(result.units, 'unit')}"),
+        ("similarity", f"cosine {number(result.cosine.before)} -> {number(result.cosine.after)}"),
+        ("distance", f"{number(result.distance.before)} -> {number(result.distance.after)} (L2 over the parameters)"),
+        ("function", function_in_words(result.verified)),
+        ("matching", _search(result)),
+        ("took", f"{seconds(result.seconds['total'])}, at most {size(result.peak_rss_bytes)} of memory"),
+    ]
+    if result.out is not None:
+        entries.append(("written", result.out))
+        others = [path for path in (result.report, result.permutations, result.spec) if path is not None]
+        entries += [("", path) for path in others]
+    parts: list[RenderableType | None] = [
+        facts(entries),
+        Text(verdict(result)),
+        _groups(result) if verbose else None,
+        _next(result),
+    ]
+    return stacked(*parts)
+
+
+def understood(result: AlignResult) -> str:
+    return (
+        f"{counted(len(result.groups), 'group')} of {counted(result.units, 'unit')}, which move"
+        f" {share(result.free_fraction)} of {counted(result.parameters, 'parameter')}"
+    )
+
+
+def verdict(result: AlignResult) -> str:
+    """What the numbers mean, in one sentence."""
+    if not result.groups:
+        return "Nothing in this model can be reordered without changing its function: the output equals B."
+    if result.already_aligned:
+        return "B already lies in A's basin: no reordering brings it closer, so its units keep their order."
+    if result.distance.after <= 1e-6 * max(result.distance.before, 1e-30):
+        return "B is A with its units reordered: put back in order, the two agree."
+    return "B was brought closer to A; it computes what it computed before."
+
+
+def function_in_words(check: FunctionCheck) -> str:
+    """Unchanged, and by which measure; or why nobody looked."""
+    if check.left_out is not None:
+        return f"every tensor is B's, reordered; not run: {check.left_out}"
+    agreement = "" if check.argmax_agreement is None else f", argmax agreement {share(check.argmax_agreement)}"
+    word = "unchanged" if check.same else "CHANGED"
+    return (
+        f"{word}: largest error {number(check.max_absolute_error)}, relative {number(check.max_relative_error)}"
+        f"{agreement} ({counted(check.samples, 'input')}, {check.precision})"
+    )
+
+
+def _search(result: AlignResult) -> str:
+    end = "converged" if result.converged else "stopped before it converged"
+    return f"{end} after {counted(result.passes, 'pass', 'passes')} from the {result.start} start, seed {result.seed}"
+
+
+def _groups(result: AlignResult) -> RenderableType:
+    lines = [(group.name, f"{group.size:,}", f"{group.moved:,}") for group in result.groups]
+    return rows(("group", "units", "moved"), lines, numbers=(1, 2))
+
+
+def _next(result: AlignResult) -> Text | None:
+    """The command that answers the next question."""
+    if result.out is None:
+        return Text("Nothing was written (dry run).")
+    words: list[object] = ["rebasin", "verify", result.b, result.out, "--model", result.model]
+    return cell(f"next: {shell(words)}")

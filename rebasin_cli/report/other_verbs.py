@@ -1,0 +1,121 @@
+"""The results of `verify`, `apply`, `trace`, `models` and `env` in words."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from rebasin_cli.report.align import function_in_words
+from rebasin_cli.report.layout import cell, facts, rows, stacked
+from rebasin_cli.report.text import counted, number, seconds, share, size
+from rebasin_cli.verbs.apply import ApplyResult
+from rebasin_cli.verbs.env import EnvResult
+from rebasin_cli.verbs.models import ModelsResult
+from rebasin_cli.verbs.trace import TraceResult
+from rebasin_cli.verbs.verify import VerifyResult
+
+
+def verify_table(result: VerifyResult) -> Table:
+    """Same function or not, and by how much."""
+    return facts(
+        [
+            ("A", result.a),
+            ("B", result.b),
+            ("function", function_in_words(result.verified)),
+            ("tensors", f"{result.identical_tensors:,} of {result.tensors:,} agree bit for bit"),
+            ("took", seconds(result.seconds["total"])),
+        ]
+    )
+
+
+def apply_table(result: ApplyResult) -> Table:
+    """What was applied to what, and where it is."""
+    return facts(
+        [
+            ("applied", f"{counted(result.moved_groups, 'permutation')} of {counted(result.groups, 'group')}"),
+            ("to", result.checkpoint),
+            ("checked", f"{counted(result.tensors, 'tensor')}, each the checkpoint's own, reordered, bit for bit"),
+            ("written", result.out),
+            ("took", seconds(result.seconds["total"])),
+        ]
+    )
+
+
+def trace_table(result: TraceResult, *, verbose: bool = False) -> Group:
+    """The groups, why the rest is pinned, and the proof; with `verbose`, every pinned axis and operation."""
+    movable = [group for group in result.spec.groups if group.size > 1]
+    entries: list[tuple[str, object]] = [
+        ("model", result.model),
+        ("input", result.input),
+        ("modules", counted(len(result.modules), "module")),
+        ("understood", f"{counted(len(result.spec.groups), 'group')} of {counted(result.units, 'unit')}"),
+        ("free", f"{share(result.free_fraction)} of {counted(result.parameters, 'parameter')}"),
+        ("function", _soundness(result)),
+        ("took", f"{seconds(result.seconds['total'])}, at most {size(result.peak_rss_bytes)} of memory"),
+    ]
+    if result.out is not None:
+        entries.append(("written", result.out))
+    groups = rows(
+        ("group", "units", "inside", "tensors"),
+        [
+            (
+                group.name,
+                f"{group.size:,}",
+                f"{group.parent.group}[{group.parent.block}]" if group.parent else "",
+                len({site.key for site in group.sites}),
+            )
+            for group in movable
+        ],
+        numbers=(1, 3),
+    )
+    return stacked(facts(entries), groups if movable else None, _pins(result, verbose), _operations(result, verbose))
+
+
+def _soundness(result: TraceResult) -> str:
+    if result.verified is None:
+        return "not checked (--no-verify)"
+    error = number(result.verified.max_relative_error)
+    return f"unchanged under random permutations of all groups: relative error {error}"
+
+
+def _pins(result: TraceResult, verbose: bool) -> RenderableType | None:
+    pinned = result.spec.pinned
+    if verbose and pinned:
+        return rows(
+            ("pinned tensor", "axis", "because"), [(pin.key, pin.axis, pin.reason) for pin in pinned], numbers=(1,)
+        )
+    reasons = Counter(pin.reason for pin in pinned)
+    if not reasons:
+        return None
+    return rows(("pinned axes", "because"), [(count, reason) for reason, count in reasons.most_common()], numbers=(0,))
+
+
+def _operations(result: TraceResult, verbose: bool) -> RenderableType | None:
+    if not verbose:
+        return None
+    return rows(("operation", "calls"), [(op, count) for op, count in result.ops.items()], numbers=(1,))
+
+
+def models_table(result: ModelsResult) -> Text:
+    """One name a line, so that other programs can read it."""
+    return cell(Text("\n").join([cell(name) for name in (*result.models, *result.unavailable)]))
+
+
+def env_table(result: EnvResult) -> Table:
+    """What a bug report needs."""
+    present = {**result.packages, **{name: found for name, found in result.optional.items() if found}}
+    return facts(
+        [
+            ("rebasin", result.rebasin),
+            ("python", result.python),
+            ("platform", result.platform),
+            ("processors", f"{result.cpus} ({result.threads} threads)"),
+            ("memory", f"{size(result.available_memory_bytes)} available"),
+            ("devices", ", ".join(result.devices)),
+            *((name, found or "not installed") for name, found in present.items()),
+            *(("problem", problem) for problem in result.problems),
+        ]
+    )

@@ -1,0 +1,85 @@
+"""`align`: bring checkpoint B into the basin of checkpoint A, prove that it is still B's function, and write it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rebasin_cli.verbs.align_result import AlignResult
+from rebasin_cli.verbs.alignment import Alignment, AlignRequest, Matching
+from rebasin_cli.verbs.output_paths import OutputFiles, optional_path
+from rebasin_cli.verbs.pair import Source
+from rebasin_cli.verbs.progress import Progress, Silent
+from rebasin_cli.verbs.subject import ModelChoice
+
+
+def align(
+    a: str | Path,
+    b: str | Path,
+    *,
+    model: str,
+    out: str | Path | None = None,
+    model_args: Mapping[str, Any] | None = None,
+    inputs: Sequence[str] = (),
+    input_file: str | Path | None = None,
+    method: str = "weight",
+    starts: Sequence[str] = ("identity", "forward"),
+    max_passes: int = 100,
+    time_limit: float | None = None,
+    seed: int = 0,
+    device: str = "cpu",
+    spec: str | Path | None = None,
+    save_spec: str | Path | None = None,
+    save_permutations: str | Path | None = None,
+    key_a: str | None = None,
+    key_b: str | None = None,
+    ema_a: bool = False,
+    ema_b: bool = False,
+    ignore_extra: bool = False,
+    strict: bool = False,
+    dry_run: bool = False,
+    force: bool = False,
+    mkdir: bool = False,
+    progress: Progress | None = None,
+) -> AlignResult:
+    """Match B to A, verify the result and write B permuted, with a report beside it.
+
+    Args:
+        a, b: checkpoints of the same model. A is kept as it is; both are only read.
+        model: `torchvision:NAME`, `path/file.py:callable` or `package.module:callable`.
+        out: where B permuted is written; by default `<B's stem>-aligned<suffix>` beside B.
+        model_args: keyword arguments for the model.
+        inputs, input_file: what the model is run on where no zoo knows it; texts such as `1,3,224,224`.
+        method: how the permutations are looked for; `weight` is weight matching.
+        starts: where the search starts from (`identity`, `forward`, `random`); the best end wins.
+        max_passes, time_limit: bounds for the matching, in passes over all groups and in seconds.
+        seed: decides every random choice.
+        device: where the matching's products are computed.
+        spec: take the groups from this file instead of tracing the model.
+        save_spec, save_permutations: also write the groups, or all that `apply` needs, to these files.
+        key_a, key_b, ema_a, ema_b: which state dict inside a file.
+        ignore_extra: tensors that the model does not have are passed on instead of refused.
+        strict: an operation that no rule understands is an error.
+        dry_run: do everything but write.
+        force, mkdir: overwrite what exists; make the output's directory.
+        progress: is told where the work is.
+
+    Raises:
+        RebasinError: of the kind, and with the exit code, that fits what went wrong. Then nothing was written.
+    """
+    path_a, path_b = Path(a), Path(b)
+    request = AlignRequest(
+        a=Source(path_a, key_a, ema_a),
+        b=Source(path_b, key_b, ema_b),
+        choice=ModelChoice(model, dict(model_args or {}), tuple(inputs), optional_path(input_file), seed),
+        matching=Matching(method, tuple(starts), max_passes, time_limit, seed, device),
+        files=OutputFiles.plan(path_b, out, permutations=save_permutations, spec=save_spec),
+        spec_file=optional_path(spec),
+        ignore_extra=ignore_extra,
+        strict=strict,
+        dry_run=dry_run,
+        force=force,
+        mkdir=mkdir,
+    )
+    return Alignment(request, progress or Silent()).run()

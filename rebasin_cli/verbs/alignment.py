@@ -1,0 +1,192 @@
+"""The steps of one alignment, in order: check, read, understand, match, write a temporary file, prove it, keep it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from rebasin_cli import __version__
+from rebasin_cli.checkpoint.write import check_output
+from rebasin_cli.errors import UsageError
+from rebasin_cli.matching.result import MatchResult, PassReport
+from rebasin_cli.matching.weight_matching import weight_matching
+from rebasin_cli.verbs.align_report import compose, write_beside
+from rebasin_cli.verbs.align_result import AlignResult
+from rebasin_cli.verbs.closeness import Closeness
+from rebasin_cli.verbs.cost import PhaseClock
+from rebasin_cli.verbs.device import resolve_device
+from rebasin_cli.verbs.output_paths import OutputFiles, check_outputs
+from rebasin_cli.verbs.pair import Pair, Source, check_all_finite, open_pair
+from rebasin_cli.verbs.permuted_copy import Rearranged, Rearrangement, write_permuted
+from rebasin_cli.verbs.progress import Progress
+from rebasin_cli.verbs.proof import measure, prove_closer, prove_same_function
+from rebasin_cli.verbs.same_function import FunctionCheck
+from rebasin_cli.verbs.subject import ModelChoice
+from rebasin_cli.verbs.understanding import understand
+
+METHODS = ("weight",)
+
+
+@dataclass(frozen=True, slots=True)
+class Matching:
+    """How the permutations are looked for."""
+
+    method: str
+    starts: tuple[str, ...]
+    max_passes: int
+    time_limit: float | None
+    seed: int
+    device: str
+
+
+@dataclass(frozen=True, slots=True)
+class AlignRequest:
+    """Everything the user asked for; the fields are explained at `align`."""
+
+    a: Source
+    b: Source
+    choice: ModelChoice
+    matching: Matching
+    files: OutputFiles
+    spec_file: Path | None
+    ignore_extra: bool
+    strict: bool
+    dry_run: bool
+    force: bool
+    mkdir: bool
+
+
+class Alignment:
+    """One run; every step leaves behind what the next ones need."""
+
+    def __init__(self, request: AlignRequest, progress: Progress) -> None:
+        self.request, self.progress = request, progress
+        self.clock = PhaseClock("read", "trace", "match", "verify", "write")
+        self.before, self.after = Closeness(), Closeness()
+        self.function = FunctionCheck.not_run("nothing has been written yet")
+        self.sha256: dict[str, str | None] = {"a": None, "b": None, "out": None}
+
+    def run(self) -> AlignResult:
+        """All steps; raises a RebasinError, having written nothing, where one of them fails."""
+        self._check_request()
+        self.progress.phase("reading")
+        with self.clock.phase("read"):
+            self._read()
+        self.progress.phase("tracing")
+        with self.clock.phase("trace"):
+            request = self.request
+            self.understood = understand(
+                self.pair.subject, request.choice, spec_file=request.spec_file, strict=request.strict
+            )
+        self.progress.phase("matching")
+        with self.clock.phase("match"):
+            self._match()
+        self._write()
+        result = compose(self)
+        if not self.request.dry_run:
+            write_beside(result, self)
+        return result
+
+    def _check_request(self) -> None:
+        """What can be refused before a byte is read."""
+        request = self.request
+        if request.matching.method not in METHODS:
+            raise UsageError(f"unknown method {request.matching.method!r}", hint=f"methods are: {', '.join(METHODS)}")
+        if not request.dry_run:
+            inputs = [request.a.path, request.b.path]
+            check_outputs(request.files.named(), inputs, force=request.force, mkdir=request.mkdir)
+        self.device = resolve_device(request.matching.device)
+
+    def _read(self) -> None:
+        """Headers first (keys, shapes, space on the disk), then every tensor once."""
+        request = self.request
+        self.pair: Pair = open_pair(request.a, request.b, request.choice, ignore_extra=request.ignore_extra)
+        if self.pair.subject.note:
+            self.progress.note(self.pair.subject.note)
+        a, b = self.pair.a.checkpoint, self.pair.b.checkpoint
+        if not request.dry_run:
+            check_output(
+                request.files.out,
+                [*a.files, *b.files],
+                force=request.force,
+                bytes_needed=b.file_bytes,
+                mkdir=request.mkdir,
+                like=b,
+            )
+        check_all_finite(self.pair, self.progress)
+        self.before = measure(self.pair.a, self.pair.b, self.pair.subject.parameters)
+        self.sha256.update(a=a.sha256(), b=b.sha256())
+
+    def _match(self) -> None:
+        matching = self.request.matching
+        self.match: MatchResult = weight_matching(
+            self.understood.spec,
+            self.pair.a,
+            self.pair.b,
+            parameters=self.pair.subject.parameters,
+            seed=matching.seed,
+            starts=matching.starts,
+            max_passes=matching.max_passes,
+            time_limit=matching.time_limit,
+            device=self.device,
+            on_pass=self._tell,
+        )
+        self.rearrangement = Rearrangement(
+            self.understood.spec, self.match.permutations, self.pair.b, self.pair.subject.ties
+        )
+
+    def _tell(self, done: PassReport) -> None:
+        """One pass is over; nobody can know how many there will be unless a limit was set."""
+        detail = f"{done.start}, pass {done.number}, similarity {done.objective:.5g}"
+        self.progress.step(done.number, self.request.matching.max_passes, detail)
+
+    def _write(self) -> None:
+        if self.request.dry_run:
+            self.progress.phase("verifying")
+            with self.clock.phase("verify"):
+                self._prove(Rearranged(self.pair.b, self.rearrangement))
+            return
+        self.progress.phase("writing")
+        with self.clock.phase("write"):
+            self.sha256["out"] = write_permuted(
+                self.pair.b,
+                self.rearrangement,
+                self.request.files.out,
+                provenance=self.provenance(),
+                force=self.request.force,
+                mkdir=self.request.mkdir,
+                check=self._prove_written,
+            )
+
+    def _prove_written(self, written: Mapping[str, Tensor]) -> None:
+        began = time.perf_counter()
+        self.progress.phase("verifying")
+        self._prove(written)
+        self.clock.attribute("write", "verify", time.perf_counter() - began)
+
+    def _prove(self, permuted: Mapping[str, Tensor]) -> None:
+        """The proofs that need more than B: the similarity to A, and the function."""
+        subject = self.pair.subject
+        self.after = measure(self.pair.a, permuted, subject.parameters)
+        prove_closer(self.before, self.after)
+        self.function = prove_same_function(
+            subject.factory.build_weightless,
+            self.understood.example,
+            self.pair.b,
+            permuted,
+            seed=self.request.matching.seed,
+        )
+
+    def provenance(self) -> dict[str, str]:
+        """What the output says of its making; no time, so that equal runs make equal bytes."""
+        return {
+            "rebasin.version": __version__,
+            "rebasin.method": self.match.method,
+            "rebasin.seed": str(self.match.seed),
+            "rebasin.sha256.a": str(self.sha256["a"]),
+            "rebasin.sha256.b": str(self.sha256["b"]),
+        }

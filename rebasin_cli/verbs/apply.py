@@ -1,0 +1,99 @@
+"""`apply`: permutations that were found once, applied to another checkpoint (an EMA copy, a later epoch)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from rebasin_cli import __version__
+from rebasin_cli.checkpoint.keys import match_keys
+from rebasin_cli.checkpoint.write import check_output
+from rebasin_cli.permutation import is_identity
+from rebasin_cli.verbs.closeness import check_finite
+from rebasin_cli.verbs.cost import PhaseClock
+from rebasin_cli.verbs.output_paths import check_outputs
+from rebasin_cli.verbs.pair import Source
+from rebasin_cli.verbs.permuted_copy import Rearrangement, write_permuted
+from rebasin_cli.verbs.progress import Progress, Silent
+from rebasin_cli.verbs.saved_permutations import SavedPermutations
+from rebasin_cli.verbs.weights import Weights
+
+
+@dataclass(frozen=True, slots=True)
+class ApplyResult:
+    """What was written; every tensor of it was compared with the checkpoint's, rearranged, bit for bit."""
+
+    permutations: Path
+    checkpoint: Path
+    out: Path
+    groups: int
+    moved_groups: int
+    tensors: int
+    sha256: Mapping[str, str]
+    provenance: Mapping[str, str]
+    seconds: Mapping[str, float]
+    warnings: tuple[str, ...]
+
+
+def apply(
+    permutations: str | Path,
+    checkpoint: str | Path,
+    out: str | Path,
+    *,
+    key: str | None = None,
+    ema: bool = False,
+    ignore_extra: bool = False,
+    force: bool = False,
+    mkdir: bool = False,
+    progress: Progress | None = None,
+) -> ApplyResult:
+    """Apply saved permutations to a checkpoint of the same model and write it in its own format.
+
+    Args:
+        permutations: a file written by `align --save-permutations`; it carries all that is needed, so no model is.
+        checkpoint: has the tensors, by name and shape, of the model for which the permutations were found.
+        out: where the result goes.
+        key, ema, ignore_extra, force, mkdir: as for `align`.
+
+    Raises:
+        RebasinError: a file cannot be used, or the output cannot be written. Then nothing was written.
+    """
+    listener = progress or Silent()
+    clock = PhaseClock("read", "write")
+    saved_path, source_path, out_path = Path(permutations), Path(checkpoint), Path(out)
+    check_outputs({"output": out_path}, [saved_path, source_path], force=force, mkdir=mkdir)
+    listener.phase("reading")
+    with clock.phase("read"):
+        saved = SavedPermutations.load(saved_path)
+        opened = Source(source_path, key, ema).open()
+        keys = match_keys(opened, saved.shapes, ties=saved.ties, ignore_extra=ignore_extra)
+        source = Weights(opened, keys)
+        check_output(
+            out_path,
+            [*opened.files, saved_path],
+            force=force,
+            bytes_needed=opened.file_bytes,
+            mkdir=mkdir,
+            like=opened,
+        )
+        for name in source:
+            check_finite(source[name], keys.to_file[name], opened.path)
+    listener.phase("writing")
+    with clock.phase("write"):
+        provenance = {**saved.provenance, "rebasin.version": __version__, "rebasin.sha256.source": opened.sha256()}
+        rearrangement = Rearrangement(saved.spec, saved.permutations, source, saved.ties)
+        digest = write_permuted(source, rearrangement, out_path, provenance=provenance, force=force, mkdir=mkdir)
+    extra = len(keys.extra)
+    return ApplyResult(
+        permutations=saved_path,
+        checkpoint=source_path,
+        out=out_path,
+        groups=len(saved.permutations),
+        moved_groups=sum(1 for perm in saved.permutations.values() if not is_identity(perm)),
+        tensors=len(opened.infos),
+        sha256={"checkpoint": provenance["rebasin.sha256.source"], "out": digest},
+        provenance=saved.provenance,
+        seconds=clock.seconds(),
+        warnings=(f"{extra} tensors that the model does not have were passed on as they are",) if extra else (),
+    )

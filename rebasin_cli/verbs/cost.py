@@ -1,0 +1,69 @@
+"""What a run costs: wall-clock seconds by phase, and the peak of resident memory."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+def peak_rss_bytes() -> int | None:
+    """The largest resident set of this process so far, in bytes (mapped file pages included); None where unknown."""
+    try:
+        import resource
+    except ImportError:  # no such module on Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def available_bytes() -> int | None:
+    """Memory that can still be had without swapping, in bytes, minding the control group; None where unknown."""
+    bounds = [bound for bound in (_meminfo_available(), _cgroup_headroom()) if bound is not None]
+    return min(bounds, default=None)
+
+
+def _meminfo_available() -> int | None:
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except (OSError, ValueError):
+        pass
+    return None
+
+
+def _cgroup_headroom() -> int | None:
+    root = Path("/sys/fs/cgroup")
+    try:
+        limit = (root / "memory.max").read_text().strip()
+        return None if limit == "max" else max(0, int(limit) - int((root / "memory.current").read_text()))
+    except (OSError, ValueError):
+        return None
+
+
+class PhaseClock:
+    """Adds up wall-clock seconds by phase; `seconds()` also gives the total since the clock was made."""
+
+    def __init__(self, *phases: str) -> None:
+        self._began = time.perf_counter()
+        self._spent = dict.fromkeys(phases, 0.0)
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._spent[name] = self._spent.get(name, 0.0) + time.perf_counter() - began
+
+    def attribute(self, source: str, target: str, seconds: float) -> None:
+        """Count seconds spent inside one phase as another's: proofs run while the temporary file is open."""
+        self._spent[source] = self._spent.get(source, 0.0) - seconds
+        self._spent[target] = self._spent.get(target, 0.0) + seconds
+
+    def seconds(self) -> dict[str, float]:
+        rounded = {name: round(spent, 4) for name, spent in self._spent.items()}
+        return {**rounded, "total": round(time.perf_counter() - self._began, 4)}

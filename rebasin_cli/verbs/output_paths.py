@@ -1,0 +1,132 @@
+"""Where a run writes, decided and checked before anything is read; it needs no torch, so a refusal comes at once."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from rebasin_cli.errors import OutputError, UsageError
+
+INDEX = ".safetensors.index.json"
+
+
+def split_name(path: Path) -> tuple[str, str]:
+    """Stem and suffix of a checkpoint's name; the suffix of a sharded one is `.safetensors.index.json`."""
+    if path.name.endswith(INDEX):
+        return path.name[: -len(INDEX)], INDEX
+    return path.stem, path.suffix
+
+
+def default_output(b: Path) -> Path:
+    """`<B's stem>-aligned<suffix>` beside B."""
+    if not b.name or b.is_dir():
+        real = b.resolve()
+        return (b / ".." if not b.name else b.parent) / f"{real.name}-aligned"
+    stem, suffix = split_name(b)
+    return b.parent / f"{stem}-aligned{suffix}"
+
+
+def report_path(out: Path) -> Path:
+    """`<OUT's stem>.json` beside the output."""
+    return out.parent / f"{split_name(out)[0]}.json"
+
+
+def optional_path(path: str | Path | None) -> Path | None:
+    return None if path is None else Path(path)
+
+
+@dataclass(frozen=True, slots=True)
+class OutputFiles:
+    """All files that one alignment writes."""
+
+    out: Path
+    report: Path
+    permutations: Path | None
+    spec: Path | None
+
+    @staticmethod
+    def plan(
+        b: Path, out: str | Path | None, *, permutations: str | Path | None, spec: str | Path | None
+    ) -> OutputFiles:
+        """The files as asked for; the checkpoint's default name comes from B's, the report's from the checkpoint's."""
+        chosen = default_output(b) if out is None else Path(out)
+        return OutputFiles(chosen, report_path(chosen), optional_path(permutations), optional_path(spec))
+
+    def named(self) -> dict[str, Path]:
+        """Path by what it is for."""
+        files = {
+            "output": self.out,
+            "report": self.report,
+            "file of permutations": self.permutations,
+            "spec": self.spec,
+        }
+        return {what: path for what, path in files.items() if path is not None}
+
+
+def check_outputs(outputs: Mapping[str, Path], inputs: Iterable[Path], *, force: bool, mkdir: bool) -> None:
+    """Refuse outputs that coincide, exist, are inputs, or lie where nothing can be written.
+
+    Args:
+        outputs: path by what it is for ("output", "report", …).
+        mkdir: a missing directory is not refused, the writer will make it.
+
+    Raises:
+        UsageError: two outputs are one file.
+        OutputError: anything else.
+    """
+    seen: dict[str, str] = {}
+    for what, path in outputs.items():
+        where = os.path.realpath(path)
+        if where in seen:
+            raise UsageError(f"{path}: the {what} and the {seen[where]} would be the same file")
+        seen[where] = what
+        _check_output(what, path, inputs, force=force, mkdir=mkdir)
+
+
+def _check_output(what: str, path: Path, inputs: Iterable[Path], *, force: bool, mkdir: bool) -> None:
+    for source in inputs:
+        if _same_file(path, source) and not force:
+            raise OutputError(
+                f"{path}: the {what} is the same file as the input {source}",
+                path=path,
+                hint="choose another name with -o, or --force to replace the input",
+                slug="same-file",
+            )
+    if os.path.lexists(path):
+        if path.exists() and not path.is_file() and not path.is_dir():
+            raise OutputError(f"{path}: the {what} is not a regular file; it is left alone", path=path)
+        if not force:
+            raise OutputError(
+                f"{path}: the {what} exists",
+                path=path,
+                hint="choose another name, or --force to overwrite it",
+                slug="exists",
+            )
+    _check_directory(what, path.parent, mkdir=mkdir)
+
+
+def _check_directory(what: str, parent: Path, *, mkdir: bool) -> None:
+    while mkdir and not parent.exists() and parent != parent.parent:
+        parent = parent.parent  # the missing part will be made by the writer
+    if not parent.exists():
+        raise OutputError(
+            f"{parent}: the directory for the {what} does not exist",
+            path=parent,
+            hint=f"make it with --mkdir or mkdir -p {parent}",
+            slug="no-directory",
+        )
+    if not parent.is_dir():
+        raise OutputError(f"{parent}: not a directory, so the {what} cannot lie in it", path=parent)
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise OutputError(
+            f"{parent}: no permission to write the {what} in this directory", path=parent, slug="permission"
+        )
+
+
+def _same_file(path: Path, other: Path) -> bool:
+    try:
+        return os.path.samefile(path, other)
+    except OSError:
+        return os.path.realpath(path) == os.path.realpath(other)

@@ -1,0 +1,78 @@
+"""Two checkpoints of one model, opened by their headers alone and held against it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from rebasin_cli.checkpoint.checkpoint import Checkpoint
+from rebasin_cli.checkpoint.read import open_checkpoint
+from rebasin_cli.verbs.closeness import check_finite
+from rebasin_cli.verbs.progress import Progress
+from rebasin_cli.verbs.subject import ModelChoice, Subject, open_subject
+from rebasin_cli.verbs.weights import Weights
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One checkpoint as the user names it: the file, and which of the state dicts inside it.
+
+    Args:
+        path: a file, or the directory of a sharded checkpoint.
+        key: where in the file the state dict lies; None to find it.
+        ema: take the exponential moving average where the file holds one.
+    """
+
+    path: Path
+    key: str | None = None
+    ema: bool = False
+
+    def open(self) -> Checkpoint:
+        return open_checkpoint(self.path, key=self.key, ema=self.ema)
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A, which is kept, and B, which is permuted, through the names of their model."""
+
+    a: Weights
+    b: Weights
+    subject: Subject
+
+
+def open_pair(a: Source, b: Source, choice: ModelChoice, *, ignore_extra: bool = False) -> Pair:
+    """Open both files and check keys and shapes against the model; no tensor is read.
+
+    Raises:
+        CheckpointError: a file cannot be read safely.
+        ModelError: the model cannot be built, or keys or shapes do not fit it.
+    """
+    opened_a, opened_b = a.open(), b.open()
+    subject = open_subject(choice, file_shapes(opened_b))
+    return Pair(
+        Weights.of(opened_a, subject, ignore_extra=ignore_extra),
+        Weights.of(opened_b, subject, ignore_extra=ignore_extra),
+        subject,
+    )
+
+
+def file_shapes(checkpoint: Checkpoint) -> Mapping[str, tuple[int, ...]]:
+    """Shape by the file's own keys."""
+    return {key: tuple(info.shape) for key, info in checkpoint.infos.items()}
+
+
+def check_all_finite(pair: Pair, progress: Progress) -> None:
+    """Read both checkpoints once and refuse NaN and infinities.
+
+    Raises:
+        NumericalError: naming file, tensor and count.
+    """
+    total = len(pair.a) + len(pair.b)
+    done = 0
+    for weights in (pair.a, pair.b):
+        for key in weights:
+            file_key = weights.keys_in_file.to_file[key]
+            check_finite(weights[key], file_key, weights.checkpoint.path)
+            done += 1
+            progress.step(done, total)

@@ -1,0 +1,94 @@
+"""Nothing is written that was not proved: what must hold of a permuted checkpoint before it gets its name.
+
+1. Every tensor of the file is B's, rearranged as the permutations say, bit for bit.
+2. B and the file compute the same function.
+3. The file lies no farther from A than B did.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+
+from torch import Tensor, nn
+
+from rebasin_cli.errors import NumericalError
+from rebasin_cli.model.example_input import ExampleInput
+from rebasin_cli.verbs.closeness import Closeness, same_bits
+from rebasin_cli.verbs.same_function import FunctionCheck, compare_functions
+from rebasin_cli.verbs.weights import Weights
+
+SLACK = 1e-7
+"""Relative rounding that a sum over millions of float32 products may show without anything having fallen."""
+
+
+def prove_rearranged(source: Weights, written: Weights, transform: Callable[[str, Tensor], Tensor]) -> None:
+    """Check that every tensor of the written file is its source's, transformed, bit for bit; one tensor at a time.
+
+    Raises:
+        NumericalError: naming the first tensor that is not.
+    """
+    before, after = source.checkpoint, written.checkpoint
+    if list(before.infos) != list(after.infos):
+        raise NumericalError(f"{after.path}: does not hold the tensors of {before.path}, in their order", slug="proof")
+    for key in before.infos:
+        if not same_bits(transform(key, before.tensor(key)), after.tensor(key)):
+            raise NumericalError(
+                f"{after.path}: tensor {key!r} is not the rearranged one of {before.path}",
+                path=after.path,
+                hint="the disk or this program is at fault; nothing was kept",
+                slug="proof",
+            )
+
+
+def measure(a: Mapping[str, Tensor], b: Mapping[str, Tensor], parameters: Collection[str]) -> Closeness:
+    """Cosine and distance over the parameters that both hold."""
+    closeness = Closeness()
+    for key in parameters:
+        if key in a and key in b:
+            closeness.add(a[key], b[key])
+    return closeness
+
+
+def prove_closer(before: Closeness, after: Closeness) -> None:
+    """Check that the similarity to A has not fallen.
+
+    Raises:
+        NumericalError: it has.
+    """
+    scale = (before.square_a * before.square_b) ** 0.5
+    if after.dot < before.dot - SLACK * scale:
+        raise NumericalError(
+            f"the matching lowered the similarity from {before.dot:.6g} to {after.dot:.6g}",
+            hint="this is a bug: please report it with the output of 'rebasin env'",
+            slug="proof",
+        )
+
+
+def prove_same_function(
+    build_weightless: Callable[[], nn.Module],
+    example: ExampleInput,
+    b: Mapping[str, Tensor],
+    written: Mapping[str, Tensor],
+    *,
+    seed: int,
+) -> FunctionCheck:
+    """Check that B and the written file compute the same on sample inputs.
+
+    Raises:
+        NumericalError: they do not, or B's own outputs are not finite.
+    """
+    check = compare_functions(build_weightless, example, b, written, seed=seed)
+    if check.same is False:
+        if check.max_relative_error is None:
+            raise NumericalError(
+                "B's own outputs on sample inputs are not finite, so it cannot be shown that its function is kept",
+                hint="give an input that the model is meant for with --input-file",
+                slug="non-finite",
+            )
+        raise NumericalError(
+            f"the reordered network computes something else than B: relative error {check.max_relative_error:.3g} "
+            f"in {check.precision}; nothing was written",
+            hint="a spec edited by hand may be wrong, or this is a bug worth reporting",
+            slug="proof",
+        )
+    return check

@@ -1,0 +1,181 @@
+"""Do two sets of weights make one model compute the same function? Decided on sample inputs, by running it.
+
+Reordered sums differ in their last bits, and a deep network can amplify that. So float32 is asked first, and where it
+leaves a doubt float64 decides: there a true permutation agrees to about 1e-12, and a wrong one does not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from rebasin_cli.errors import ModelError, RebasinError
+from rebasin_cli.model.example_input import ExampleInput
+from rebasin_cli.model.state import load_state, state_tensors
+from rebasin_cli.verbs.cost import available_bytes
+from rebasin_cli.verbs.sample_inputs import cast, sample_inputs, tensors_in
+
+FLOAT32_CLEAR = 1e-4
+FLOAT32_LIMIT = 1e-2
+FLOAT64_LIMIT = 1e-6
+
+
+@dataclass(frozen=True, slots=True)
+class FunctionCheck:
+    """What running both weights on the same inputs showed.
+
+    Errors are maxima over all floating outputs of all samples; the relative one divides by the largest magnitude of the
+    same output of the reference. `left_out` says why nothing was run, and then the numbers are None.
+    """
+
+    same: bool | None
+    max_absolute_error: float | None
+    max_relative_error: float | None
+    argmax_agreement: float | None
+    samples: int
+    precision: str | None
+    left_out: str | None = None
+
+    @staticmethod
+    def not_run(reason: str) -> FunctionCheck:
+        return FunctionCheck(None, None, None, None, 0, None, reason)
+
+
+def compare_functions(
+    build_weightless: Callable[[], nn.Module],
+    example: ExampleInput,
+    reference: Mapping[str, Tensor],
+    candidate: Mapping[str, Tensor],
+    *,
+    samples: int = 4,
+    seed: int = 0,
+) -> FunctionCheck:
+    """Run the model with both sets of weights on the example and on `samples - 1` random inputs like it.
+
+    Args:
+        build_weightless: makes the module without memory for its weights; called once per precision.
+        reference, candidate: tensors by model key. float32 tensors are used where they lie (mapped files stay mapped).
+
+    Raises:
+        ModelError: the forward pass itself fails.
+    """
+    inputs = list(sample_inputs(example, samples, seed))
+    try:
+        rough = _compare(build_weightless(), inputs, reference, candidate, torch.float32, seed)
+        if rough is not None and rough.relative <= FLOAT32_CLEAR:
+            return rough.verdict(True, samples, "float32")
+        try:
+            fine = _compare(build_weightless(), inputs, reference, candidate, torch.float64, seed)
+        except (RebasinError, RuntimeError, TypeError, ValueError) as error:
+            if _is_memory(error):
+                raise
+            fine = None  # the model's code insists on float32
+        if fine is not None:
+            return fine.verdict(fine.relative <= FLOAT64_LIMIT, samples, "float64")
+        if rough is None:
+            return FunctionCheck(False, None, None, None, samples, "float32")
+        return rough.verdict(rough.relative <= FLOAT32_LIMIT, samples, "float32")
+    except (MemoryError, RuntimeError) as error:
+        if not _is_memory(error):
+            raise ModelError(f"the forward pass failed: {type(error).__name__}: {_first_line(error)}") from error
+        return FunctionCheck.not_run("the forward pass does not fit in memory")
+
+
+@dataclass(slots=True)
+class _Errors:
+    absolute: float = 0.0
+    relative: float = 0.0
+    agreeing: int = 0
+    decisions: int = 0
+
+    def add(self, y: Tensor, z: Tensor) -> bool:
+        """Count one pair of outputs; False where they are not finite and so cannot be compared."""
+        if y.shape != z.shape:
+            self.absolute = self.relative = float("inf")
+            return True
+        if y.numel() == 0:
+            return True
+        error = float((y - z).abs().max())
+        scale = float(y.abs().max())
+        if error != error or scale in (float("inf"), float("nan")):
+            return False
+        self.absolute = max(self.absolute, error)
+        self.relative = max(self.relative, error / scale if scale > 0.0 else error)
+        return True
+
+    def add_decisions(self, y: Tensor, z: Tensor) -> None:
+        if y.dim() < 2 or y.shape != z.shape or y.numel() == 0:
+            return
+        axis = -1 if y.dim() == 3 else 1  # (batch, time, classes), else (batch, classes, …)
+        if y.shape[axis] > 1:
+            agree = y.argmax(axis) == z.argmax(axis)
+            self.agreeing += int(agree.sum())
+            self.decisions += agree.numel()
+
+    def verdict(self, same: bool, samples: int, precision: str) -> FunctionCheck:
+        agreement = self.agreeing / self.decisions if self.decisions else None
+        return FunctionCheck(same, self.absolute, self.relative, agreement, samples, precision)
+
+
+def _compare(
+    module: nn.Module,
+    inputs: list[ExampleInput],
+    reference: Mapping[str, Tensor],
+    candidate: Mapping[str, Tensor],
+    dtype: torch.dtype,
+    seed: int,
+) -> _Errors | None:
+    """The errors between both functions; None where outputs are not finite."""
+    outputs = _outputs(module, inputs, reference, dtype, seed)
+    others = _outputs(module, inputs, candidate, dtype, seed)
+    errors = _Errors()
+    for ys, zs in zip(outputs, others, strict=True):
+        if len(ys) != len(zs):
+            errors.absolute = errors.relative = float("inf")
+        for place, (y, z) in enumerate(zip(ys, zs, strict=False)):
+            if not errors.add(y, z):
+                return None
+            if place == 0:
+                errors.add_decisions(y, z)
+    return errors
+
+
+def _outputs(
+    module: nn.Module, inputs: list[ExampleInput], tensors: Mapping[str, Tensor], dtype: torch.dtype, seed: int
+) -> list[list[Tensor]]:
+    """The floating outputs of the module for every input, with these weights in this precision."""
+    _check_room(tensors, dtype)
+    own = {key: tensor for key, tensor in state_tensors(module).items() if key not in tensors and not tensor.is_meta}
+    load_state(module, {**own, **tensors}, dtype=dtype)
+    module.to(dtype)  # what the state does not hold: tables that the constructor made
+    module.eval()
+    collected = []
+    with torch.inference_mode(), torch.random.fork_rng(devices=[]):
+        for sample in inputs:
+            torch.manual_seed(seed)
+            result = module(*cast(sample.args, dtype), **cast(sample.kwargs, dtype))
+            collected.append([leaf.clone() for leaf in tensors_in(result) if leaf.is_floating_point()])
+    return collected
+
+
+def _check_room(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> None:
+    """MemoryError where the copies in another precision cannot fit; tensors that have it already are not copied."""
+    copied = sum(
+        tensor.numel() * dtype.itemsize
+        for tensor in tensors.values()
+        if tensor.is_floating_point() and tensor.dtype != dtype
+    )
+    room = available_bytes()
+    if room is not None and copied > room:
+        raise MemoryError
+
+
+def _is_memory(error: BaseException) -> bool:
+    return isinstance(error, MemoryError) or "can't allocate memory" in str(error) or "out of memory" in str(error)
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().split("\n", 1)[0]

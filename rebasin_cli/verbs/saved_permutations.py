@@ -1,0 +1,91 @@
+"""Permutations in a file: JSON that carries the spec and the shapes, so that applying them needs no model.
+
+{"schema": "rebasin.permutations/1", "permutations": {group: [index, …]}, "spec": {…}, "shapes": {key: [n, …]},
+ "ties": {key: key}, "provenance": {name: text}}
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from rebasin_cli.errors import CheckpointError, ModelError, NumericalError
+from rebasin_cli.permutation import Permutations, check_permutation
+from rebasin_cli.spec import PermutationSpec
+
+SCHEMA = "rebasin.permutations/1"
+
+
+@dataclass(frozen=True, slots=True)
+class SavedPermutations:
+    """All that applying needs: int64 index tensors by group, where they act, and the state they were made for."""
+
+    permutations: Permutations
+    spec: PermutationSpec
+    shapes: Mapping[str, tuple[int, ...]]
+    ties: Mapping[str, str]
+    provenance: Mapping[str, str]
+
+    def dumps(self) -> str:
+        return json.dumps(
+            {
+                "schema": SCHEMA,
+                "provenance": dict(self.provenance),
+                "permutations": {name: perm.tolist() for name, perm in self.permutations.items()},
+                "spec": self.spec.to_json(),
+                "shapes": {key: list(shape) for key, shape in self.shapes.items()},
+                "ties": dict(self.ties),
+            },
+            allow_nan=False,
+        )
+
+    @staticmethod
+    def load(path: Path) -> SavedPermutations:
+        """Read and check a file of permutations.
+
+        Raises:
+            CheckpointError: the file cannot be read, or is not such a file.
+        """
+        try:
+            document = json.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise CheckpointError(f"{path}: cannot be read: {error.strerror}", path=path) from error
+        except (UnicodeDecodeError, ValueError, RecursionError) as error:
+            raise CheckpointError(
+                f"{path}: not a file of permutations (expected JSON)",
+                path=path,
+                hint="such files are written by 'rebasin align --save-permutations FILE'",
+            ) from error
+        if not isinstance(document, dict) or document.get("schema") != SCHEMA:
+            seen = document.get("schema") if isinstance(document, dict) else type(document).__name__
+            raise CheckpointError(
+                f"{path}: not a file of permutations: expected schema {SCHEMA!r}, found {seen!r}",
+                path=path,
+                hint="such files are written by 'rebasin align --save-permutations FILE'",
+            )
+        try:
+            saved = SavedPermutations(
+                {str(name): torch.tensor(perm, dtype=torch.int64) for name, perm in document["permutations"].items()},
+                PermutationSpec.from_json(document["spec"]),
+                {str(key): tuple(int(n) for n in shape) for key, shape in document["shapes"].items()},
+                {str(key): str(canonical) for key, canonical in document.get("ties", {}).items()},
+                {str(name): str(value) for name, value in document.get("provenance", {}).items()},
+            )
+            saved.check()
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            raise CheckpointError(f"{path}: malformed: {type(error).__name__}: {error}", path=path) from error
+        except (ModelError, NumericalError) as error:
+            raise CheckpointError(f"{path}: malformed: {error.message}", path=path) from error
+        return saved
+
+    def check(self) -> None:
+        """Check that the spec fits the shapes and that every index tensor is a permutation of its group."""
+        self.spec.check(self.shapes)
+        for name, perm in self.permutations.items():
+            if name not in self.spec.by_name:
+                raise ModelError(f"permutations name a group {name!r} that the spec does not have")
+            check_permutation(perm, self.spec.by_name[name].size, f"group {name!r}")

@@ -1,0 +1,83 @@
+"""The model a verb works on: built without its weights, with an input to run it on and the names of its tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from rebasin_cli.errors import UsageError
+from rebasin_cli.model.example_input import ExampleInput
+from rebasin_cli.model.factory import ModelFactory, load_factory
+from rebasin_cli.model.input_option import draw, parse_input, read_input_file
+from rebasin_cli.model.state import parameter_keys, state_shapes, ties
+
+
+@dataclass(frozen=True, slots=True)
+class ModelChoice:
+    """What the user said about the model, as the options of the same names say it.
+
+    Args:
+        spec: `torchvision:NAME`, `path/file.py:callable`, …
+        args: keyword arguments of the model's constructor.
+        inputs: texts such as `1,3,224,224` or `ids=1,16:int64`; empty where the zoo knows the input.
+        input_file: an `.npz` file with the input instead.
+        seed: decides the values of a drawn input.
+    """
+
+    spec: str
+    args: Mapping[str, Any] = field(default_factory=dict)
+    inputs: Sequence[str] = ()
+    input_file: Path | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """The model, weightless, and what is known about it before it has run."""
+
+    factory: ModelFactory
+    module: nn.Module
+    shapes: Mapping[str, tuple[int, ...]]
+    ties: Mapping[str, str]
+    parameters: tuple[str, ...]
+    note: str | None
+
+    @property
+    def elements(self) -> int:
+        """Number of parameter elements, tied ones counted once."""
+        return sum(prod(self.shapes[key]) for key in self.parameters)
+
+
+def open_subject(choice: ModelChoice, file_shapes: Mapping[str, tuple[int, ...]] | None = None) -> Subject:
+    """Build the model without weights, with the class count of the checkpoint whose shapes are given.
+
+    Raises:
+        UsageError, ModelError, ResourceError: the spec cannot be resolved or the model cannot be built.
+    """
+    factory = load_factory(choice.spec, choice.args, seed=choice.seed)
+    note = None
+    if file_shapes is not None:
+        factory, note = factory.adapt_to(file_shapes)
+    module = factory.build_weightless()
+    return Subject(factory, module, state_shapes(module), ties(module), parameter_keys(module), note)
+
+
+def example_for(choice: ModelChoice, subject: Subject) -> ExampleInput:
+    """The user's input where one was given, else the one the zoo knows.
+
+    Raises:
+        UsageError: both kinds of input were given, or one is malformed.
+        ModelError: no input was given and none is known.
+    """
+    if choice.inputs and choice.input_file is not None:
+        raise UsageError("--input and --input-file cannot both be given")
+    if choice.input_file is not None:
+        return read_input_file(choice.input_file)
+    if choice.inputs:
+        return draw([parse_input(text) for text in choice.inputs], subject.module, choice.seed)
+    return subject.factory.example_input(subject.module)

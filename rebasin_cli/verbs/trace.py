@@ -1,0 +1,157 @@
+"""`trace`: what a model is made of, which units move together, and why the others may not."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rebasin_cli.checkpoint.atomic import write_text_atomically
+from rebasin_cli.errors import NumericalError, UsageError
+from rebasin_cli.spec import PermutationSpec
+from rebasin_cli.symmetry.verify import verify_by_execution
+from rebasin_cli.verbs.cost import PhaseClock, peak_rss_bytes
+from rebasin_cli.verbs.document import envelope, pretty
+from rebasin_cli.verbs.output_paths import check_outputs, optional_path
+from rebasin_cli.verbs.progress import Progress, Silent
+from rebasin_cli.verbs.subject import ModelChoice, open_subject
+from rebasin_cli.verbs.understanding import understand
+
+
+@dataclass(frozen=True, slots=True)
+class TracedModule:
+    """One module, its class, and how often it was called."""
+
+    name: str
+    type: str
+    calls: int
+
+
+@dataclass(frozen=True, slots=True)
+class UnknownOperation:
+    """An operation that no rule understands, and the axes that keep their order because of it."""
+
+    op: str
+    scope: str
+    pinned_axes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Soundness:
+    """Random permutations of every group at once, in float64: how much the outputs moved, relative to their size."""
+
+    max_relative_error: float
+    noise_floor: float
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class TraceResult:
+    """Field for field the `data` of `rebasin trace --json`; `verified` is None where it was not asked for."""
+
+    model: str
+    input: str
+    spec: PermutationSpec
+    modules: tuple[TracedModule, ...]
+    paths: tuple[tuple[str, ...], ...]
+    ops: Mapping[str, int]
+    unknown_ops: tuple[UnknownOperation, ...]
+    units: int
+    parameters: int
+    free_fraction: float
+    verified: Soundness | None
+    seconds: Mapping[str, float]
+    peak_rss_bytes: int | None
+    out: Path | None
+    warnings: tuple[str, ...]
+
+
+def trace(
+    model: str,
+    *,
+    model_args: Mapping[str, Any] | None = None,
+    inputs: Sequence[str] = (),
+    input_file: str | Path | None = None,
+    out: str | Path | None = None,
+    save_spec: str | Path | None = None,
+    check: bool = True,
+    seed: int = 0,
+    strict: bool = False,
+    force: bool = False,
+    mkdir: bool = False,
+    progress: Progress | None = None,
+) -> TraceResult:
+    """Trace a model, derive its axis groups, and prove them by execution.
+
+    Args:
+        out: also write the result, as JSON, to this file.
+        save_spec: also write the spec, as `align --spec` reads it, to this file.
+        check: build the model with weights and check that random permutations of all groups leave its outputs alone.
+        model, model_args, inputs, input_file, seed, strict, force, mkdir, progress: as for `align`.
+
+    Raises:
+        ModelError: the model cannot be built or run, or `strict` is violated.
+        NumericalError: the groups do not keep the model's function: a rule is wrong.
+        OutputError: an output cannot be written.
+    """
+    listener = progress or Silent()
+    clock = PhaseClock("build", "trace", "verify")
+    outputs = {"output": optional_path(out), "spec": optional_path(save_spec)}
+    wanted = {what: path for what, path in outputs.items() if path is not None}
+    if outputs["output"] is not None and outputs["output"].suffix != ".json":
+        raise UsageError(f"{out}: a trace is written as .json", hint="name a file that ends in .json")
+    check_outputs(wanted, [], force=force, mkdir=mkdir)
+    choice = ModelChoice(model, dict(model_args or {}), tuple(inputs), optional_path(input_file), seed)
+    listener.phase("building")
+    with clock.phase("build"):
+        subject = open_subject(choice)
+    listener.phase("tracing")
+    with clock.phase("trace"):
+        understood = understand(subject, choice, strict=strict)
+    assert understood.trace is not None
+    assert understood.derivation is not None
+    verified = None
+    if check:
+        listener.phase("verifying")
+        with clock.phase("verify"):
+            verified = _check(model, subject.factory.build(), understood.example, understood.spec, seed)
+    result = TraceResult(
+        model=model,
+        input=understood.example.describe(),
+        spec=understood.spec,
+        modules=tuple(TracedModule(m.name, m.type, m.calls) for m in understood.trace.modules),
+        paths=tuple(tuple(path) for path in understood.trace.paths),
+        ops=dict(understood.trace.op_counts),
+        unknown_ops=tuple(
+            UnknownOperation(op.op, op.scope, op.pinned_axes) for op in understood.derivation.unknown_ops
+        ),
+        units=understood.spec.units,
+        parameters=subject.elements,
+        free_fraction=understood.free_fraction,
+        verified=verified,
+        seconds=clock.seconds(),
+        peak_rss_bytes=peak_rss_bytes(),
+        out=outputs["output"],
+        warnings=tuple(f"no rule for {op}: what it touches keeps its order" for op in understood.unknown_ops),
+    )
+    if mkdir:
+        for path in wanted.values():
+            path.parent.mkdir(parents=True, exist_ok=True)
+    if outputs["spec"] is not None:
+        write_text_atomically(outputs["spec"], json.dumps(result.spec.to_json(), indent=1) + "\n", force)
+    if outputs["output"] is not None:
+        write_text_atomically(outputs["output"], pretty(envelope("trace", result, warnings=result.warnings)), force)
+    return result
+
+
+def _check(model: str, module: Any, example: Any, spec: PermutationSpec, seed: int) -> Soundness:
+    check = verify_by_execution(module, example, spec, seed)
+    if not check.ok:
+        raise NumericalError(
+            f"{model}: permuting the groups found changes the function: relative error {check.max_relative_error:.3g}",
+            hint="a rule of this program is wrong for this model: please report it with the model",
+            slug="unsound",
+        )
+    return Soundness(check.max_relative_error, check.noise_floor, check.seed)

@@ -1,0 +1,108 @@
+"""`verify`: do two checkpoints make a model compute the same function?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rebasin_cli.errors import NumericalError
+from rebasin_cli.verbs.closeness import same_bits
+from rebasin_cli.verbs.cost import PhaseClock
+from rebasin_cli.verbs.output_paths import optional_path
+from rebasin_cli.verbs.pair import Pair, Source, check_all_finite, open_pair
+from rebasin_cli.verbs.progress import Progress, Silent
+from rebasin_cli.verbs.same_function import FunctionCheck, compare_functions
+from rebasin_cli.verbs.subject import ModelChoice, example_for
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyResult:
+    """What comparing two checkpoints showed; `identical_tensors` counts those that agree bit for bit."""
+
+    a: Path
+    b: Path
+    model: str
+    verified: FunctionCheck
+    tensors: int
+    identical_tensors: int
+    seconds: Mapping[str, float]
+    warnings: tuple[str, ...]
+
+
+class FunctionsDiffer(NumericalError):
+    """Two checkpoints compute different functions; `result` has the numbers."""
+
+    default_slug = "functions-differ"
+
+    def __init__(self, result: VerifyResult) -> None:
+        check = result.verified
+        agreement = "" if check.argmax_agreement is None else f", argmax agreement {100 * check.argmax_agreement:.4g} %"
+        seen = (
+            "the outputs are not finite"
+            if check.max_relative_error is None
+            else (
+                f"largest difference {check.max_absolute_error:.3g}, relative {check.max_relative_error:.3g}{agreement}"
+            )
+        )
+        super().__init__(f"{result.a} and {result.b} do not compute the same: {seen}", path=result.b)
+        self.result = result
+
+
+def verify(
+    a: str | Path,
+    b: str | Path,
+    *,
+    model: str,
+    model_args: Mapping[str, Any] | None = None,
+    inputs: Sequence[str] = (),
+    input_file: str | Path | None = None,
+    samples: int = 8,
+    seed: int = 0,
+    key_a: str | None = None,
+    key_b: str | None = None,
+    ema_a: bool = False,
+    ema_b: bool = False,
+    ignore_extra: bool = False,
+    progress: Progress | None = None,
+) -> VerifyResult:
+    """Run the model with both checkpoints on the same inputs.
+
+    Args:
+        a, b: checkpoints of the model; the errors are relative to A's outputs.
+        samples: how many inputs; the first is the example, the others are drawn like it from `seed`.
+        model, model_args, inputs, input_file, key_a, key_b, ema_a, ema_b, ignore_extra: as for `align`.
+
+    Raises:
+        FunctionsDiffer: the functions are not the same.
+        RebasinError: a file, the model or an input cannot be used.
+    """
+    listener = progress or Silent()
+    clock = PhaseClock("read", "verify")
+    choice = ModelChoice(model, dict(model_args or {}), tuple(inputs), optional_path(input_file), seed)
+    listener.phase("reading")
+    with clock.phase("read"):
+        pair = open_pair(
+            Source(Path(a), key_a, ema_a), Source(Path(b), key_b, ema_b), choice, ignore_extra=ignore_extra
+        )
+        check_all_finite(pair, listener)
+    listener.phase("verifying")
+    with clock.phase("verify"):
+        check = compare_functions(
+            pair.subject.factory.build_weightless,
+            example_for(choice, pair.subject),
+            pair.a,
+            pair.b,
+            samples=samples,
+            seed=seed,
+        )
+    warnings = tuple(text for text in (pair.subject.note, check.left_out) if text)
+    result = VerifyResult(Path(a), Path(b), model, check, len(pair.a), _identical(pair), clock.seconds(), warnings)
+    if check.same is False:
+        raise FunctionsDiffer(result)
+    return result
+
+
+def _identical(pair: Pair) -> int:
+    return sum(1 for key in pair.a if key in pair.b and same_bits(pair.a[key], pair.b[key]))
