@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from math import gcd
 
 Shape = tuple[int, ...]
 Shapes = Mapping[str, Shape]
 
-MAX_TRIALS = 8
+MAX_TRIALS = 12
+MAX_PER_CLASS = 16  # entries of an axis per class: anchors, or coordinates of a box
 _TRANSPARENT = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 
 
@@ -84,7 +86,9 @@ def _candidates(wrong: Mapping[str, tuple[Shape, Shape]], usual: object) -> list
                 if old % usual == 0 and new % (old // usual) == 0:
                     guesses.insert(0, new // (old // usual))
                 guesses.append(usual + new - old)
+            common = gcd(old, new)
+            guesses += [new // per_class for per_class in range(2, MAX_PER_CLASS) if common % per_class == 0]
             for rank, guess in enumerate(dict.fromkeys(guesses)):
                 if guess > 0:
-                    votes[guess] = votes.get(guess, 0) + (8 >> rank)
+                    votes[guess] = votes.get(guess, 0) + max(8 >> rank, 1)
     return sorted(votes, key=lambda guess: -votes[guess])

@@ -63,7 +63,7 @@ def _moved(value: Any, target: torch.device | str | torch.dtype) -> Any:
 
 
 def as_example(value: Any) -> ExampleInput:
-    """What a user's code offers as its input: a tuple is the arguments, a mapping the keywords, else it is one argument."""
+    """What a user's code offers as its input: a tuple is the arguments, a mapping the keywords, others one argument."""
     if isinstance(value, ExampleInput):
         return value
     if isinstance(value, tuple):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import re
-import warnings
 import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -138,9 +137,7 @@ class ModelFactory:
         """Call the source, judge what it raises and returns, and make sure that nobody else holds the result."""
         refuse_unknown_arguments(self.name, self.source.signature(), self.args)
         try:
-            with foreign_code(self.seed), warnings.catch_warnings():
-                if self.source.root is None:
-                    warnings.simplefilter("ignore")  # a package's advice to its own users
+            with foreign_code(self.seed, quiet=self.source.root is None):
                 made = self.source.construct(self.args)
         except (Exception, SystemExit) as error:
             raise self._explained(error) from error

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import logging
 import random
 import sys
 import traceback
+import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -47,18 +49,26 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 @contextlib.contextmanager
-def foreign_code(seed: int = 0) -> Iterator[None]:
+def foreign_code(seed: int = 0, *, quiet: bool = False) -> Iterator[None]:
     """Run code that is not ours: its prints go to stderr, its random numbers are seeded, and ours left as they were.
 
     Standard output belongs to results: a `print` in a user's constructor must not end up in a script's variable.
+
+    Args:
+        seed: for Python's, numpy's and torch's generators.
+        quiet: drop warnings and log records too; a zoo's advice is for those who train from it.
     """
-    python_state, numpy_state = random.getstate(), np.random.get_state()
+    python_state, numpy_state, disabled = random.getstate(), np.random.get_state(), logging.root.manager.disable
     try:
-        with contextlib.redirect_stdout(sys.stderr), torch.random.fork_rng(devices=[]):
+        with contextlib.redirect_stdout(sys.stderr), torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            if quiet:
+                warnings.simplefilter("ignore")
+                logging.disable(logging.WARNING)
             random.seed(seed)
             np.random.seed(seed)
             torch.default_generator.manual_seed(seed)
             yield
     finally:
+        logging.disable(disabled)
         random.setstate(python_state)
         np.random.set_state(numpy_state)

@@ -5,7 +5,6 @@ A trial costs no memory and hardly any time: on the meta device a forward pass c
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 
 import torch
@@ -83,8 +82,7 @@ def refusal(module: nn.Module, example: ExampleInput) -> Exception | None:
     """What the module says when run on the input's shapes, None when it runs, or when that needs real values."""
     try:
         shadow = without_weights(module, buffers=True)
-        with warnings.catch_warnings(), foreign_code(), torch.no_grad():
-            warnings.simplefilter("ignore")
+        with foreign_code(quiet=True), torch.no_grad():
             shadow(*example.to("meta").args, **example.to("meta").kwargs)
     except Exception as error:
         undecided = isinstance(error, NotImplementedError) or any(
