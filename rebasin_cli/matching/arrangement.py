@@ -65,6 +65,15 @@ class Arrangement:
             total = step if total is None else total[step]
         return total
 
+    @property
+    def moved_units(self) -> int:
+        """How many units do not stay where they were."""
+        return sum(int((perm != np.arange(perm.shape[1])).sum()) for perm in self.perms)
+
+    @property
+    def is_identity(self) -> bool:
+        return self.moved_units == 0
+
     def permutations(self) -> Permutations:
         """One int64 tensor for every group of the spec."""
         return {

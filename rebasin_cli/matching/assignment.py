@@ -26,9 +26,18 @@ def _load_solver() -> Callable[[Matrix], Index]:
         from lap import lapjvs
     except ImportError:
         return lambda matrix: np.asarray(linear_sum_assignment(matrix, maximize=True)[1], dtype=np.int64)
-    return lambda matrix: np.asarray(
-        lapjvs(-matrix, extend_cost=False, return_cost=False, jvx_like=False, prefer_float32=False)[0], dtype=np.int64
-    )
+    scratch = np.empty(0, dtype=np.float32)
+
+    def solve(matrix: Matrix) -> Index:
+        """Costs in float32, as the products behind them, in memory used again: fresh pages are slow."""
+        nonlocal scratch
+        if scratch.size < matrix.size:
+            scratch = np.empty(matrix.size, dtype=np.float32)
+        costs = scratch[: matrix.size].reshape(matrix.shape)
+        np.subtract(matrix.max(), matrix, out=costs, casting="same_kind")
+        return np.asarray(lapjvs(costs, extend_cost=False, return_cost=False, jvx_like=False)[0], dtype=np.int64)
+
+    return solve
 
 
 _solve = _load_solver()

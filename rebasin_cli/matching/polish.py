@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -34,7 +34,7 @@ class Settings:
 
     order: Order = "random"
     max_passes: int | None = None
-    tolerance: float = 1e-7
+    tolerance: float = 1e-6
     deadline: float | None = None
     began: float = 0.0
     on_pass: OnPass | None = None
@@ -46,16 +46,101 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class Polished:
-    """Where a descent ended: `value` is the true objective, computed anew."""
+    """Where a descent ended, or was left: `value` is the true objective, computed anew."""
 
     start: str
     seed: int
     arrangement: Arrangement
     value: float
     per_pass: tuple[float, ...]
+    passes_that_moved: int
     converged: bool
     seconds: float
     work: int
+
+
+class Run:
+    """A descent from a start, which can be left after some passes and taken up again.
+
+    Args:
+        initial: where to start; None for the identity. The start named `forward` is built along the data's path.
+        earlier: the end of this descent's earlier part, where it is taken up again.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        start: str,
+        seed: int,
+        settings: Settings,
+        initial: Mapping[str, Tensor] | None = None,
+        earlier: Polished | None = None,
+    ) -> None:
+        self.problem, self.start, self.seed, self.settings = problem, start, seed, settings
+        self.began = time.monotonic() - (0.0 if earlier is None else earlier.seconds)
+        self.arrangement = Arrangement(problem.families, initial)
+        self.descent = Descent(problem, self.arrangement, settings.tolerance)
+        if start == "forward" and earlier is None:
+            forward(problem, self.descent)
+            self.descent.value = problem.value(self.arrangement)
+        self.per_pass = [] if earlier is None else list(earlier.per_pass)
+        self.passes_that_moved = 0 if earlier is None else earlier.passes_that_moved
+        self.earlier_work = 0 if earlier is None else earlier.work
+        self.generator = np.random.default_rng([seed, len(self.per_pass)])
+        self.converged = False
+
+    @property
+    def value(self) -> float:
+        return self.descent.value
+
+    def advance(self, passes: int | None) -> None:
+        """Run so many passes more, or to the end; stops early when nothing can improve, or time is out."""
+        limit = self.settings.max_passes
+        last = None if passes is None else len(self.per_pass) + passes
+        while not self.settings.out_of_time:
+            waiting = self.descent.unsettled()
+            if not waiting:
+                self.converged = True
+                return
+            if len(self.per_pass) in (limit, last):
+                return
+            self._pass(_ordered(waiting, self.settings.order, len(self.per_pass), self.generator))
+
+    def finish(self) -> Polished:
+        """The end as it stands, its objective computed anew and compared with the one followed gain by gain."""
+        true = self.problem.value(self.arrangement)
+        if abs(true - self.value) > _ROUNDING * self.problem.norms.scale:
+            raise AssertionError(f"the objective followed is {self.value!r}, the true one {true!r}")
+        return Polished(
+            self.start,
+            self.seed,
+            self.arrangement,
+            true,
+            tuple(self.per_pass),
+            self.passes_that_moved,
+            self.converged,
+            time.monotonic() - self.began,
+            self.earlier_work + self.descent.similarity.work,
+        )
+
+    def _pass(self, order: Sequence[int]) -> None:
+        """Visit these clusters once, in this order."""
+        visited = moved = 0
+        for number in order:
+            if self.settings.out_of_time:
+                break
+            cluster = self.problem.clusters[number]
+            groups = sum(self.problem.families.all[family].members for family in cluster.families)
+            before = self.value
+            visited += groups
+            moved += groups if self.descent.step(number) else 0
+            if self.value < before:
+                raise AssertionError(f"the objective fell from {before!r} to {self.value!r}")
+        self.per_pass.append(self.value)
+        self.passes_that_moved += moved > 0
+        if self.settings.on_pass is not None:
+            elapsed = time.monotonic() - self.settings.began
+            self.settings.on_pass(PassReport(self.start, len(self.per_pass), visited, moved, self.value, elapsed))
 
 
 def forward(problem: Problem, descent: Descent) -> None:
@@ -75,55 +160,6 @@ def forward(problem: Problem, descent: Descent) -> None:
         if known:
             descent.place(number, known)
             matched.update(cluster.families)
-
-
-def polish(
-    problem: Problem,
-    start: str,
-    seed: int,
-    settings: Settings,
-    initial: Mapping[str, Tensor] | None = None,
-) -> Polished:
-    """Coordinate descent from `initial` (the identity if None; built along the path where the start is `forward`)."""
-    began = time.monotonic()
-    arrangement = Arrangement(problem.families, initial)
-    descent = Descent(problem, arrangement, settings.tolerance)
-    if start == "forward":
-        forward(problem, descent)
-        descent.value = problem.value(arrangement)
-    generator = np.random.default_rng(seed)
-    per_pass: list[float] = []
-    converged = False
-    while (settings.max_passes is None or len(per_pass) < settings.max_passes) and not settings.out_of_time:
-        waiting = descent.unsettled()
-        if not waiting:
-            converged = True
-            break
-        visited, moved = _one_pass(descent, _ordered(waiting, settings.order, len(per_pass), generator), settings)
-        per_pass.append(descent.value)
-        if settings.on_pass is not None:
-            elapsed = time.monotonic() - settings.began
-            settings.on_pass(PassReport(start, len(per_pass), visited, moved, descent.value, elapsed))
-    true = problem.value(arrangement)
-    if abs(true - descent.value) > _ROUNDING * problem.norms.scale:
-        raise AssertionError(f"the objective followed is {descent.value!r}, the true one {true!r}")
-    seconds = time.monotonic() - began
-    return Polished(start, seed, arrangement, true, tuple(per_pass), converged, seconds, descent.similarity.work)
-
-
-def _one_pass(descent: Descent, order: list[int], settings: Settings) -> tuple[int, int]:
-    """Visit these clusters; the numbers of groups visited and moved."""
-    visited = moved = 0
-    for number in order:
-        if settings.out_of_time:
-            break
-        groups = sum(descent.problem.families.all[f].members for f in descent.problem.clusters[number].families)
-        before = descent.value
-        visited += groups
-        moved += groups if descent.step(number) else 0
-        if descent.value < before:
-            raise AssertionError(f"the objective fell from {before!r} to {descent.value!r}")
-    return visited, moved
 
 
 def _ordered(waiting: list[int], order: Order, number: int, generator: np.random.Generator) -> list[int]:

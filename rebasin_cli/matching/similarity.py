@@ -17,26 +17,22 @@ from torch import Tensor
 from rebasin_cli.errors import NumericalError
 from rebasin_cli.matching.arrangement import Arrangement
 from rebasin_cli.matching.clusters import Axes, Cluster, Tile
-from rebasin_cli.matching.folds import Index
-from rebasin_cli.matching.slabs import Frame, column_pieces, frame, slab
+from rebasin_cli.matching.products import Products, Seen, Slabs
 
 Sums = dict[Axes, Tensor]
-Gathers = Mapping[int, Index | None]
 
-
-@dataclass(slots=True)
-class _Seen:
-    """What a tile's contribution was computed with."""
-
-    gathers: dict[int, Index | None]
-    around: tuple[Index | None, Index | None]
+_THIN = 512
+"""Changes of up to so many columns wait for each other and become one product: few columns cost as much as many."""
 
 
 @dataclass(slots=True)
 class _Kept:
     sums: Sums = field(default_factory=dict)
-    seen: dict[int, _Seen] = field(default_factory=dict)
-    bytes: int = 0
+    seen: dict[int, Seen] = field(default_factory=dict)
+
+    @property
+    def bytes(self) -> int:
+        return sum(total.numel() * total.element_size() for total in self.sums.values())
 
 
 class Similarity:
@@ -47,9 +43,6 @@ class Similarity:
         arrangement: the permutations as they stand; followed as they change.
         budget: bytes of similarities to keep between visits. Clusters beyond it are computed anew at each visit.
         device: where products are made.
-
-    Attributes:
-        work: multiply-adds spent in products so far, to compare with one full pass.
     """
 
     def __init__(
@@ -58,20 +51,25 @@ class Similarity:
         b: Mapping[str, Tensor],
         arrangement: Arrangement,
         *,
-        budget: int = 1 << 28,
-        device: torch.device | str = "cpu",
+        budget: int,
+        device: torch.device,
     ) -> None:
-        self.a, self.b, self.arrangement = a, b, arrangement
-        self.device = torch.device(device)
-        self.budget, self.work, self._used = budget, 0, 0
+        self.arrangement, self.budget, self.device = arrangement, budget, device
+        self.products = Products((a, b), arrangement, device)
         self._kept: dict[int, _Kept] = {}
-        self._seen: dict[int, dict[int, _Seen]] = {}
+        self._seen: dict[int, dict[int, Seen]] = {}
+        self._square = torch.empty(0, device=device)
+
+    @property
+    def work(self) -> int:
+        """Multiply-adds spent in products so far, to compare with one full pass."""
+        return self.products.work
 
     def moved(self, cluster: Cluster) -> bool:
         """Has anything that this cluster's similarity hangs on changed since it was last computed?"""
         seen = self._seen.get(cluster.root)
         return seen is None or any(
-            index not in seen or not _same(seen[index], self._look(cluster, tile))
+            index not in seen or not seen[index].same(self.products.look(cluster, tile))
             for index, tile in enumerate(cluster.tiles)
         )
 
@@ -84,116 +82,64 @@ class Similarity:
             NumericalError: a similarity is not finite.
         """
         kept = self._kept.pop(cluster.root, None) or _Kept()
-        self._used -= kept.bytes
-        chosen = range(len(cluster.tiles)) if tiles is None else tiles
-        vectors: dict[Axes, list[tuple[Tensor, Tensor]]] = {}
-        for index in chosen:
+        thin: dict[Axes, list[Slabs]] = {}
+        for index in range(len(cluster.tiles)) if tiles is None else tiles:
             tile = cluster.tiles[index]
-            if tile.coupled:
-                kept.seen[index] = self._look(cluster, tile)
+            now, before = self.products.look(cluster, tile), kept.seen.get(index)
+            kept.seen[index] = now
+            if tile.coupled or (before is not None and before.same(now)):
                 continue
-            total = kept.sums.get(tile.axes)
-            if total is None:
-                cells = tile.positions.shape[0]
-                total = kept.sums[tile.axes] = torch.zeros(cells, cells, dtype=torch.float64, device=self.device)
-            self._bring_up_to_date(cluster, index, kept, total, vectors)
-        for axes, pairs in vectors.items():
-            rows, columns = (torch.cat(side, dim=1) for side in zip(*pairs, strict=True))
-            kept.sums[axes] += rows @ columns.T
+            waiting = thin.setdefault(tile.axes, [])
+            self._bring_up_to_date(self._total(kept.sums, tile), tile, now, before, waiting)
+        for axes, slabs in thin.items():
+            self._add_thin(kept.sums[axes], slabs)
         for total in kept.sums.values():
             if not bool(torch.isfinite(total.sum())):
                 raise self._not_finite(cluster)
         self._seen[cluster.root] = kept.seen
-        kept.bytes = sum(total.numel() * 8 for total in kept.sums.values())
-        if self._used + kept.bytes <= self.budget:
+        if sum(other.bytes for other in self._kept.values()) + kept.bytes <= self.budget:
             self._kept[cluster.root] = kept
-            self._used += kept.bytes
         return kept.sums
 
-    def views(self, cluster: Cluster, tile: Tile) -> tuple[Tensor, Tensor]:
+    def views(self, cluster: Cluster, tile: Tile) -> Slabs:
         """A's and B's whole slabs of a tile, (cells, width * …) float32, B seen through what others do at present."""
-        look, now = self._frame(tile), self._look(cluster, tile)
-        rows_a, rows_b = self._rows(tile, now)
-        every = slice(0, look.extent(self.arrangement.families.shapes[tile.key]))
-        return self._slab(self.a, tile, look, rows_a, every, {}), self._slab(
-            self.b, tile, look, rows_b, every, now.gathers
-        )
+        return self.products.whole(tile, self.products.look(cluster, tile))
 
-    def _bring_up_to_date(
-        self,
-        cluster: Cluster,
-        index: int,
-        kept: _Kept,
-        total: Tensor,
-        vectors: dict[Axes, list[tuple[Tensor, Tensor]]],
-    ) -> None:
-        tile, now = cluster.tiles[index], self._look(cluster, cluster.tiles[index])
-        before = kept.seen.get(index)
-        if before is not None and _same(before, now):
+    def _total(self, sums: Sums, tile: Tile) -> Tensor:
+        if tile.axes not in sums:
+            cells = tile.positions.shape[0]
+            sums[tile.axes] = torch.zeros(cells, cells, dtype=torch.float64, device=self.device)
+        return sums[tile.axes]
+
+    def _bring_up_to_date(self, total: Tensor, tile: Tile, now: Seen, before: Seen | None, thin: list[Slabs]) -> None:
+        """Add what a tile's contribution lacks to `total`; products of few columns are put off, to be made as one."""
+        if before is None and self.products.is_vector(tile):
+            thin.append(self.products.whole(tile, now))
             return
-        kept.seen[index] = now
-        look = self._frame(tile)
-        if before is None and self.a[tile.key].numel() == self.arrangement.families.shapes[tile.key].sizes[tile.fold]:
-            vectors.setdefault(tile.axes, []).append(self.views(cluster, tile))
+        if before is not None and (change := self.products.change(tile, before, now, _THIN)) is not None:
+            thin.append(change)
             return
-        columns = None if before is None else _moved_columns(look, before, now, self._extent(tile, look))
-        part = torch.zeros_like(total, dtype=torch.float32)
-        rows_a, rows_b = self._rows(tile, now)
-        if before is not None and not all(map(_equal, before.around, now.around)):
-            self._accumulate(part, tile, look, self._rows(tile, before), None, before.gathers, None)
-            total -= part
-            part.zero_()
+        part = self._scratch(total.shape[0])
+        if before is not None and not before.same_rows(now):
+            self.products.accumulate(part.zero_(), tile, before, None)
+            _add(total, part.neg_())
             before = None
-        self._accumulate(
-            part, tile, look, (rows_a, rows_b), columns, now.gathers, None if before is None else before.gathers
-        )
-        total += part
+        self.products.accumulate(part.zero_(), tile, now, before)
+        _add(total, part)
 
-    def _accumulate(
-        self,
-        part: Tensor,
-        tile: Tile,
-        look: Frame,
-        rows: tuple[Index, Index],
-        columns: Index | None,
-        now: Gathers,
-        before: Gathers | None,
-    ) -> None:
-        """`part += A (B_now - B_before)^T` over the columns; without `before`, over B_now alone."""
-        shape = self.arrangement.families.shapes[tile.key]
-        for piece in column_pieces(shape, look, rows[0].size, columns):
-            left = self._slab(self.a, tile, look, rows[0], piece, {})
-            right = self._slab(self.b, tile, look, rows[1], piece, now)
-            if before is not None:
-                right = right - self._slab(self.b, tile, look, rows[1], piece, before)
-            part.addmm_(left, right.T)
-            self.work += part.numel() * left.shape[1]
+    def _add_thin(self, total: Tensor, slabs: Sequence[Slabs]) -> None:
+        """One product for many tiles of few columns each."""
+        if slabs:
+            left, right = (torch.cat(side, dim=1) for side in zip(*slabs, strict=True))
+            part = torch.mm(left, right.T, out=self._scratch(total.shape[0]))
+            self.products.work += part.numel() * left.shape[1]
+            _add(total, part)
 
-    def _slab(
-        self, side: Mapping[str, Tensor], tile: Tile, look: Frame, rows: Index, columns: slice | Index, through: Gathers
-    ) -> Tensor:
-        return slab(
-            side[tile.key], self.arrangement.families.shapes[tile.key], look, rows, columns, through, self.device
-        )
-
-    def _rows(self, tile: Tile, seen: _Seen) -> tuple[Index, Index]:
-        """Where the cells lie in A and in B, given what others do on the same fold after and before."""
-        before, after = seen.around
-        rows_a = tile.positions if after is None else np.argsort(after)[tile.positions]
-        return rows_a, tile.positions if before is None else before[tile.positions]
-
-    def _look(self, cluster: Cluster, tile: Tile) -> _Seen:
-        shape = self.arrangement.families.shapes[tile.key]
-        others = {f: self.arrangement.gather((tile.key, f)) for f in range(len(shape.sizes)) if f != tile.fold}
-        return _Seen(others, self.arrangement.around(tile.place, cluster.families))
-
-    def _frame(self, tile: Tile) -> Frame:
-        families = self.arrangement.families
-        movable = [f for f in range(len(families.shapes[tile.key].sizes)) if (tile.key, f) in families.places]
-        return frame(families.shapes[tile.key], tile.fold, movable)
-
-    def _extent(self, tile: Tile, look: Frame) -> int:
-        return look.extent(self.arrangement.families.shapes[tile.key])
+    def _scratch(self, cells: int) -> Tensor:
+        """A float32 square to accumulate in, used again and again because fresh memory is slow."""
+        if self._square.numel() < cells * cells:
+            self._square = torch.empty(cells * cells, dtype=torch.float32, device=self.device)
+        return self._square[: cells * cells].view(cells, cells)
 
     def _not_finite(self, cluster: Cluster) -> NumericalError:
         title = self.arrangement.families.all[cluster.root].title
@@ -205,21 +151,10 @@ class Similarity:
         )
 
 
-def _equal(one: Index | None, other: Index | None) -> bool:
-    return one is other or (one is not None and other is not None and np.array_equal(one, other))
-
-
-def _same(one: _Seen, other: _Seen) -> bool:
-    return all(_equal(one.gathers[fold], other.gathers[fold]) for fold in other.gathers) and all(
-        map(_equal, one.around, other.around)
-    )
-
-
-def _moved_columns(look: Frame, before: _Seen, now: _Seen, extent: int) -> Index | None:
-    """The columns whose content differs, or None where rows or other folds changed as well, so that all do."""
-    if look.lead is None or not all(map(_equal, before.around, now.around)):
-        return None
-    if any(not _equal(before.gathers[fold], now.gathers[fold]) for fold in look.rest):
-        return None
-    was, is_now = (np.arange(extent) if g is None else g for g in (before.gathers[look.lead], now.gathers[look.lead]))
-    return np.flatnonzero(was != is_now)
+def _add(total: Tensor, part: Tensor) -> None:
+    """`total += part` across dtypes; numpy's mixed addition is four times as fast as torch's."""
+    if total.device.type == "cpu":
+        sums = total.numpy()
+        np.add(sums, part.numpy(), out=sums)
+    else:
+        total += part

@@ -9,13 +9,12 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Mapping, Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from rebasin_cli.errors import UsageError
-from rebasin_cli.matching.arrangement import Arrangement
-from rebasin_cli.matching.polish import Order, Polished, Settings, polish
+from rebasin_cli.matching.contest import Start, contest, unmoved
+from rebasin_cli.matching.polish import Order, Polished, Settings
 from rebasin_cli.matching.problem import Problem, prepare
 from rebasin_cli.matching.result import Candidate, MatchResult, OnPass
 from rebasin_cli.permutation import random
@@ -34,7 +33,8 @@ def weight_matching(
     starts: Sequence[str] = ("identity", "forward"),
     order: Order = "random",
     max_passes: int | None = None,
-    relative_tolerance: float = 1e-7,
+    relative_tolerance: float = 1e-6,
+    heat: int | None = 2,
     time_limit: float | None = None,
     on_pass: OnPass | None = None,
     budget: int | None = None,
@@ -50,6 +50,7 @@ def weight_matching(
         starts: where to descend from: `identity`, `forward`, `random` (one for each mention).
         max_passes: of each start; None for as many as it takes.
         relative_tolerance: gains below this, in units of the norms of the tensors concerned, do not count.
+        heat: passes that every start gets before only the best runs on; None to run all to their end.
         time_limit: seconds, after which the best so far is returned.
         on_pass: called after every pass.
         budget: bytes of similarities to keep between visits.
@@ -67,13 +68,12 @@ def weight_matching(
     problem = prepare(spec, a, b, parameters, budget=budget, device=device)
     deadline = None if time_limit is None else began + time_limit
     settings = Settings(order, max_passes, relative_tolerance, deadline, began, on_pass)
-    ends: list[Polished] = []
-    for number, start in enumerate(starts):
-        if number and settings.out_of_time:
-            break
-        initial = random(spec, seed + number) if start == "random" else None
-        ends.append(polish(problem, start, seed + number, settings, initial))
-    return conclude(problem, ends, "weight", seed, settings)
+    entries = [_start(spec, name, seed + number) for number, name in enumerate(starts)]
+    return conclude(problem, contest(problem, entries, settings, heat=heat), "weight", seed, settings)
+
+
+def _start(spec: PermutationSpec, name: str, seed: int) -> Start:
+    return Start(name, seed, (lambda: random(spec, seed)) if name == "random" else None)
 
 
 def conclude(problem: Problem, ends: Sequence[Polished], method: str, seed: int, settings: Settings) -> MatchResult:
@@ -82,7 +82,7 @@ def conclude(problem: Problem, ends: Sequence[Polished], method: str, seed: int,
     best = max(ends, key=lambda end: end.value, default=None)
     aligned = best is None or best.value <= problem.identity + least
     if best is None or (aligned and best.value <= problem.identity):
-        best = _unmoved(problem, best)
+        best = unmoved(problem, best)
     after = best.value
     scale = problem.norms.scale or 1.0
     return MatchResult(
@@ -104,26 +104,7 @@ def conclude(problem: Problem, ends: Sequence[Polished], method: str, seed: int,
         candidates=tuple(
             Candidate(end.start, end.seed, end.value, len(end.per_pass), end.converged, end.seconds) for end in ends
         ),
-        moved_units=sum(int((perm != np.arange(perm.shape[1])).sum()) for perm in best.arrangement.perms),
+        moved_units=best.arrangement.moved_units,
         seconds=time.monotonic() - settings.began,
         timed_out=settings.out_of_time,
-    )
-
-
-def _unmoved(problem: Problem, best: Polished | None) -> Polished:
-    """Leaving B as it is, with the proof, if there is one, that no single group can improve on it."""
-    arrangement = Arrangement(problem.families)
-    stayed = best is not None and all(
-        np.array_equal(ours, theirs) for ours, theirs in zip(best.arrangement.perms, arrangement.perms, strict=True)
-    )
-    proof = best if stayed else None
-    return Polished(
-        start="identity",
-        seed=0 if best is None else best.seed,
-        arrangement=arrangement,
-        value=problem.identity,
-        per_pass=() if proof is None else proof.per_pass,
-        converged=proof is not None and proof.converged,
-        seconds=0.0 if best is None else best.seconds,
-        work=0 if best is None else best.work,
     )

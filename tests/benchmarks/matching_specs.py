@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ def mlp(widths: Sequence[int]) -> tuple[PermutationSpec, dict[str, tuple[int, ..
     """Linear layers `0`, `1`, … between these widths, with biases."""
     shapes: dict[str, tuple[int, ...]] = {}
     groups = []
-    for layer, (fan_in, fan_out) in enumerate(zip(widths, widths[1:], strict=False)):
+    for layer, (fan_in, fan_out) in enumerate(pairwise(widths)):
         shapes[f"{layer}.weight"], shapes[f"{layer}.bias"] = (fan_out, fan_in), (fan_out,)
         if layer < len(widths) - 2:
             sites = (Site(f"{layer}.weight", 0), Site(f"{layer}.bias", 0), Site(f"{layer + 1}.weight", 1))
@@ -94,8 +95,8 @@ def cifar_resnet20(width: int = 16) -> PermutationSpec:
     return PermutationSpec(tuple(ordered))
 
 
-def attention(prefix: str, stream_name: str, dim: int, heads: int) -> tuple[list[AxisGroup], list[Site]]:
-    """Packed `in_proj_weight` of `nn.MultiheadAttention`: heads, the units of q and k, and of v, in each; stream sites."""
+def attention(prefix: str, dim: int, heads: int) -> tuple[list[AxisGroup], list[Site]]:
+    """`nn.MultiheadAttention`: heads, in each the units of q and k, and of v; and the sites of its stream."""
     size = dim // heads
     weight, bias, out = f"{prefix}.in_proj_weight", f"{prefix}.in_proj_bias", f"{prefix}.out_proj.weight"
     blocks = [Site(weight, 0, outer=3, inner=size), Site(bias, 0, outer=3, inner=size), Site(out, 1, inner=size)]
@@ -115,7 +116,7 @@ def cifar_vit(dim: int = 96, depth: int = 4, heads: int = 4) -> PermutationSpec:
     inner: list[AxisGroup] = []
     for layer in range(depth):
         name = f"encoder.layers.{layer}"
-        groups, sites = attention(f"{name}.self_attn", "stream", dim, heads)
+        groups, sites = attention(f"{name}.self_attn", dim, heads)
         stream += [*sites, *_norm(f"{name}.norm1", False), *_norm(f"{name}.norm2", False)]
         stream += [
             Site(f"{name}.linear1.weight", 1),
