@@ -129,7 +129,7 @@ def test_children_of_some_blocks_only_stand_alone() -> None:
         AxisGroup("units", 4, (Site("w", 0, 4), Site("out", 1, 4)), ParentBlock("blocks", 1)),
     ))  # fmt: skip
     a = random_tensors(shapes, 0)
-    b = apply(spec, {"blocks": torch.tensor([2, 0, 1]), "units": torch.tensor([0, 1, 3, 2])}, a)
+    b = apply(spec, {"blocks": torch.tensor([2, 1, 0]), "units": torch.tensor([0, 1, 3, 2])}, a)
     found = weight_matching(spec, a, b, parameters=a.keys())
     assert all(torch.equal(apply(spec, found.permutations, b)[key], a[key]) for key in a)
 
