@@ -31,6 +31,11 @@ def differences(model: Shapes, file: Shapes) -> dict[str, tuple[Shape, Shape]]:
     return {key: (shape, file[key]) for key, shape in model.items() if key in file and file[key] != shape}
 
 
+def unshared(model: Shapes, file: Shapes) -> list[str]:
+    """Keys that only one of the two has, under the model's names."""
+    return sorted(set(model) ^ set(aligned_names(model, file)))
+
+
 def aligned_names(model: Shapes, file: Shapes) -> dict[str, Shape]:
     """The file's shapes under the model's names, wrappers' prefixes (`module.`, `_orig_mod.`, `model.` …) removed."""
     bare = {".".join(part for part in key.split(".") if part not in _TRANSPARENT): shape for key, shape in file.items()}

@@ -44,6 +44,9 @@ class DiffusersModel:
     def class_count_names(self) -> tuple[str, ...]:
         return ()
 
+    def switches(self) -> tuple[tuple[str, object], ...]:
+        return ()
+
     def example(self, module: nn.Module, seed: int) -> ExampleInput | None:
         """By the names that `forward` takes: a noisy sample, a timestep, text states; None where more is needed."""
         config = getattr(module, "config", None) or {}

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from rebasin_cli.errors import ModelError
-from rebasin_cli.model.class_count import find_class_count
+from rebasin_cli.model.adaptation import adapted
 from rebasin_cli.model.diffusers_zoo import diffusers_source
 from rebasin_cli.model.example_input import ExampleInput
 from rebasin_cli.model.failures import foreign_code, one_line
@@ -21,7 +21,7 @@ from rebasin_cli.model.input_guess import candidates, first_accepted
 from rebasin_cli.model.model_spec import ModelSpec, check_class_counts, parse_model_args, parse_model_spec
 from rebasin_cli.model.open_clip_zoo import open_clip_source
 from rebasin_cli.model.source import Source, refuse_unknown_arguments, unknown_argument
-from rebasin_cli.model.state import Shape, state_shapes
+from rebasin_cli.model.state import Shape
 from rebasin_cli.model.timm_zoo import timm_source
 from rebasin_cli.model.torchvision_zoo import torchvision_source
 from rebasin_cli.model.transformers_zoo import transformers_source
@@ -106,32 +106,12 @@ class ModelFactory:
         return (known,) if known is not None else candidates(module, self.seed)
 
     def adapt_to(self, shapes: Mapping[str, Shape]) -> tuple[ModelFactory, str | None]:
-        """This factory with the number of classes that a checkpoint of these shapes has, and the sentence that says so.
+        """This factory with the class count and the auxiliary parts of a checkpoint, and the sentence that says so.
 
         Unchanged, with None, where nothing differs, where the argument was given, or where a class count explains
         only a part of the differences.
         """
-        names = [name for name in self.source.class_count_names() if name not in self.args]
-        if not names:
-            return self, None
-        signature = self.source.signature()
-        parameters = signature.parameters if signature else {}
-        usual = {name: parameters[name].default for name in names if name in parameters}
-        own = state_shapes(self.build_weightless())
-        found = find_class_count(own, shapes, names, usual, self._shapes_with)
-        if found is None:
-            return self, None
-        adapted = self.with_args(**{found.argument: found.value})
-        keys = found.keys[0] if len(found.keys) == 1 else f"{found.keys[0]} and {len(found.keys) - 1} more"
-        built = f"{self.name} is built with {found.argument}={found.value}"
-        sentence = f"the checkpoint has {found.value} classes ({keys}): {built}"
-        return adapted, sentence
-
-    def _shapes_with(self, argument: str, value: int) -> dict[str, Shape] | None:
-        try:
-            return state_shapes(self.with_args(**{argument: value}).build_weightless())
-        except ModelError:
-            return None
+        return adapted(self, shapes)
 
     def _construct(self) -> nn.Module:
         """Call the source, judge what it raises and returns, and make sure that nobody else holds the result."""

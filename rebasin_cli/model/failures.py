@@ -31,7 +31,7 @@ def place_in(error: BaseException, root: Path) -> str | None:
     """`file:line` of the innermost frame of the error that lies in `root` (a file, or a directory's tree)."""
     place = None
     for frame in traceback.extract_tb(error.__traceback__):
-        if frame.filename.startswith("<"):
+        if frame.filename.startswith("<") or "site-packages" in frame.filename:
             continue
         file = Path(frame.filename).resolve()
         if file == root or root in file.parents:

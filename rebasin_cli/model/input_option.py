@@ -69,6 +69,22 @@ def parse_input(text: str) -> InputSpec:
     return InputSpec(match["name"], shape, dtype, bound)
 
 
+def given_input(
+    texts: Sequence[str], file: str | Path | None = None, module: nn.Module | None = None, seed: int = 0
+) -> ExampleInput | None:
+    """What `--input` and `--input-file` say together; None where neither is given.
+
+    Raises:
+        UsageError: both are given, or a text cannot be read.
+        DataError: the file cannot.
+    """
+    if texts and file is not None:
+        raise UsageError("--input and --input-file exclude each other")
+    if file is not None:
+        return read_input_file(file)
+    return draw([parse_input(text) for text in texts], module, seed) if texts else None
+
+
 def draw(specs: Sequence[InputSpec], module: nn.Module | None = None, seed: int = 0) -> ExampleInput:
     """Random tensors for the specs, from one seed; `module` gives the bound of integers that name none."""
     sampler = Sampler(seed)

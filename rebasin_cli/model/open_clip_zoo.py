@@ -38,6 +38,9 @@ class OpenClipModel:
     def class_count_names(self) -> tuple[str, ...]:
         return ()
 
+    def switches(self) -> tuple[tuple[str, object], ...]:
+        return ()
+
     def example(self, module: nn.Module, seed: int) -> ExampleInput | None:
         """An image (1, 3, H, W) and token ids (1, context length) from the model's own configuration."""
         config = import_optional("open_clip", "open-clip").get_model_config(self.model) or {}

@@ -34,6 +34,9 @@ class Source(Protocol):
     def class_count_names(self) -> tuple[str, ...]:
         """The arguments that may be a number of classes, likeliest first."""
 
+    def switches(self) -> tuple[tuple[str, object], ...]:
+        """Arguments that add or take away auxiliary parts, each with the value that is not the default."""
+
     def example(self, module: nn.Module, seed: int) -> ExampleInput | None:
         """The input known for this model, None where nothing is known."""
 

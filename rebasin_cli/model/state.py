@@ -95,11 +95,18 @@ def load_state(module: nn.Module, tensors: Mapping[str, Tensor], *, dtype: torch
         if source is None:
             raise ModelError(f"the tensors for the model lack the key {key}", slug="missing-key")
         taken[key] = _fitting(key, slot, tensors[source], dtype)
-    try:
-        module.load_state_dict(taken, strict=False, assign=True)
+    try:  # not the class's own load_state_dict, which need not know `assign`
+        left = nn.Module.load_state_dict(module, taken, strict=False, assign=True).missing_keys
     except RuntimeError as error:
         raise ModelError(f"the tensors do not fit the model: {one_line(error)}") from error
     _tie(module, shared)
+    left = [*left, *(name for name, parameter in module.named_parameters() if parameter.is_meta)]
+    if left:
+        raise ModelError(
+            f"{left[0]} of {type(module).__name__} is under another key in its own state_dict(), and cannot be loaded",
+            hint="give a callable that returns the inner module",
+            slug="renamed-state",
+        )
     return module
 
 

@@ -37,6 +37,9 @@ class TimmModel:
     def class_count_names(self) -> tuple[str, ...]:
         return ("num_classes",)
 
+    def switches(self) -> tuple[tuple[str, object], ...]:
+        return ()
+
     def example(self, module: nn.Module, seed: int) -> ExampleInput | None:
         """One image of the size that the module's patch embedding, or its default configuration, states."""
         config = getattr(module, "pretrained_cfg", None) or getattr(module, "default_cfg", None) or {}

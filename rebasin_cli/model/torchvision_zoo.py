@@ -45,6 +45,9 @@ class TorchvisionModel:
     def class_count_names(self) -> tuple[str, ...]:
         return ("num_classes",)
 
+    def switches(self) -> tuple[tuple[str, object], ...]:
+        return (("aux_logits", False), ("aux_loss", True))  # their defaults depend on whether weights were loaded
+
     def example(self, module: nn.Module, seed: int) -> ExampleInput | None:
         return torchvision_input(self.model, self.builder.__module__, module, seed)
 

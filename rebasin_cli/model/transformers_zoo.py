@@ -64,6 +64,9 @@ class TransformersModel:
     def class_count_names(self) -> tuple[str, ...]:
         return ("num_labels",)
 
+    def switches(self) -> tuple[tuple[str, object], ...]:
+        return ()
+
     def example(self, module: nn.Module, seed: int) -> ExampleInput | None:
         return transformers_input(module, seed)
 

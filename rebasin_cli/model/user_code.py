@@ -8,13 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import hashlib
 import importlib
-import importlib.machinery
-import importlib.util
 import inspect
-import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -22,11 +18,13 @@ from typing import Any
 
 from torch import nn
 
-from rebasin_cli.errors import ModelError, RebasinError
+from rebasin_cli.errors import ModelError, RebasinError, ResourceError
 from rebasin_cli.model.example_input import ExampleInput, as_example
 from rebasin_cli.model.failures import did_you_mean, foreign_code, one_line, place_in
 from rebasin_cli.model.model_spec import CLASS_COUNT_NAMES, ModelSpec
 from rebasin_cli.model.torchvision_import import declare_missing_operators
+from rebasin_cli.model.transformers_inputs import transformers_input
+from rebasin_cli.model.user_file import importable, load_file
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +56,9 @@ class UserCallable:
             return ()
         return tuple(name for name in CLASS_COUNT_NAMES if name in signature.parameters)
 
+    def switches(self) -> tuple[tuple[str, object], ...]:
+        return ()
+
     def example(self, module: nn.Module, seed: int) -> ExampleInput | None:
         """`example_input_array` of the module (Lightning's convention), or `example_input` of the user's file."""
         for owner, attribute in ((module, "example_input_array"), (self.home, "example_input")):
@@ -71,6 +72,8 @@ class UserCallable:
                 except Exception as error:
                     raise failed(f"{self.name}: {attribute}", error, self.root) from error
             return as_example(offered)
+        if hasattr(module, "main_input_name") and hasattr(module, "config"):  # a model of the transformers package
+            return transformers_input(module, seed)
         return None
 
 
@@ -78,6 +81,8 @@ def failed(what: str, error: BaseException, root: Path | None) -> RebasinError:
     """The error that names the user's file and line, and quotes what was said there."""
     if isinstance(error, RebasinError):
         return error
+    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+        return ResourceError(f"{what} does not fit in memory: {one_line(error)}", slug="memory")
     if isinstance(error, SyntaxError) and error.filename:
         place: str | None = f"{error.filename}:{error.lineno}"
         said = f"{type(error).__name__}: {error.msg}"
@@ -88,18 +93,6 @@ def failed(what: str, error: BaseException, root: Path | None) -> RebasinError:
             said = f"it called sys.exit({error.code!r}); guard the script part with if __name__ == '__main__'"
     where = f"{place}: " if place else ""
     return ModelError(f"{where}{said} (while running {what})", path=root, slug="user-code")
-
-
-@contextlib.contextmanager
-def importable(folder: Path) -> Iterator[None]:
-    """The folder at the head of `sys.path`, for as long as its code runs."""
-    entry = str(folder)
-    sys.path.insert(0, entry)
-    try:
-        yield
-    finally:
-        with contextlib.suppress(ValueError):
-            sys.path.remove(entry)
 
 
 def user_source(spec: ModelSpec) -> UserCallable:
@@ -116,7 +109,7 @@ def user_source(spec: ModelSpec) -> UserCallable:
             seen = "is a directory" if path.is_dir() else "no such file"
             raise ModelError(f"{spec.target}: {seen}", path=path, hint="a model is given as path/file.py:callable")
         folder = path.resolve().parent
-        home = _loaded(spec, path.resolve(), folder, lambda: _load_file(path.resolve()))
+        home = _loaded(spec, path.resolve(), folder, lambda: load_file(path.resolve()))
     else:
         folder = Path.cwd()
         home = _loaded(spec, None, folder, lambda: importlib.import_module(spec.target))
@@ -139,45 +132,6 @@ def _loaded(spec: ModelSpec, root: Path | None, folder: Path, load: Callable[[],
         raise failed(spec.text, error, root or folder) from error
     except (Exception, SystemExit) as error:
         raise failed(spec.text, error, root or folder) from error
-
-
-def _load_file(path: Path) -> ModuleType:
-    """Run the file as a module of the package it lies in, or of a package made for its directory."""
-    package, parts = path.parent, [path.stem]
-    while (package / "__init__.py").is_file() and package.name.isidentifier():
-        parts.insert(0, package.name)
-        package = package.parent
-    if len(parts) > 1:
-        with importable(package):
-            return _execute(".".join(parts), path)
-    family = f"rebasin_user_{hashlib.sha256(str(path.parent).encode()).hexdigest()[:12]}"
-    if family not in sys.modules:
-        made = ModuleType(family, f"The directory {path.parent}, so that relative imports find its files.")
-        made.__path__ = [str(path.parent)]
-        sys.modules[family] = made
-    return _execute(f"{family}.{path.stem}", path)
-
-
-class _SourceOnly(importlib.machinery.SourceFileLoader):
-    """Leaves no `__pycache__` beside the user's file: we were asked to read it, not to write there."""
-
-    def set_data(self, path: str, data: Any, *, _mode: int = 0o666) -> None:
-        """Write nothing."""
-
-
-def _execute(name: str, path: Path) -> ModuleType:
-    loader = _SourceOnly(name, str(path))
-    spec = importlib.util.spec_from_file_location(name, path, loader=loader)
-    if spec is None:
-        raise ImportError(f"{path} cannot be loaded as Python")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses and pickling look their module up by name
-    try:
-        loader.exec_module(module)
-    except BaseException:
-        sys.modules.pop(name, None)
-        raise
-    return module
 
 
 def _find(spec: ModelSpec, home: ModuleType) -> Callable[..., Any]:

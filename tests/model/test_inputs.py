@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from rebasin_cli.errors import DataError, UsageError
 from rebasin_cli.model.example_input import ExampleInput, as_example
 from rebasin_cli.model.input_guess import candidates, first_accepted, refusal
-from rebasin_cli.model.input_option import InputSpec, draw, parse_input, read_input_file
+from rebasin_cli.model.input_option import InputSpec, draw, given_input, parse_input, read_input_file
 
 
 @pytest.mark.parametrize(
@@ -184,3 +184,12 @@ def test_a_module_that_needs_values_is_not_refused() -> None:
             return x if x.sum().item() > 0 else -x
 
     assert refusal(Branches(), ExampleInput((torch.zeros(2),))) is None
+
+
+def test_given_input_takes_one_way_of_saying_it(tmp_path: Path) -> None:
+    np.savez(tmp_path / "x.npz", x=np.ones(3))
+    assert given_input([]) is None
+    file, text = given_input([], tmp_path / "x.npz"), given_input(["2,2", "y=1"])
+    assert (file and file.describe(), text and text.describe()) == ("3:float64", "2x2, y=1")
+    with pytest.raises(UsageError, match="exclude each other"):
+        given_input(["2,2"], tmp_path / "x.npz")

@@ -98,3 +98,25 @@ def test_a_lazy_parameter_is_refused_with_advice() -> None:
     with pytest.raises(ModelError, match="lazy") as caught:
         state_shapes(nn.LazyLinear(3))
     assert "run the module once" in str(caught.value.hint)
+
+
+def test_a_module_that_renames_its_state_is_refused_rather_than_half_loaded() -> None:
+    class Hidden(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Linear(2, 2)
+
+        def state_dict(self, *args: object, **kwargs: object) -> dict[str, Tensor]:
+            return dict(self.inner.state_dict(keep_vars=True))
+
+    with pytest.raises(ModelError, match=r"inner\.weight of Hidden is under another key"):
+        load_state(without_weights(Hidden()), Hidden().state_dict())
+
+
+def test_a_class_with_its_own_way_of_loading_is_loaded() -> None:
+    class Own(nn.Linear):
+        def load_state_dict(self, state_dict: object, strict: bool = True) -> None:
+            raise TypeError("called")
+
+    net = Own(2, 2)
+    torch.testing.assert_close(load_state(without_weights(net), net.state_dict()).state_dict(), net.state_dict())

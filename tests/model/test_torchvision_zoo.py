@@ -92,3 +92,18 @@ def test_the_class_count_is_taken_from_the_checkpoint(name: str) -> None:
     assert sentence is not None
     assert "13 classes" in sentence
     assert state_shapes(adapted.build_weightless()) == shapes
+
+
+@pytest.mark.parametrize(
+    ("name", "switch"), [("googlenet", {"aux_logits": False}), ("fcn_resnet50", {"aux_loss": True})]
+)
+def test_auxiliary_heads_are_taken_from_the_checkpoint(name: str, switch: dict[str, bool]) -> None:
+    factory = load_factory(f"torchvision:{name}")
+    shapes = state_shapes(factory.with_args(num_classes=5, **switch).build_weightless())
+    adapted, sentence = factory.adapt_to(shapes)
+    assert adapted.args == {"num_classes": 5, **switch}
+    assert sentence is not None
+    assert "aux" in sentence
+    assert "5 classes" in sentence
+    short = {key: shape for key, shape in shapes.items() if "bias" not in key}  # not what a switch explains
+    assert factory.adapt_to(short)[0].args.keys() <= {"num_classes"}
