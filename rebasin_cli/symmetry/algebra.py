@@ -1,0 +1,204 @@
+"""Tensors that run together: align, join, reduce.
+
+An operation that combines tensors is written like an einsum: every dimension of every operand has a label; dimensions with
+one label run together; labels that the result lacks are reduced.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import replace
+from math import prod
+
+import numpy as np
+
+from rebasin_cli.symmetry.positions import (
+    Block,
+    Entry,
+    Factor,
+    Layout,
+    common_refinement,
+    dimension,
+    released,
+    substitute,
+)
+from rebasin_cli.symmetry.arrange import materialise
+from rebasin_cli.symmetry.joining import absorb, hold
+from rebasin_cli.symmetry.relations import Relations
+
+Label = Hashable
+Operand = tuple[Layout, Sequence[Label]]
+
+JOINT_LIMIT = 1 << 22
+"""Largest number of ids that a parameter may get for several axes jointly; beyond, each axis is reordered as a whole."""
+
+
+def combine(relations: Relations, operands: Sequence[Operand], result: Sequence[Label]) -> Layout:
+    """The result of an operation that runs dimensions of equal label together and reduces those that it lacks."""
+    aligned, factors = align(relations, operands)
+    aligned = _resolve_leaves(relations, aligned, operands, result, factors)
+    entries, fixed = join(relations, aligned)
+    dims = tuple(factors.get(label, ()) for label in result)
+    return reduce(relations, Layout(dims, entries, fixed))
+
+
+def elementwise(relations: Relations, layouts: Sequence[Layout], shape: Sequence[int]) -> Layout:
+    """The result of a pointwise operation with broadcasting."""
+    rank = len(shape)
+    operands = [(layout, range(rank - len(layout.dims), rank)) for layout in layouts]
+    layout = combine(relations, operands, range(rank))
+    dims = tuple(dim or dimension(size) for dim, size in zip(layout.dims, shape, strict=True))
+    return replace(layout, dims=dims)
+
+
+def join(relations: Relations, layouts: Sequence[Layout]) -> tuple[tuple[Entry, ...], dict[Factor, str]]:
+    """All entries of tensors that run together, over common factors: equal ones linked, coarse ones made parents."""
+    fixed: dict[Factor, str] = {}
+    for layout in layouts:
+        for factor, reason in layout.fixed.items():
+            fixed.setdefault(factor, reason)
+    pool: list[Entry] = []
+    for layout in layouts:
+        for entry in layout.entries:
+            met = [factor for factor in entry.factors if factor in fixed and factor not in layout.fixed]
+            if met:
+                hold(relations, entry, {factor: fixed[factor] for factor in met})
+            if any(factor not in fixed for factor in entry.factors):
+                pool.append(entry)
+    return tuple(absorb(relations, pool)), fixed
+
+
+def reduce(relations: Relations, layout: Layout) -> Layout:
+    """Forget the factors that no dimension holds any more; rows that are reduced become positions of their own."""
+    present = set(layout.factors)
+    fixed = {factor: reason for factor, reason in layout.fixed.items() if factor in present}
+    pool: list[Entry] = []
+    whole = True
+    for entry in layout.entries:
+        kept = [factor for factor in entry.factors if factor in present]
+        if len(kept) == len(entry.factors):
+            pool.append(entry)
+            continue
+        whole = False
+        if any(factor not in fixed for factor in kept):
+            pool.append(relations.parents(entry, kept))
+    entries = tuple(pool) if whole else tuple(absorb(relations, pool))
+    return Layout(layout.dims, entries, fixed)
+
+
+def rows_matter(relations: Relations, layout: Layout, dims: Sequence[int]) -> Layout:
+    """The operation treats the given dimensions symmetrically, row by row (a norm, a softmax); the layout is kept."""
+    layout = released(layout)
+    reduce(relations, replace(layout, dims=tuple(dim for place, dim in enumerate(layout.dims) if place not in dims)))
+    return layout
+
+
+def align(
+    relations: Relations, operands: Sequence[Operand]
+) -> tuple[list[Layout], dict[Label, tuple[Factor, ...]]]:
+    """The operands over common factors, and the factors of every label."""
+    layouts = [operand[0] for operand in operands]
+    factors: dict[Label, tuple[Factor, ...]] = {}
+    places: dict[Label, list[tuple[int, int]]] = {}
+    for which, (layout, labels) in enumerate(operands):
+        for place, label in enumerate(labels):
+            if layout.dims[place]:
+                places.setdefault(label, []).append((which, place))
+    for label, where in places.items():
+        if len(where) == 1:
+            factors[label] = layouts[where[0][0]].dims[where[0][1]]
+            continue
+        sizes = common_refinement([[f.size for f in layouts[which].dims[place]] for which, place in where])
+        if sizes is None:
+            for which, place in where:
+                layouts[which] = materialise(relations, layouts[which], place)
+            sizes = [layouts[where[0][0]].dims[where[0][1]][0].size]
+        common = _reusable(layouts[where[0][0]].dims[where[0][1]], sizes)
+        for which, place in where:
+            layouts[which] = _refit(layouts[which], layouts[which].dims[place], common)
+        factors[label] = common
+    return layouts, factors
+
+
+def _reusable(present: tuple[Factor, ...], sizes: Sequence[int]) -> tuple[Factor, ...]:
+    if [factor.size for factor in present] == list(sizes):
+        return present
+    return tuple(Factor(size) for size in sizes)
+
+
+def _refit(layout: Layout, present: tuple[Factor, ...], common: tuple[Factor, ...]) -> Layout:
+    """The layout with one dimension's factors replaced by their refinement into `common`."""
+    if present == common:
+        return layout
+    parts: dict[Factor, tuple[Factor, ...]] = {}
+    queue = list(common)
+    for factor in present:
+        taken: list[Factor] = []
+        while prod(part.size for part in taken) < factor.size:
+            taken.append(queue.pop(0))
+        parts[factor] = tuple(taken)
+    return replace(substitute(layout, parts), leaf=layout.leaf, axes=layout.axes)
+
+
+def _resolve_leaves(
+    relations: Relations,
+    layouts: Sequence[Layout],
+    operands: Sequence[Operand],
+    result: Sequence[Label],
+    factors: Mapping[Label, tuple[Factor, ...]],
+) -> list[Layout]:
+    """Leaves that are used for the first time take the factors and ids of what they meet."""
+    done = [None if _is_open(layout) else replace(layout, leaf=None, axes=()) for layout in layouts]
+    for layout in layouts:
+        if layout.leaf is not None and not _is_open(layout):
+            layout.leaf.open = False
+    for which, layout in enumerate(layouts):
+        if done[which] is not None:
+            continue
+        partners = [other for other in done if other is not None]
+        met = {f for other in partners for f in other.factors}
+        outlive = {factor for label in result for factor in factors.get(label, ())}
+        done[which] = _resolve_leaf(relations, layout, partners, met, outlive)
+    return [layout for layout in done if layout is not None]
+
+
+def _is_open(layout: Layout) -> bool:
+    return layout.leaf is not None and layout.leaf.open
+
+
+def _resolve_leaf(
+    relations: Relations, layout: Layout, partners: Sequence[Layout], met: set[Factor], outlive: set[Factor]
+) -> Layout:
+    leaf = layout.leaf
+    assert leaf is not None
+    leaf.open = False
+    own = set(layout.factors)
+    fixed = {f: reason for other in partners for f, reason in other.fixed.items() if f in own}
+    fixed.update(layout.fixed)
+    entries: dict[frozenset[Factor], Entry] = {}
+    for other in partners:
+        for entry in other.entries:
+            touched = tuple(f for f in entry.factors if f in own)
+            if any(f not in fixed for f in touched):
+                inside = len(touched) == len(entry.factors)
+                mine = entry if inside else Entry(touched, Block(prod(f.size for f in touched)))
+                entries.setdefault(frozenset(touched), mine)
+    ordered = [f for axis in sorted(range(len(layout.axes)), key=lambda i: layout.axes[i]) for f in layout.dims[axis]]
+    free = [f for f in ordered if f not in met and f not in fixed]
+    if free:
+        shared = [f for f in ordered if f in met and f in outlive]
+        joint = [f for f in ordered if f in free or f in shared]
+        joint = joint if prod(f.size for f in joint) <= JOINT_LIMIT else free
+        if prod(f.size for f in joint) <= JOINT_LIMIT:
+            entries.setdefault(frozenset(joint), Entry(tuple(joint), Block(prod(f.size for f in joint))))
+    covered = set(fixed).union(*entries)
+    for factor in ordered:
+        if factor not in covered:
+            entries[frozenset((factor,))] = Entry((factor,), Block(factor.size))
+    resolved = Layout(layout.dims, tuple(entries.values()), fixed)
+    dims = tuple(
+        tuple(f for axis, dim in zip(layout.axes, layout.dims, strict=True) if axis == wanted for f in dim)
+        for wanted in range(len(leaf.layout.dims))
+    )
+    leaf.layout = Layout(dims, resolved.entries, fixed)
+    return resolved

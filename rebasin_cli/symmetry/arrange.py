@@ -1,0 +1,214 @@
+"""Positions rearranged within tensors: views, materialised dimensions, slices, concatenation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from math import prod
+
+import numpy as np
+
+from rebasin_cli.symmetry.joining import hold
+from rebasin_cli.symmetry.positions import (
+    Block,
+    Entry,
+    Factor,
+    Ids,
+    Layout,
+    dimension,
+    regroup,
+    released,
+    substitute,
+)
+from rebasin_cli.symmetry.relations import Relations
+
+
+def view(relations: Relations, layout: Layout, shape: Sequence[int]) -> Layout:
+    """The layout under a view or reshape to `shape`; dimensions that are cut across are written out first."""
+    regrouped = regroup(layout, shape)
+    if regrouped is not None:
+        return regrouped
+    layout = released(layout)
+    entries, fixed = layout.entries, layout.fixed
+    dims: list[tuple[Factor, ...]] = []
+    for sources, targets in _matching_runs(layout.shape, shape):
+        piece = Layout(tuple(layout.dims[place] for place in sources), entries, fixed)
+        part = regroup(piece, targets)
+        if part is None:
+            flat = replace(piece, dims=(piece.factors,))
+            part = regroup(materialise(relations, flat, 0), targets)
+        if part is None:
+            raise ValueError(f"cannot view {layout.shape} as {tuple(shape)}")
+        entries, fixed = part.entries, part.fixed
+        dims.extend(part.dims)
+    return Layout(tuple(dims), entries, fixed)
+
+
+def split_dim(relations: Relations, layout: Layout, place: int, outer: int) -> Layout:
+    """The layout with one dimension written as two, `outer` and the rest; an open leaf stays open."""
+    shape = layout.shape
+    if layout.leaf is not None and layout.leaf.open and len(layout.dims[place]) <= 1:
+        leaf, factors = layout.leaf, layout.dims[place]
+        parts: tuple[tuple[Factor, ...], ...] = (dimension(outer), dimension(shape[place] // outer))
+        if factors and (outer == 1 or outer == shape[place]):
+            parts = ((), factors) if outer == 1 else (factors, ())
+        elif factors:
+            leaf.layout = substitute(leaf.layout, {factors[0]: (*parts[0], *parts[1])})
+        dims = (*layout.dims[:place], *parts, *layout.dims[place + 1 :])
+        axes = (*layout.axes[: place + 1], *layout.axes[place:])
+        return Layout(dims, leaf.layout.entries, leaf.layout.fixed, leaf, axes)
+    return view(relations, layout, [*shape[:place], outer, shape[place] // outer, *shape[place + 1 :]])
+
+
+def _matching_runs(old: Sequence[int], new: Sequence[int]) -> Iterator[tuple[list[int], list[int]]]:
+    """Shortest runs of old dimensions (their places) and new ones (their sizes) that hold equally many positions."""
+    i = j = 0
+    while i < len(old) or j < len(new):
+        places, sizes = [i] if i < len(old) else [], [new[j]] if j < len(new) else []
+        left, right = prod(old[place] for place in places), prod(sizes)
+        i, j = i + len(places), j + len(sizes)
+        while left != right:
+            if left < right:
+                places.append(i)
+                left *= old[i]
+                i += 1
+            else:
+                sizes.append(new[j])
+                right *= new[j]
+                j += 1
+        yield places, sizes
+
+
+def materialise(relations: Relations, layout: Layout, place: int) -> Layout:
+    """The layout with one dimension written as a single factor."""
+    factors = layout.dims[place]
+    if len(factors) <= 1:
+        return layout
+    layout = released(layout)
+    merged = Factor(prod(factor.size for factor in factors))
+    dims = tuple((merged,) if at == place else dim for at, dim in enumerate(layout.dims))
+    touched = [entry for entry in layout.entries if any(factor in entry.factors for factor in factors)]
+    others = tuple(entry for entry in layout.entries if entry not in touched)
+    held = {factor: layout.fixed[factor] for factor in factors if factor in layout.fixed}
+    fixed = {factor: reason for factor, reason in layout.fixed.items() if factor not in held}
+    if not touched:
+        if held and len(held) == len(factors):
+            fixed[merged] = next(iter(held.values()))
+            return Layout(dims, others, fixed)
+        if not held:
+            return Layout(dims, others, fixed)
+    return Layout(dims, (*others, _joint_entry(relations, touched, factors, held, merged)), fixed)
+
+
+def _joint_entry(
+    relations: Relations, touched: Sequence[Entry], factors: Sequence[Factor], held: dict[Factor, str], merged: Factor
+) -> Entry:
+    """One entry for the joint positions of `factors`, now the factor `merged`, finer than all entries that touch them."""
+    extra = tuple(dict.fromkeys(f for entry in touched for f in entry.factors if f not in factors))
+    wanted = (*extra, *factors)
+    if len(touched) == 1 and not held and set(factors) <= set(touched[0].factors):
+        entry = touched[0]
+        if entry.factors == wanted and entry.order is None:
+            return Entry((*extra, merged), entry.block)
+        ids = np.ascontiguousarray(relations.ids_in_order(entry, wanted)).ravel()
+        return Entry((*extra, merged), Block(ids.size, ids))
+    count = prod(factor.size for factor in wanted)
+    fine = Entry(wanted, Block(count, relations.new_ids(count)))
+    for entry in touched:
+        relations.finer(fine, entry)
+    if held:
+        hold(relations, fine, held)
+    return Entry((*extra, merged), fine.block)
+
+
+def take(relations: Relations, layout: Layout, place: int, index: Ids) -> Layout:
+    """The layout after picking positions `index` along one dimension (a slice, a flip, a constant index).
+
+    Positions that are picked more than once become positions of their own, each following the one it came from.
+    """
+    size = layout.shape[place]
+    if len(index) == size and np.array_equal(index, np.arange(size)):
+        return layout
+    layout = released(layout)
+    aligned = _take_outer(layout, place, index)
+    if aligned is not None:
+        layout, index = aligned
+        old = layout.dims[place][0]
+        rest = layout.dims[place][1:]
+    else:
+        layout = materialise(relations, layout, place)
+        dim = layout.dims[place]
+        if not dim:
+            return replace(layout, dims=_replaced(layout.dims, place, dimension(len(index))))
+        old, rest = dim[0], ()
+    new = Factor(len(index))
+    kept = (new,) if new.size > 1 else ()
+    dims = _replaced(layout.dims, place, (*kept, *rest))
+    fixed = {factor: reason for factor, reason in layout.fixed.items() if factor is not old}
+    if old in layout.fixed and kept:
+        fixed[new] = layout.fixed[old]
+    entries = []
+    for entry in layout.entries:
+        picked = _take_entry(relations, entry, old, kept, index) if old in entry.factors else entry
+        if picked is not None:
+            entries.append(picked)
+    return Layout(dims, tuple(entries), fixed)
+
+
+def _replaced(
+    dims: tuple[tuple[Factor, ...], ...], place: int, dim: tuple[Factor, ...]
+) -> tuple[tuple[Factor, ...], ...]:
+    return (*dims[:place], dim, *dims[place + 1 :])
+
+
+def _take_outer(layout: Layout, place: int, index: Ids) -> tuple[Layout, Ids] | None:
+    """Where whole runs of the inner factors are picked, the same picking of the outermost factor alone."""
+    dim = layout.dims[place]
+    if len(dim) < 2:
+        return None
+    inner = prod(factor.size for factor in dim[1:])
+    if len(index) % inner:
+        return None
+    runs = index.reshape(-1, inner)
+    if np.any(runs[:, 0] % inner) or np.any(runs != runs[:, :1] + np.arange(inner)):
+        return None
+    return layout, runs[:, 0] // inner
+
+
+def _take_entry(
+    relations: Relations, entry: Entry, old: Factor, kept: tuple[Factor, ...], index: Ids
+) -> Entry | None:
+    """The entry after picking along one of its factors; None where none of its factors is left."""
+    axis = entry.factors.index(old)
+    ids = np.take(relations.ids(entry), index, axis=axis)
+    factors = (*entry.factors[:axis], *kept, *entry.factors[axis + 1 :])
+    shape = tuple(factor.size for factor in factors)
+    if len(np.unique(index)) < len(index):
+        own = Block(ids.size, relations.new_ids(ids.size))
+        assert own.ids is not None
+        relations.function(own.ids.reshape(ids.shape), ids)
+        relations.colour(own.ids.reshape(ids.shape), _along(axis, ids.ndim, _occurrence(index)))
+        return Entry(factors, own)
+    if len(index) < old.size:
+        marked = np.full(old.size, 0, dtype=np.int64)
+        marked[index] = 1
+        relations.colour(relations.ids(entry), _along(axis, ids.ndim, marked))
+    if not factors:
+        return None
+    return Entry(factors, Block(ids.size, np.ascontiguousarray(ids.reshape(shape)).ravel()))
+
+
+def _along(axis: int, rank: int, values: Ids) -> Ids:
+    return values.reshape([-1 if place == axis else 1 for place in range(rank)])
+
+
+def _occurrence(index: Ids) -> Ids:
+    """For each picked position, how often the same one was picked before."""
+    order = np.argsort(index, kind="stable")
+    ordered = index[order]
+    starts = np.r_[0, np.flatnonzero(np.diff(ordered)) + 1]
+    lengths = np.diff(np.r_[starts, len(ordered)])
+    counts = np.arange(len(index)) - np.repeat(starts, lengths)
+    result = np.empty_like(counts)
+    result[order] = counts
+    return result

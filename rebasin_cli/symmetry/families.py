@@ -1,0 +1,192 @@
+"""Families of units and the blocks they live in: a DAG of components, each a symmetric group per fibre over its parents."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from rebasin_cli.symmetry.positions import Ids
+from rebasin_cli.symmetry.relations import Relations
+
+IRREGULAR = "its units lie in blocks that cannot move independently"
+
+Map = tuple[int, Ids]
+"""A family, and the unit there of every unit here."""
+
+
+@dataclass(slots=True)
+class Family:
+    """Units that may trade places, within one block of the parent if there is one.
+
+    Attributes:
+        size: number of units.
+        parents: for each family that this one follows, its number and the parent unit of every unit.
+        fibre: for every unit, which fibre (block) it lies in.
+        local: for every unit, its place within its fibre.
+        moves: whether its fibres are symmetric groups of their own.
+        ancestors: for this family and each one above it, the unit there of every unit here.
+    """
+
+    size: int
+    parents: list[tuple[int, Ids]] = field(default_factory=list)
+    fibre: Ids = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    local: Ids = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    moves: bool = False
+    ancestors: dict[int, Ids] = field(default_factory=dict)
+
+
+def lay_out(families: list[Family]) -> None:
+    """Give every unit its fibre and its place there, and every family its ancestors."""
+    direct = direct_parents(families)
+    for which in upper_first(families):
+        family = families[which]
+        maps = direct[which]
+        count = np.arange(family.size)
+        family.ancestors = {which: count}
+        for parent, upward in maps:
+            for ancestor, units in families[parent].ancestors.items():
+                family.ancestors[ancestor] = units[upward]
+        if not maps:
+            family.fibre, family.local = np.zeros(family.size, dtype=np.int64), count
+        else:
+            columns = np.stack([upward for _, upward in maps], axis=1)
+            family.fibre = np.unique(columns, axis=0, return_inverse=True)[1].reshape(-1).astype(np.int64)
+            family.local = _rank_within(family.fibre)
+        family.parents = maps
+        single = len(maps) < 2 and all(len(families[parent].parents) < 2 for parent, _ in maps)
+        family.moves = single and bool(np.any(family.local > 0))
+
+
+def mend(relations: Relations, families: list[Family], family: Ids, number: Ids) -> bool:
+    """Name the blocks that two parents share, and pin what is no product of its parents; True if anything was said."""
+    direct = direct_parents(families)
+    above = _all_above(families, direct)
+    first_id = _first_ids(families, family, number)
+    changed = False
+    named: set[tuple[int, int, bytes]] = set()
+    for which in upper_first(families):
+        maps = direct[which]
+        if len({ancestor for ancestor, _ in above[which]}) < len(above[which]):
+            relations.pin(first_id[which], IRREGULAR)
+            changed = True
+        elif len(maps) > 1:
+            changed |= _mend_product(relations, families, above, first_id, which, maps, named)
+    return changed
+
+
+def _mend_product(
+    relations: Relations,
+    families: list[Family],
+    above: list[list[Map]],
+    first_id: list[Ids],
+    which: int,
+    maps: list[Map],
+    named: set[tuple[int, int, bytes]],
+) -> bool:
+    (p, to_p), (q, to_q) = maps[:2]
+    pairs, index, count = np.unique(np.c_[to_p, to_q], axis=0, return_inverse=True, return_counts=True)
+    shared = _shared_blocks(families[p].size, families[q].size, pairs)
+    blocks = int(shared.max()) + 1
+    in_p, in_q = shared[: families[p].size], shared[families[p].size :]
+    if blocks > 1 and not _is_named(above, p, q, in_p, in_q):
+        key = (p, q, shared.tobytes())
+        if key not in named:
+            named.add(key)
+            block_ids = relations.new_ids(blocks)
+            relations.function(first_id[p], block_ids[in_p])
+            relations.function(first_id[q], block_ids[in_q])
+        return True
+    expected = int(np.sum(np.bincount(in_p, minlength=blocks) * np.bincount(in_q, minlength=blocks)))
+    if len(pairs) != expected or len(np.unique(count)) > 1:
+        relations.pin(first_id[which], IRREGULAR)
+        return True
+    if len(maps) > 2:
+        product = relations.new_ids(len(pairs))
+        relations.function(product, first_id[p][pairs[:, 0]])
+        relations.function(product, first_id[q][pairs[:, 1]])
+        relations.function(first_id[which], product[index.reshape(-1)])
+        return True
+    return False
+
+
+def _shared_blocks(p_size: int, q_size: int, pairs: Ids) -> Ids:
+    """Blocks of two parents that occur together: block by unit, the units of the first parent first."""
+    graph = coo_array(
+        (np.ones(len(pairs), dtype=np.int8), (pairs[:, 0], p_size + pairs[:, 1])), shape=(p_size + q_size,) * 2
+    )
+    return connected_components(graph, directed=False)[1].astype(np.int64)
+
+
+def _is_named(above: list[list[Map]], p: int, q: int, in_p: Ids, in_q: Ids) -> bool:
+    """Whether a family above both parents already is this division into blocks."""
+    for ancestor, of_p in above[p]:
+        for other, of_q in above[q]:
+            if ancestor == other and _same_division(np.r_[of_p, of_q], np.r_[in_p, in_q]):
+                return True
+    return False
+
+
+def _same_division(left: Ids, right: Ids) -> bool:
+    joint = len(np.unique(np.c_[left, right], axis=0))
+    return joint == len(np.unique(left)) == len(np.unique(right))
+
+
+def direct_parents(families: list[Family]) -> list[list[Map]]:
+    """For each family its parents without those that follow from another parent."""
+    direct: list[list[Map]] = [[] for _ in families]
+    above: list[list[Map]] = [[] for _ in families]
+    for which in upper_first(families):
+        maps = families[which].parents
+        composed = [
+            {(ancestor, units[upward].tobytes()) for ancestor, units in above[parent]} for parent, upward in maps
+        ]
+        for place, (parent, upward) in enumerate(maps):
+            key = (parent, upward.tobytes())
+            if not any(key in others for other, others in enumerate(composed) if other != place):
+                direct[which].append((parent, upward))
+        above[which] = _distinct(
+            [*maps, *((a, units[upward]) for parent, upward in maps for a, units in above[parent])]
+        )
+    return direct
+
+
+def _all_above(families: list[Family], direct: list[list[Map]]) -> list[list[Map]]:
+    above: list[list[Map]] = [[] for _ in families]
+    for which in upper_first(families):
+        maps = direct[which]
+        above[which] = _distinct(
+            [*maps, *((a, units[upward]) for parent, upward in maps for a, units in above[parent])]
+        )
+    return above
+
+
+def _distinct(maps: list[Map]) -> list[Map]:
+    found = {(family, units.tobytes()): (family, units) for family, units in maps}
+    return list(found.values())
+
+
+def upper_first(families: list[Family]) -> list[int]:
+    """Families by size: a parent always has fewer units than those that follow it."""
+    return sorted(range(len(families)), key=lambda which: families[which].size)
+
+
+def _first_ids(families: list[Family], family: Ids, number: Ids) -> list[Ids]:
+    """For each family, the smallest id of every unit."""
+    firsts = [np.full(entry.size, -1, dtype=np.int64) for entry in families]
+    keys, index = np.unique(np.c_[family, number], axis=0, return_index=True)
+    cuts = np.searchsorted(keys[:, 0], np.arange(len(families) + 1))
+    for which, (start, end) in enumerate(zip(cuts, cuts[1:], strict=False)):
+        firsts[which] = index[start:end].astype(np.int64)
+    return firsts
+
+
+def _rank_within(fibre: Ids) -> Ids:
+    order = np.argsort(fibre, kind="stable")
+    ordered = fibre[order]
+    starts = np.searchsorted(ordered, ordered, side="left")
+    rank = np.empty(len(fibre), dtype=np.int64)
+    rank[order] = np.arange(len(fibre)) - starts
+    return rank

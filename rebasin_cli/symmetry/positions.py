@@ -1,0 +1,212 @@
+"""Where the positions along a tensor's axes come from: integer ids, carried by factors and entries.
+
+Each dimension of a tensor is a product of *factors*, outer to inner. An *entry* gives ids to the joint positions of some
+factors: two positions with the same id are moved by the same permutation, wherever they occur. A factor that no entry
+covers is either *fixed* (its positions keep their order, with the reason) or *uniform* (the tensor is the same at all of
+its positions, so nothing constrains them). Within one entry all ids differ.
+
+Slicing, concatenation, interleaving and packing are then plain integer indexing; a view that splits a dimension reshapes
+ids, and a view that merges dimensions only lists more factors in one dimension.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from math import prod
+
+import numpy as np
+from numpy.typing import NDArray
+
+Ids = NDArray[np.int64]
+
+
+class Factor:
+    """One factor of a dimension; compared by identity, shared by all entries that speak about it."""
+
+    __slots__ = ("size",)
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def __repr__(self) -> str:
+        return f"Factor({self.size})"
+
+
+class Block:
+    """Ids for `size` positions, given out when they are first needed, or adopted from the first partner met.
+
+    Adoption is what keeps models small: the input axis of a weight takes over the ids of what it is multiplied with.
+    """
+
+    __slots__ = ("ids", "size")
+
+    def __init__(self, size: int, ids: Ids | None = None) -> None:
+        self.size = size
+        self.ids = ids
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Entry:
+    """Ids of the joint positions of `factors`: an array with one axis per factor.
+
+    `block` is kept only while the entry is a whole block in its own order, so that it may still adopt a partner's ids.
+    """
+
+    factors: tuple[Factor, ...]
+    block: Block
+    order: Ids | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(factor.size for factor in self.factors)
+
+    @property
+    def open(self) -> bool:
+        """Whether no id was given out yet and the whole block is here in its own order."""
+        return self.block.ids is None and self.order is None
+
+    def covers(self, factors: Iterable[Factor]) -> bool:
+        return set(factors) <= set(self.factors)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Layout:
+    """Dimensions as factors, entries with ids, and the fixed factors with their reasons.
+
+    A dimension of length 1 has no factors. `leaf` and `axes` say that this is a leaf with its axes in another order, so
+    that the leaf may still be resolved by what it meets; every other operation forgets them.
+    """
+
+    dims: tuple[tuple[Factor, ...], ...]
+    entries: tuple[Entry, ...] = ()
+    fixed: Mapping[Factor, str] = field(default_factory=dict)
+    leaf: Leaf | None = None
+    axes: tuple[int, ...] = ()
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(prod(factor.size for factor in dim) for dim in self.dims)
+
+    @property
+    def factors(self) -> tuple[Factor, ...]:
+        return tuple(factor for dim in self.dims for factor in dim)
+
+    def is_fixed(self, factor: Factor) -> bool:
+        return factor in self.fixed
+
+    def is_uniform(self, factor: Factor) -> bool:
+        return factor not in self.fixed and not any(factor in entry.factors for entry in self.entries)
+
+
+@dataclass(slots=True, eq=False)
+class Leaf:
+    """A parameter or buffer. While `open`, nothing has used it, and its first partner decides how its axes factor."""
+
+    key: str
+    layout: Layout
+    open: bool = True
+
+    def view(self, axes: Sequence[int]) -> Layout:
+        """The leaf's layout as it is known now, with its axes in this order."""
+        dims = tuple(self.layout.dims[axis] for axis in axes)
+        return Layout(dims, self.layout.entries, self.layout.fixed, self, tuple(axes))
+
+
+def dimension(size: int) -> tuple[Factor, ...]:
+    """The factors of a dimension about which nothing is known yet."""
+    return () if size == 1 else (Factor(size),)
+
+
+def uniform_layout(shape: Sequence[int]) -> Layout:
+    """A tensor that is the same everywhere."""
+    return Layout(tuple(dimension(size) for size in shape))
+
+
+def fixed_layout(shape: Sequence[int], reason: str) -> Layout:
+    """A tensor all of whose positions keep their order."""
+    layout = uniform_layout(shape)
+    return replace(layout, fixed={factor: reason for factor in layout.factors})
+
+
+def free_layout(shape: Sequence[int]) -> Layout:
+    """A tensor each of whose axes may be reordered on its own."""
+    layout = uniform_layout(shape)
+    entries = tuple(Entry((factor,), Block(factor.size)) for factor in layout.factors)
+    return replace(layout, entries=entries)
+
+
+def split_factor(layout: Layout, factor: Factor, sizes: Sequence[int]) -> Layout:
+    """The same layout with one factor written as a product of several, outer to inner."""
+    parts = tuple(Factor(size) for size in sizes)
+    return substitute(layout, {factor: parts})
+
+
+def substitute(layout: Layout, parts: Mapping[Factor, tuple[Factor, ...]]) -> Layout:
+    """The layout with factors replaced by products of the same size."""
+    dims = tuple(tuple(new for old in dim for new in parts.get(old, (old,))) for dim in layout.dims)
+    entries = tuple(_substitute_entry(entry, parts) for entry in layout.entries)
+    fixed = {new: reason for old, reason in layout.fixed.items() for new in parts.get(old, (old,))}
+    return Layout(dims, entries, fixed)
+
+
+def _substitute_entry(entry: Entry, parts: Mapping[Factor, tuple[Factor, ...]]) -> Entry:
+    if not any(factor in parts for factor in entry.factors):
+        return entry
+    factors = tuple(new for old in entry.factors for new in parts.get(old, (old,)))
+    order = None if entry.order is None else entry.order.reshape([factor.size for factor in factors])
+    return Entry(factors, entry.block, order)
+
+
+def regroup(layout: Layout, shape: Sequence[int]) -> Layout | None:
+    """The layout under a view to `shape`; None where the new dimensions cut across factors that do not divide."""
+    layout = released(layout)
+    queue = list(layout.factors)
+    dims: list[tuple[Factor, ...]] = []
+    for size in shape:
+        taken: list[Factor] = []
+        rest = size
+        while rest > 1:
+            if not queue:
+                return None
+            factor = queue.pop(0)
+            if rest % factor.size == 0:
+                taken.append(factor)
+                rest //= factor.size
+                continue
+            if factor.size % rest:
+                return None
+            outer, inner = Factor(rest), Factor(factor.size // rest)
+            layout = substitute(layout, {factor: (outer, inner)})
+            dims = [tuple(f for old in dim for f in ((outer, inner) if old is factor else (old,))) for dim in dims]
+            taken.append(outer)
+            queue.insert(0, inner)
+            rest = 1
+        dims.append(tuple(taken))
+    return None if queue else Layout(tuple(dims), layout.entries, layout.fixed)
+
+
+def common_refinement(sizes: Sequence[Sequence[int]]) -> list[int] | None:
+    """The coarsest product, outer to inner, that refines all the given products of one size; None if there is none."""
+    cuts = {prod(product[place:]) for product in sizes for place in range(len(product) + 1)}
+    ordered = sorted(cuts, reverse=True)
+    result = []
+    for outer, inner in zip(ordered, ordered[1:], strict=False):
+        if outer % inner:
+            return None
+        result.append(outer // inner)
+    return result
+
+
+def permute_dims(layout: Layout, order: Sequence[int]) -> Layout:
+    """The layout with its dimensions in another order."""
+    axes = tuple(layout.axes[place] for place in order) if layout.leaf is not None else ()
+    return replace(layout, dims=tuple(layout.dims[place] for place in order), axes=axes)
+
+
+def released(layout: Layout) -> Layout:
+    """The layout as such: if it was an open leaf, it is one no longer."""
+    if layout.leaf is None:
+        return layout
+    layout.leaf.open = False
+    return replace(layout, leaf=None, axes=())

@@ -1,0 +1,173 @@
+"""From closed relations to sites: where in which tensor every symmetric group acts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from math import prod
+
+import numpy as np
+
+from rebasin_cli.symmetry.families import Family
+from rebasin_cli.symmetry.positions import Entry, Factor, Ids, Layout
+from rebasin_cli.symmetry.relations import Relations
+from rebasin_cli.symmetry.solver import Closure
+from rebasin_cli.spec import Site
+
+
+@dataclass(frozen=True, slots=True)
+class FibreSite:
+    """A site of one fibre of one family."""
+
+    family: int
+    fibre: int
+    site: Site
+    axes: tuple[int, ...]
+
+
+def sites_of_leaf(closure: Closure, relations: Relations, key: str, layout: Layout) -> Iterator[FibreSite]:
+    """All sites of the moving families in one tensor.
+
+    Where two entries share factors (the groups of a grouped convolution), a family that moves whole slabs of what they
+    share moves the tensor once, not once for each entry.
+    """
+    slabs_done: set[tuple[int, int, tuple[Factor, ...]]] = set()
+    for entry in layout.entries:
+        others = [other for other in layout.entries if other is not entry]
+        shared = tuple(f for f in entry.factors if any(f in other.factors for other in others))
+        ids = relations.ids(entry).ravel()
+        owners = np.unique(closure.family[ids])
+        for family in _moving(closure, owners):
+            for fibre, rows in _rows_by_fibre(closure, ids, family, owners):
+                slabs = _slabs(entry, shared, rows) if shared else None
+                if slabs is None:
+                    site, axes = _site(key, layout, entry.factors, rows)
+                elif (family, fibre, shared) in slabs_done:
+                    continue
+                else:
+                    slabs_done.add((family, fibre, shared))
+                    site, axes = _site(key, layout, shared, slabs)
+                yield FibreSite(family, fibre, site, axes)
+
+
+def _moving(closure: Closure, owners: Ids) -> list[int]:
+    """The moving families among the given ones and all above them."""
+    families = closure.families
+    return sorted({a for owner in owners for a in families[owner].ancestors if families[a].moves})
+
+
+def _slabs(entry: Entry, shared: tuple[Factor, ...], rows: Ids) -> Ids | None:
+    """Which positions along `shared` each unit moves as a whole; None where units move inside them."""
+    places = dict(zip(entry.factors, np.unravel_index(rows, entry.shape), strict=True))
+    rest = tuple(factor for factor in entry.factors if factor not in shared)
+    slab = _flat(places, shared, rows.shape)
+    inside = _flat(places, rest, rows.shape)
+    order = np.lexsort((inside[0], slab[0]))
+    slab, inside = slab[:, order], inside[:, order]
+    width = prod(factor.size for factor in rest)
+    if rows.shape[1] % width or np.any(inside != inside[0]):
+        return None
+    blocks = slab.reshape(len(rows), -1, width)
+    if np.any(blocks != blocks[:, :, :1]) or np.any(inside[0].reshape(-1, width) != np.arange(width)):
+        return None
+    if len(np.unique(blocks[:, :, 0])) < blocks.shape[0] * blocks.shape[1]:
+        return None
+    return blocks[:, :, 0]
+
+
+def _flat(places: dict[Factor, Ids], factors: tuple[Factor, ...], shape: tuple[int, ...]) -> Ids:
+    """Index over the joint positions of some factors."""
+    index = np.zeros(shape, dtype=np.int64)
+    for factor in factors:
+        index = index * factor.size + places[factor]
+    return index
+
+
+def _rows_by_fibre(closure: Closure, ids: Ids, which: int, owners: Ids) -> Iterator[tuple[int, Ids]]:
+    """For each fibre of a family, the places among `ids` that each of its units moves: (units, places)."""
+    family = closure.families[which]
+    places, units, keys = [], [], []
+    for owner in owners:
+        source = closure.families[owner]
+        if which not in source.ancestors:
+            continue
+        here = np.flatnonzero(closure.family[ids] == owner)
+        number = closure.unit[ids[here]]
+        places.append(here)
+        units.append(source.ancestors[which][number])
+        keys.append(_relative_keys(closure.families, source, which, number, closure.colour[ids[here]]))
+    place, unit = np.concatenate(places), np.concatenate(units)
+    width = max(key.shape[1] for key in keys)
+    key = np.concatenate([np.pad(k, ((0, 0), (0, width - k.shape[1])), constant_values=-1) for k in keys])
+    order = np.lexsort((*key.T[::-1], family.local[unit], family.fibre[unit]))
+    place, fibre = place[order], family.fibre[unit][order]
+    size = int(family.local.max()) + 1
+    cuts = np.r_[0, np.flatnonzero(np.diff(fibre)) + 1, len(fibre)]
+    for start, end in zip(cuts, cuts[1:], strict=False):
+        yield int(fibre[start]), place[start:end].reshape(size, -1)
+
+
+def _relative_keys(families: list[Family], source: Family, which: int, number: Ids, colour: Ids) -> Ids:
+    """What tells apart the places that one unit of family `which` moves, alike for all units of its fibre."""
+    others = [ancestor for ancestor in source.ancestors if ancestor != which]
+    columns = [colour] + [families[ancestor].local[source.ancestors[ancestor][number]] for ancestor in others]
+    return np.stack(columns, axis=1)
+
+
+def _site(key: str, layout: Layout, over: tuple[Factor, ...], rows: Ids) -> tuple[Site, tuple[int, ...]]:
+    """The site at which row u of `rows` (joint positions of the factors `over`) moves as unit u, and its axes."""
+    axes = [axis for axis, dim in enumerate(layout.dims) if any(factor in over for factor in dim)]
+    first, last = axes[0], axes[-1]
+    factors = [factor for dim in layout.dims[first : last + 1] for factor in dim]
+    shape = tuple(factor.size for factor in over)
+    places = dict(zip(over, np.unravel_index(rows, shape), strict=True))
+    found = _regular(factors, places, len(rows))
+    span = last - first + 1
+    if found is not None:
+        offset, outer, inner = found
+        return Site(key, first, offset, outer, inner, span), tuple(axes)
+    positions = _positions(factors, places, len(rows))
+    return Site(key, first, span=span, positions=tuple(map(tuple, positions.tolist()))), tuple(axes)
+
+
+def _regular(factors: Sequence[Factor], places: dict[Factor, Ids], units: int) -> tuple[int, int, int] | None:
+    """(offset, outer, inner) where the units lie as one segment (outer, units, inner); None where they lie otherwise."""
+    queue = list(factors)
+    offset, lead, tail = 0, 1, 1
+    while queue and queue[0] in places and np.all(places[queue[0]] == places[queue[0]].flat[0]):
+        factor = queue.pop(0)
+        offset += int(places[factor].flat[0]) * prod(other.size for other in queue)
+    while queue and queue[0] not in places:
+        lead *= queue.pop(0).size
+    while queue and queue[-1] not in places:
+        tail *= queue.pop().size
+    positions = _positions(queue, places, units)
+    positions = positions[:, np.argsort(positions[0])]
+    extent = prod(factor.size for factor in queue)
+    base = positions[0]
+    inner = int(positions[1, 0] - base[0])
+    width = positions.shape[1]
+    if inner < 1 or width % inner or np.any(positions != base + inner * np.arange(units)[:, None]):
+        return None
+    outer = width // inner
+    expected = base[0] + (np.arange(outer)[:, None] * units * inner + np.arange(inner)).ravel()
+    if np.any(base != expected):
+        return None
+    if lead > 1 and not (base[0] == 0 and outer * units * inner == extent):
+        return None
+    return offset + int(base[0]) * tail, lead * outer, inner * tail
+
+
+def _positions(factors: Sequence[Factor], places: dict[Factor, Ids], units: int) -> Ids:
+    """Positions along the given factors read as one axis: (units, positions of each)."""
+    total = np.zeros((units, 1, 1), dtype=np.int64)
+    stride = 1
+    for factor in reversed(factors):
+        if factor in places:
+            total = total + (places[factor] * stride)[:, :, None]
+        else:
+            total = (total[:, :, None, :] + (np.arange(factor.size) * stride)[None, None, :, None]).reshape(
+                units, total.shape[1], -1
+            )
+        stride *= factor.size
+    return total.reshape(units, -1)

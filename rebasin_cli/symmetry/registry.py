@@ -1,0 +1,149 @@
+"""Rules by operator name, and what a rule is given."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rebasin_cli.symmetry.joining import hold
+from rebasin_cli.symmetry.positions import Factor, Layout, dimension, fixed_layout, released, uniform_layout
+from rebasin_cli.symmetry.relations import Relations
+from rebasin_cli.trace.graph import Call, Ref, refs_in
+
+Result = Layout | Sequence[Layout | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Op:
+    """One operation as its rule sees it: arguments, layouts of its tensors, shapes of its results."""
+
+    call: Call
+    relations: Relations
+    layout_of: Callable[[int], Layout]
+    shape_of: Callable[[int], tuple[int, ...]]
+    numbers_of: Callable[[int], Tensor | None]
+
+    def __getitem__(self, name: str) -> Any:
+        return self.call.arguments[name]
+
+    def get(self, name: str, default: Any = None) -> Any:
+        value = self.call.arguments.get(name)
+        return default if value is None else value
+
+    def has(self, name: str) -> bool:
+        return isinstance(self.call.arguments.get(name), Ref)
+
+    def layout(self, name: str) -> Layout:
+        return self.layout_of(self[name].value)
+
+    def layouts(self, name: str) -> list[Layout]:
+        """Layouts of a list of tensors."""
+        return [self.layout_of(ref.value) for ref in self[name]]
+
+    def numbers(self, name: str) -> Tensor | None:
+        """The numbers of a constant argument; None where they are not known."""
+        ref = self.call.arguments.get(name)
+        return self.numbers_of(ref.value) if isinstance(ref, Ref) else None
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self.shape_of(self[name].value)
+
+    @property
+    def tensors(self) -> list[Layout]:
+        """Layouts of all tensor arguments."""
+        return [self.layout_of(value) for value in refs_in(self.call.arguments)]
+
+    @property
+    def result_shapes(self) -> list[tuple[int, ...]]:
+        return [self.shape_of(value) for value in self.call.results if value is not None]
+
+    @property
+    def result_shape(self) -> tuple[int, ...]:
+        return self.result_shapes[0]
+
+    def dim(self, name: str, rank: int) -> int:
+        """A dimension argument, counted from the front."""
+        return int(self[name]) % max(rank, 1)
+
+    def dims(self, name: str, rank: int) -> list[int]:
+        """A list of dimensions, counted from the front; all of them where none is named."""
+        given = self.get(name)
+        if given is None or (isinstance(given, (list, tuple)) and not given):
+            return list(range(rank))
+        return [int(dim) % max(rank, 1) for dim in (given if isinstance(given, (list, tuple)) else [given])]
+
+
+Rule = Callable[[Op], Result]
+
+RULES: dict[str, Rule] = {}
+
+
+def rule(*names: str) -> Callable[[Rule], Rule]:
+    """Register a rule for operators by name (`aten.add`: all overloads and in-place forms)."""
+
+    def register(function: Rule) -> Rule:
+        for name in names:
+            RULES[name] = function
+        return function
+
+    return register
+
+
+def hold_dims(relations: Relations, layout: Layout, dims: Sequence[int], reason: str) -> Layout:
+    """The layout with some dimensions made fixed: the operation depends on the order along them."""
+    factors = [factor for place in dims for factor in layout.dims[place]]
+    if layout.leaf is not None and layout.leaf.open:
+        return _hold_leaf(layout, factors, reason)
+    layout = released(layout)
+    fixed = {**layout.fixed, **{factor: reason for factor in factors if factor not in layout.fixed}}
+    entries = []
+    for entry in layout.entries:
+        met = {factor: fixed[factor] for factor in entry.factors if factor in factors}
+        if any(factor not in layout.fixed for factor in met):
+            hold(relations, entry, met if len(met) < len(entry.factors) else {f: reason for f in entry.factors})
+        if any(factor not in fixed for factor in entry.factors):
+            entries.append(entry)
+    return Layout(layout.dims, tuple(entries), fixed)
+
+
+def _hold_leaf(layout: Layout, factors: Sequence[Factor], reason: str) -> Layout:
+    leaf = layout.leaf
+    assert leaf is not None
+    entries = tuple(entry for entry in leaf.layout.entries if not set(entry.factors) & set(factors))
+    fixed = {**leaf.layout.fixed, **{factor: reason for factor in factors}}
+    leaf.layout = Layout(leaf.layout.dims, entries, fixed)
+    return leaf.view(layout.axes)
+
+
+def hold_all(relations: Relations, layout: Layout, reason: str) -> Layout:
+    """The layout with every dimension made fixed."""
+    return hold_dims(relations, layout, range(len(layout.dims)), reason)
+
+
+def resized(layout: Layout, places: Sequence[int], shape: Sequence[int], reason: str) -> Layout:
+    """The layout with the given dimensions replaced by fixed ones of the result's sizes."""
+    dims = tuple(dimension(shape[at]) if at in places else dim for at, dim in enumerate(layout.dims))
+    dropped = {factor for at in places for factor in layout.dims[at]}
+    fixed = {factor: why for factor, why in layout.fixed.items() if factor not in dropped}
+    fixed.update({factor: reason for at in places for factor in dims[at]})
+    entries = tuple(entry for entry in layout.entries if not set(entry.factors) & dropped)
+    return Layout(dims, entries, fixed)
+
+
+def constant_layout(numbers: Tensor) -> Layout:
+    """Layout of a constant: uniform along the axes on which its numbers do not change, fixed along the others."""
+    layout = uniform_layout(tuple(numbers.shape))
+    fixed = {}
+    for place, dim in enumerate(layout.dims):
+        for factor in dim:
+            if not bool(torch.all(numbers == numbers.narrow(place, 0, 1))):
+                fixed[factor] = "a constant of the model differs along this axis"
+    return Layout(layout.dims, (), fixed)
+
+
+def fixed_results(op: Op, reason: str) -> list[Layout]:
+    return [fixed_layout(shape, reason) for shape in op.result_shapes]

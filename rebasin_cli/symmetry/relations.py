@@ -1,0 +1,123 @@
+"""What the operations say about ids: the four relations that the solver closes.
+
+- *link*: two id arrays are moved by the same permutation, position by position;
+- *function*: child to parent, and the parent map commutes with the permutation (units inside heads);
+- *colour*: positions with different labels are never exchanged (a slice, a segment, an index along a fixed axis);
+- *pin*: each of these positions keeps its place, with the reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from math import prod
+
+import numpy as np
+
+from rebasin_cli.symmetry.positions import Block, Entry, Factor, Ids
+
+
+@dataclass(slots=True)
+class Relations:
+    """The relations found so far, and the ids given out.
+
+    Attributes:
+        size: number of ids.
+        births: ids are born in batches; the first id of each batch.
+        links, functions, colours, pins: flat arrays, see the module's words.
+    """
+
+    size: int = 0
+    births: list[int] = field(default_factory=list)
+    links: list[tuple[Ids, Ids]] = field(default_factory=list)
+    functions: list[tuple[Ids, Ids]] = field(default_factory=list)
+    colours: list[tuple[Ids, Ids]] = field(default_factory=list)
+    pins: list[tuple[Ids, str]] = field(default_factory=list)
+    _parents: dict[bytes, Block] = field(default_factory=dict)
+    _said: set[bytes] = field(default_factory=set)
+
+    def new_ids(self, count: int) -> Ids:
+        ids = np.arange(self.size, self.size + count, dtype=np.int64)
+        self.births.append(self.size)
+        self.size += count
+        return ids
+
+    def ids(self, entry: Entry) -> Ids:
+        """The ids of an entry, shaped like its factors; an open block receives its ids now."""
+        if entry.block.ids is None:
+            entry.block.ids = self.new_ids(entry.block.size)
+        if entry.order is None:
+            return entry.block.ids.reshape(entry.shape)
+        return entry.block.ids[entry.order]
+
+    def ids_in_order(self, entry: Entry, factors: Sequence[Factor]) -> Ids:
+        """The ids with one axis for each of `factors`, which are the entry's in another order."""
+        return np.transpose(self.ids(entry), [entry.factors.index(factor) for factor in factors])
+
+    def link(self, left: Ids, right: Ids) -> None:
+        left, right = left.ravel(), right.ravel()
+        if not np.array_equal(left, right) and self._is_new(b"link", left, right):
+            self.links.append((left, right))
+
+    def function(self, child: Ids, parent: Ids) -> None:
+        child, parent = (array.ravel() for array in np.broadcast_arrays(child, parent))
+        if self._is_new(b"function", child, parent):
+            self.functions.append((child, parent))
+
+    def colour(self, ids: Ids, labels: Ids) -> None:
+        ids, labels = (array.ravel() for array in np.broadcast_arrays(ids, labels))
+        if self._is_new(b"colour", ids, labels):
+            self.colours.append((ids, labels))
+
+    def pin(self, ids: Ids, reason: str) -> None:
+        self.pins.append((ids.ravel(), reason))
+
+    def same(self, left: Entry, right: Entry) -> None:
+        """Two entries over the same factors are moved alike; an open one adopts the other's ids."""
+        if left.block is right.block and left.order is None and right.order is None:
+            if left.factors == right.factors:
+                return
+        if right.open or not left.open:
+            ids = self.ids_in_order(left, right.factors)
+            if right.open:
+                right.block.ids = np.ascontiguousarray(ids).ravel()
+            else:
+                self.link(ids, self.ids(right))
+        else:
+            left.block.ids = np.ascontiguousarray(self.ids_in_order(right, left.factors)).ravel()
+
+    def finer(self, fine: Entry, coarse: Entry) -> None:
+        """The positions of `coarse` follow those of `fine`, which speaks about more factors."""
+        ids = self.ids(coarse)
+        shape = [factor.size if factor in coarse.factors else 1 for factor in fine.factors]
+        order = [factor for factor in fine.factors if factor in coarse.factors]
+        ids = np.transpose(ids, [coarse.factors.index(factor) for factor in order]).reshape(shape)
+        self.function(self.ids(fine), ids)
+
+    def parents(self, entry: Entry, kept: Sequence[Factor]) -> Entry:
+        """The rows of an entry over `kept`, some of its factors, as positions of their own.
+
+        The same rows always get the same ids.
+        """
+        rest = [factor for factor in entry.factors if factor not in kept]
+        shape = tuple(factor.size for factor in kept)
+        rows = self.ids_in_order(entry, [*kept, *rest]).reshape(prod(shape), -1)
+        key = blake2b(np.sort(rows, axis=1).tobytes()).digest() + repr(rows.shape).encode()
+        block = self._parents.get(key)
+        if block is None:
+            block = Block(prod(shape), self.new_ids(prod(shape)))
+            self._parents[key] = block
+            assert block.ids is not None
+            self.function(rows, block.ids[:, None])
+        return Entry(tuple(kept), block)
+
+    def _is_new(self, kind: bytes, left: Ids, right: Ids) -> bool:
+        digest = blake2b(kind)
+        digest.update(np.ascontiguousarray(left).tobytes())
+        digest.update(np.ascontiguousarray(right).tobytes())
+        key = digest.digest()
+        if key in self._said:
+            return False
+        self._said.add(key)
+        return True

@@ -1,0 +1,31 @@
+"""How the positions of each operation's results relate to those of its arguments: one family, one file."""
+
+from rebasin_cli.symmetry.rules import (
+    attention,
+    constant,
+    convolution,
+    embedding,
+    indexing,
+    joining,
+    matmul,
+    normalization,
+    pointwise,
+    pooling,
+    reduction,
+    view,
+)
+
+__all__ = [
+    "attention",
+    "constant",
+    "convolution",
+    "embedding",
+    "indexing",
+    "joining",
+    "matmul",
+    "normalization",
+    "pointwise",
+    "pooling",
+    "reduction",
+    "view",
+]

@@ -1,0 +1,50 @@
+"""Convolutions: grouped, depthwise, transposed; kernel positions keep their order."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from rebasin_cli.symmetry.algebra import combine
+from rebasin_cli.symmetry.arrange import split_dim
+from rebasin_cli.symmetry.positions import Layout
+from rebasin_cli.symmetry.registry import Op, hold_dims, resized, rule
+
+KERNEL = "positions of a convolution kernel keep their order"
+SPACE = "positions in space keep their order under a convolution"
+
+
+@rule("aten.convolution", "aten._convolution", "aten.convolution_overrideable", "aten.mkldnn_convolution")
+def convolution(op: Op) -> Layout:
+    """Input channels (g, i), weight (g, o), i: the channels of a group meet only their own weights."""
+    layout, weight = op.layout("input"), op.layout("weight")
+    rank = len(op.shape("weight")) - 2
+    groups = int(op["groups"])
+    transposed = bool(op["transposed"])
+    space = range(2, 2 + rank)
+    scattered = not _is_pointwise_kernel(op, rank)
+    if scattered:
+        layout = hold_dims(op.relations, layout, space, SPACE)
+        weight = hold_dims(op.relations, weight, space, KERNEL)
+    layout = split_dim(op.relations, layout, 1, groups)
+    weight = split_dim(op.relations, weight, 0, groups)
+    points = [("space", axis) for axis in range(rank)]
+    kernel = [("kernel", axis) for axis in range(rank)]
+    if transposed:
+        operands = [(layout, ["n", "g", "i", *points]), (weight, ["g", "i", "o", *kernel])]
+    else:
+        operands = [(layout, ["n", "g", "i", *points]), (weight, ["g", "o", "i", *kernel])]
+    result = combine(op.relations, operands, ["n", "g", "o", *points])
+    result = replace(result, dims=(result.dims[0], (*result.dims[1], *result.dims[2]), *result.dims[3:]))
+    if scattered:
+        result = resized(result, list(space), op.result_shape, SPACE)
+    if not op.has("bias"):
+        return result
+    channels = ["n", "c", *points]
+    return combine(op.relations, [(result, channels), (op.layout("bias"), ["c"])], channels)
+
+
+def _is_pointwise_kernel(op: Op, rank: int) -> bool:
+    """A kernel of one position that neither skips nor pads treats all points in space alike."""
+    kernel = op.shape("weight")[2:]
+    strides, padding = op.get("stride", [1]), op.get("padding", [0])
+    return all(size == 1 for size in kernel) and all(s == 1 for s in strides) and all(p == 0 for p in padding)

@@ -1,0 +1,233 @@
+"""Slices, picks and writes by index."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from rebasin_cli.symmetry.algebra import elementwise
+from rebasin_cli.symmetry.arrange import take
+from rebasin_cli.symmetry.positions import Layout, dimension, fixed_layout, released
+from rebasin_cli.symmetry.registry import Op, fixed_results, hold_all, hold_dims, resized, rule
+from rebasin_cli.symmetry.relations import Relations
+
+BY_VALUE = "positions along this axis are picked by an index"
+
+
+def _slice_index(op: Op, size: int) -> np.ndarray:
+    start, end, step = op.get("start", 0), op.get("end", size), int(op.get("step", 1))
+    return np.arange(size)[slice(start, end, step)]
+
+
+def _dropped(layout: Layout, place: int) -> Layout:
+    return Layout((*layout.dims[:place], *layout.dims[place + 1 :]), layout.entries, layout.fixed)
+
+
+def segments(relations: Relations, layout: Layout, place: int, sizes: Sequence[int]) -> list[Layout]:
+    """The layout cut along one dimension into pieces of the given sizes."""
+    starts = np.cumsum([0, *sizes])
+    return [take(relations, layout, place, np.arange(a, b)) for a, b in zip(starts, starts[1:], strict=False)]
+
+
+@rule("aten.slice", "aten.narrow")
+def sliced(op: Op) -> Layout:
+    layout = op.layout("self")
+    place = op.dim("dim", len(layout.dims))
+    size = layout.shape[place]
+    if op.call.name == "aten.narrow":
+        return take(op.relations, layout, place, np.arange(int(op["start"]), int(op["start"]) + int(op["length"])))
+    return take(op.relations, layout, place, _slice_index(op, size))
+
+
+@rule("aten.select")
+def selected(op: Op) -> Layout:
+    layout = op.layout("self")
+    place = op.dim("dim", len(layout.dims))
+    index = np.array([int(op["index"]) % layout.shape[place]])
+    return released(_dropped(take(op.relations, layout, place, index), place))
+
+
+@rule("aten.unbind")
+def unbound(op: Op) -> list[Layout]:
+    layout = op.layout("self")
+    place = op.dim("dim", len(layout.dims))
+    pieces = segments(op.relations, layout, place, [1] * layout.shape[place])
+    return [released(_dropped(piece, place)) for piece in pieces]
+
+
+@rule(
+    "aten.split",
+    "aten.split_with_sizes",
+    "aten.unsafe_split",
+    "aten.unsafe_split_with_sizes",
+    "aten.chunk",
+    "aten.unsafe_chunk",
+    "aten.tensor_split",
+    "aten.split_copy",
+    "aten.split_with_sizes_copy",
+)
+def split(op: Op) -> list[Layout]:
+    layout = op.layout("self")
+    place = op.dim("dim", len(layout.dims))
+    return segments(op.relations, layout, place, [shape[place] for shape in op.result_shapes])
+
+
+@rule("aten.flip")
+def flipped(op: Op) -> Layout:
+    layout = op.layout("self")
+    for place in op.dims("dims", len(layout.dims)):
+        layout = take(op.relations, layout, place, np.arange(layout.shape[place])[::-1])
+    return layout
+
+
+@rule("aten.roll")
+def rolled(op: Op) -> Layout | list[Layout]:
+    layout = op.layout("self")
+    if not op.get("dims"):
+        hold_all(op.relations, layout, BY_VALUE)
+        return fixed_results(op, BY_VALUE)
+    for shift, place in zip(op["shifts"], op.dims("dims", len(layout.dims)), strict=True):
+        layout = take(op.relations, layout, place, np.roll(np.arange(layout.shape[place]), shift))
+    return layout
+
+
+@rule("aten.index_select")
+def index_selected(op: Op) -> Layout:
+    layout = op.layout("self")
+    place = op.dim("dim", len(layout.dims))
+    numbers = op.numbers("index")
+    if numbers is not None:
+        return take(op.relations, layout, place, numbers.reshape(-1).numpy() % layout.shape[place])
+    held = hold_dims(op.relations, layout, [place], BY_VALUE)
+    return resized(held, [place], op.result_shape, BY_VALUE)
+
+
+@rule("aten.index", "aten._unsafe_index")
+def indexed(op: Op) -> Layout | list[Layout]:
+    """A constant list along one dimension is a pick; any other indexed dimension keeps its order."""
+    layout = op.layout("self")
+    given = [(place, ref) for place, ref in enumerate(op["indices"]) if ref is not None]
+    numbers = [op.numbers_of(ref.value) for _, ref in given]
+    if len(given) == 1 and numbers[0] is not None and numbers[0].dim() == 1 and numbers[0].dtype.is_signed:
+        place = given[0][0]
+        return take(op.relations, layout, place, numbers[0].numpy() % layout.shape[place])
+    places = [place for place, _ in given]
+    widths = [max(1, op_rank(op, ref.value)) for _, ref in given]
+    boolean = any(width > 1 for width in widths) and _is_mask(op, given)
+    covered = sorted({p + extra for p, w in zip(places, widths, strict=True) for extra in range(w if boolean else 1)})
+    held = released(hold_dims(op.relations, layout, covered, BY_VALUE))
+    untouched = [place for place in range(len(layout.dims)) if place not in covered]
+    new = len(op.result_shape) - len(untouched)
+    adjacent = covered == list(range(covered[0], covered[0] + len(covered)))
+    at = covered[0] if adjacent else 0
+    fresh = fixed_layout(op.result_shape[at : at + new], BY_VALUE)
+    before = [held.dims[place] for place in untouched if adjacent and place < at]
+    after = [held.dims[place] for place in untouched if not adjacent or place >= at]
+    return _without_lost(op, Layout((*before, *fresh.dims, *after), held.entries, {**held.fixed, **fresh.fixed}))
+
+
+def op_rank(op: Op, value: int) -> int:
+    return len(op.shape_of(value))
+
+
+def _is_mask(op: Op, given: Sequence[tuple[int, object]]) -> bool:
+    return len(op.result_shape) < len(op.shape("self"))
+
+
+def _without_lost(op: Op, layout: Layout) -> Layout:
+    from rebasin_cli.symmetry.algebra import reduce
+
+    return reduce(op.relations, layout)
+
+
+@rule("aten.gather", "aten.take_along_dim")
+def gathered(op: Op) -> Layout:
+    """Picked along one dimension; the others run together with the index."""
+    layout = op.layout("self")
+    place = op.dim("dim", len(layout.dims))
+    if layout.shape != op.shape("index"):
+        other = [p for p in range(len(layout.dims)) if layout.shape[p] != op.shape("index")[p]]
+        layout = hold_dims(op.relations, layout, other, BY_VALUE)
+    held = hold_dims(op.relations, layout, [place], BY_VALUE)
+    picked = resized(released(held), _differing(held.shape, op.result_shape, place), op.result_shape, BY_VALUE)
+    index = hold_dims(op.relations, op.layout("index"), [place], BY_VALUE)
+    return elementwise(op.relations, [picked, index], op.result_shape)
+
+
+def _differing(old: Sequence[int], new: Sequence[int], place: int) -> list[int]:
+    return [p for p in range(len(new)) if p == place or old[p] != new[p]]
+
+
+@rule(
+    "aten.scatter",
+    "aten.scatter_add",
+    "aten.scatter_reduce",
+    "aten.index_put",
+    "aten._unsafe_index_put",
+    "aten._index_put_impl",
+    "aten.index_add",
+    "aten.index_copy",
+    "aten.index_fill",
+    "aten.masked_scatter",
+)
+def scattered(op: Op) -> Layout | list[Layout]:
+    """Written by index: the indexed dimensions keep their order, a last dimension that is not indexed passes."""
+    layout = op.layout("self")
+    name = op.call.name.removeprefix("aten.")
+    if name in ("index_add", "index_copy", "index_fill"):
+        place = op.dim("dim", len(layout.dims))
+        return _written_rows(op, [place], op.layout("source") if op.has("source") else None, [place])
+    if name in ("index_put", "_unsafe_index_put", "_index_put_impl"):
+        return _index_put(op, layout)
+    if name.startswith("scatter") and op.has("index"):
+        place = op.dim("dim", len(layout.dims))
+        held = [
+            hold_dims(op.relations, piece, [p for p in range(len(piece.dims)) if p == place or _uneven(op, p)], BY_VALUE)
+            for piece in op.tensors
+            if len(piece.dims) == len(layout.dims)
+        ]
+        shaped = [resized(released(piece), _differing(piece.shape, op.result_shape, place), op.result_shape, BY_VALUE) for piece in held]
+        return elementwise(op.relations, shaped, op.result_shape)
+    for piece in op.tensors:
+        hold_all(op.relations, piece, BY_VALUE)
+    return fixed_results(op, BY_VALUE)
+
+
+def _uneven(op: Op, place: int) -> bool:
+    return len({op.shape(name)[place] for name in ("self", "index", "src") if op.has(name)}) > 1
+
+
+def _index_put(op: Op, layout: Layout) -> Layout | list[Layout]:
+    given = [(place, ref) for place, ref in enumerate(op["indices"]) if ref is not None]
+    widths = [max(1, op_rank(op, ref.value)) if _is_boolean(op, ref.value) else 1 for _, ref in given]
+    covered = sorted({place + extra for (place, _), w in zip(given, widths, strict=True) for extra in range(w)})
+    values = op.layout("values")
+    rest = len(layout.dims) - len(covered)
+    if covered != list(range(len(covered))) or len(values.dims) < rest:
+        for piece in op.tensors:
+            hold_all(op.relations, piece, BY_VALUE)
+        return fixed_results(op, BY_VALUE)
+    return _written_rows(op, covered, values, range(len(values.dims) - rest))
+
+
+def _is_boolean(op: Op, value: int) -> bool:
+    numbers = op.numbers_of(value)
+    return numbers is not None and not numbers.dtype.is_signed or op_rank(op, value) > 1
+
+
+def _written_rows(op: Op, covered: Sequence[int], source: Layout | None, lost: Sequence[int]) -> Layout:
+    """The target with its covered dimensions held, its other dimensions running together with the source's."""
+    layout = released(hold_dims(op.relations, op.layout("self"), covered, BY_VALUE))
+    if source is None:
+        return layout
+    source = released(hold_dims(op.relations, source, lost, BY_VALUE))
+    others = [place for place in range(len(layout.dims)) if place not in covered]
+    kept = [place for place in range(len(source.dims)) if place not in lost]
+    dims = [dimension(1)] * len(layout.dims)
+    for place, of in zip(reversed(others), reversed(kept), strict=False):
+        dims[place] = source.dims[of]
+    present = {factor for dim in dims for factor in dim}
+    fixed = {factor: why for factor, why in source.fixed.items() if factor in present}
+    rows = _without_lost(op, Layout(tuple(dims), source.entries, fixed))
+    return elementwise(op.relations, [layout, rows], layout.shape)

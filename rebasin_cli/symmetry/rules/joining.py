@@ -1,0 +1,129 @@
+"""Concatenation, stacking, padding, and writing a changed view back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from rebasin_cli.symmetry.arrange import take, view
+from rebasin_cli.symmetry.concatenate import concatenate
+from rebasin_cli.symmetry.positions import Layout, permute_dims, released, uniform_layout
+from rebasin_cli.symmetry.registry import Op, fixed_results, hold_all, rule
+
+
+@rule("aten.cat", "aten.concat")
+def cat(op: Op) -> Layout:
+    pieces = [op.layout_of(ref.value) for ref in op["tensors"]]
+    pieces = [piece for piece in pieces if len(piece.dims) == len(op.result_shape) and 0 not in piece.shape]
+    return concatenate(op.relations, pieces, op.dim("dim", len(op.result_shape)))
+
+
+@rule("aten.stack", "aten._stack")
+def stack(op: Op) -> Layout:
+    rank = len(op.result_shape)
+    place = op.dim("dim", rank)
+    pieces = [released(op.layout_of(ref.value)) for ref in op["tensors"]]
+    pieces = [replace(piece, dims=(*piece.dims[:place], (), *piece.dims[place:])) for piece in pieces]
+    return concatenate(op.relations, pieces, place)
+
+
+@rule("aten.constant_pad_nd")
+def padded(op: Op) -> Layout:
+    """Padded positions are positions of their own; a negative pad is a slice."""
+    layout, pads = op.layout("self"), list(op["pad"])
+    rank = len(layout.dims)
+    for axis in range(len(pads) // 2):
+        place = rank - 1 - axis
+        before, after = pads[2 * axis], pads[2 * axis + 1]
+        size = layout.shape[place]
+        if min(before, after) < 0:
+            layout = take(op.relations, layout, place, np.arange(max(0, -before), size - max(0, -after)))
+        pieces = [_blank(layout, place, max(0, before)), layout, _blank(layout, place, max(0, after))]
+        pieces = [piece for piece in pieces if piece is not None]
+        if len(pieces) > 1:
+            layout = concatenate(op.relations, pieces, place)
+    return layout
+
+
+def _blank(layout: Layout, place: int, size: int) -> Layout | None:
+    shape = list(layout.shape)
+    shape[place] = size
+    return uniform_layout(shape) if size else None
+
+
+@rule("aten.slice_scatter", "aten.select_scatter")
+def scattered_slice(op: Op) -> Layout:
+    """A tensor with a slice of it replaced by another."""
+    base, part = op.layout("self"), op.layout("src")
+    place = op.dim("dim", len(base.dims))
+    if op.call.name == "aten.select_scatter":
+        part = replace(released(part), dims=(*part.dims[:place], (), *part.dims[place:]))
+        index = np.array([int(op["index"]) % base.shape[place]])
+    else:
+        index = np.arange(base.shape[place])[slice(op.get("start", 0), op.get("end"), int(op.get("step", 1)))]
+    return replaced(op, base, part, place, index)
+
+
+def replaced(op: Op, base: Layout, part: Layout, place: int, index: np.ndarray) -> Layout:
+    """`base` with the positions `index` along one dimension replaced by `part`."""
+    size = base.shape[place]
+    if len(index) == size:
+        return take(op.relations, part, place, np.argsort(index, kind="stable"))
+    others = np.setdiff1d(np.arange(size), index)
+    whole = concatenate(op.relations, [take(op.relations, base, place, others), part], place)
+    return take(op.relations, whole, place, np.argsort(np.r_[others, index], kind="stable"))
+
+
+@rule("rebasin.scatter")
+def written_back(op: Op) -> Layout | list[Layout]:
+    """A value after one of its views was changed: the view undone, or the slice put back."""
+    base, part, name = op.layout("base"), op.layout("part"), op["view"]
+    rank = len(base.dims)
+    if name in ("aten.slice", "aten.select"):
+        place = op.dim("dim", rank)
+        if name == "aten.select":
+            part = replace(released(part), dims=(*part.dims[:place], (), *part.dims[place:]))
+            return replaced(op, base, part, place, np.array([int(op["index"]) % base.shape[place]]))
+        index = np.arange(base.shape[place])[slice(op.get("start", 0), op.get("end"), int(op.get("step", 1)))]
+        return replaced(op, base, part, place, index)
+    if name in ("aten.split", "aten.split_with_sizes", "aten.unbind", "aten.chunk"):
+        return _piece_back(op, base, part)
+    if name in ("aten.alias", "aten.detach", "aten.lift_fresh"):
+        return part
+    if name in ("aten.t", "aten.transpose", "aten.permute"):
+        return permute_dims(released(part), np.argsort(_order(op, name, rank)).tolist())
+    if name in ("aten.view", "aten._unsafe_view", "aten._reshape_alias", "aten.unsqueeze", "aten.squeeze"):
+        if np.prod(part.shape) == np.prod(base.shape):
+            return view(op.relations, part, base.shape)
+    reason = "a view that is changed in place is not understood"
+    for layout in (base, part):
+        hold_all(op.relations, layout, reason)
+    return fixed_results(op, reason)
+
+
+def _piece_back(op: Op, base: Layout, part: Layout) -> Layout:
+    place = op.dim("dim", len(base.dims))
+    if op["view"] == "aten.unbind":
+        part = replace(released(part), dims=(*part.dims[:place], (), *part.dims[place:]))
+        return replaced(op, base, part, place, np.array([int(op["which"])]))
+    sizes: Sequence[int]
+    if op["view"] == "aten.split":
+        start = int(op["split_size"]) * int(op["which"])
+    elif op["view"] == "aten.split_with_sizes":
+        sizes = op["split_sizes"]
+        start = sum(sizes[: int(op["which"])])
+    else:
+        start = -(-base.shape[place] // int(op["chunks"])) * int(op["which"])
+    return replaced(op, base, part, place, np.arange(start, start + part.shape[place]))
+
+
+def _order(op: Op, name: str, rank: int) -> list[int]:
+    order = list(range(rank))
+    if name == "aten.permute":
+        return op.dims("dims", rank)
+    first, second = (rank - 2, rank - 1) if name == "aten.t" else (op.dim("dim0", rank), op.dim("dim1", rank))
+    if rank > 1:
+        order[first], order[second] = second, first
+    return order

@@ -1,0 +1,62 @@
+"""Matrix products: one dimension of each argument is summed over."""
+
+from __future__ import annotations
+
+from rebasin_cli.symmetry.algebra import combine, elementwise
+from rebasin_cli.symmetry.positions import Layout
+from rebasin_cli.symmetry.registry import Op, rule
+
+
+@rule("aten.mm")
+def mm(op: Op) -> Layout:
+    return combine(op.relations, [(op.layout("self"), "mk"), (op.layout("mat2"), "kn")], "mn")
+
+
+@rule("aten.bmm")
+def bmm(op: Op) -> Layout:
+    return combine(op.relations, [(op.layout("self"), "bmk"), (op.layout("mat2"), "bkn")], "bmn")
+
+
+@rule("aten.addmm")
+def addmm(op: Op) -> Layout:
+    product = combine(op.relations, [(op.layout("mat1"), "mk"), (op.layout("mat2"), "kn")], "mn")
+    return elementwise(op.relations, [product, op.layout("self")], op.result_shape)
+
+
+@rule("aten.baddbmm")
+def baddbmm(op: Op) -> Layout:
+    product = combine(op.relations, [(op.layout("batch1"), "bmk"), (op.layout("batch2"), "bkn")], "bmn")
+    return elementwise(op.relations, [product, op.layout("self")], op.result_shape)
+
+
+@rule("aten.addbmm")
+def addbmm(op: Op) -> Layout:
+    product = combine(op.relations, [(op.layout("batch1"), "bmk"), (op.layout("batch2"), "bkn")], "mn")
+    return elementwise(op.relations, [product, op.layout("self")], op.result_shape)
+
+
+@rule("aten.mv")
+def mv(op: Op) -> Layout:
+    return combine(op.relations, [(op.layout("self"), "mk"), (op.layout("vec"), "k")], "m")
+
+
+@rule("aten.addmv")
+def addmv(op: Op) -> Layout:
+    product = combine(op.relations, [(op.layout("mat"), "mk"), (op.layout("vec"), "k")], "m")
+    return elementwise(op.relations, [product, op.layout("self")], op.result_shape)
+
+
+@rule("aten.dot", "aten.vdot")
+def dot(op: Op) -> Layout:
+    return combine(op.relations, [(op.layout("self"), "k"), (op.layout("other" if op.has("other") else "tensor"), "k")], "")
+
+
+@rule("aten.linear")
+def linear(op: Op) -> Layout:
+    """`input @ weight.T + bias`, where it was not taken apart."""
+    layout = op.layout("input")
+    lead = [("lead", place) for place in range(len(layout.dims) - 1)]
+    product = combine(op.relations, [(layout, [*lead, "k"]), (op.layout("weight"), ["n", "k"])], [*lead, "n"])
+    if not op.has("bias"):
+        return product
+    return elementwise(op.relations, [product, op.layout("bias")], op.result_shape)

@@ -1,0 +1,73 @@
+"""Operations that treat every position alike, with broadcasting."""
+
+from __future__ import annotations
+
+import torch
+
+from rebasin_cli.symmetry.algebra import elementwise
+from rebasin_cli.symmetry.positions import Layout
+from rebasin_cli.symmetry.registry import Op, rule
+
+
+@rule(
+    "aten._to_copy",
+    "aten.add",
+    "aten.addcdiv",
+    "aten.addcmul",
+    "aten.clamp",
+    "aten.clamp_max",
+    "aten.clamp_min",
+    "aten.clone",
+    "aten.copy",
+    "aten.div",
+    "aten.hardswish",
+    "aten.hardtanh",
+    "aten.lerp",
+    "aten.masked_fill",
+    "aten.maximum",
+    "aten.minimum",
+    "aten.mul",
+    "aten.native_dropout",
+    "aten.nan_to_num",
+    "aten.polar",
+    "aten.rrelu_with_noise",
+    "aten.sub",
+    "aten.where",
+)
+def pointwise(op: Op) -> list[Layout]:
+    """Dimensions run together from the right; the result's positions are those of all arguments."""
+    shape = op.result_shape
+    tensors = [layout for layout in op.tensors if len(layout.dims) <= len(shape)]
+    if op.call.name == "aten.copy":
+        tensors = [op.layout("src")]
+    layout = elementwise(op.relations, tensors, shape)
+    return [layout for _ in op.call.results]
+
+
+@rule("aten._prelu_kernel", "aten.prelu")
+def prelu(op: Op) -> Layout:
+    """One slope for all channels or one for each; the channels are dimension 1."""
+    layout, weight = op.layout("self"), op.layout("weight")
+    if len(weight.dims) == 1 and len(layout.dims) > 1:
+        dims = (*[()] * 1, weight.dims[0], *[()] * (len(layout.dims) - 2))
+        weight = Layout(dims, weight.entries, weight.fixed)
+    return elementwise(op.relations, [layout, weight], op.result_shape)
+
+
+@rule("aten.glu")
+def glu(op: Op) -> Layout:
+    """The first half of a dimension, gated by the second."""
+    from rebasin_cli.symmetry.rules.indexing import segments
+
+    layout = op.layout("self")
+    place = op.dim("dim", len(layout.dims))
+    half = layout.shape[place] // 2
+    return elementwise(op.relations, segments(op.relations, layout, place, [half, half]), op.result_shape)
+
+
+def is_pointwise(overload: str) -> bool:
+    """Whether PyTorch itself tags the operator as pointwise."""
+    namespace, name, variant = overload.split(".", 2)
+    packet = getattr(getattr(torch.ops, namespace), name, None)
+    operator = getattr(packet, variant, None)
+    return operator is not None and torch.Tag.pointwise in operator.tags

@@ -1,0 +1,119 @@
+"""Pooling, resizing and sampling: positions in space keep their order, channels pass."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from rebasin_cli.symmetry.algebra import combine
+from rebasin_cli.symmetry.arrange import view
+from rebasin_cli.symmetry.positions import Layout
+from rebasin_cli.symmetry.registry import Op, hold_dims, resized, rule
+
+SPACE = "positions in space keep their order"
+
+_LAST = {"1d": 1, "2d": 2, "3d": 3}
+
+
+def _spatial(op: Op, layout: Layout, rank: int) -> list[Layout]:
+    places = list(range(len(layout.dims) - rank, len(layout.dims)))
+    held = hold_dims(op.relations, layout, places, SPACE)
+    result = resized(held, places, op.result_shape, SPACE)
+    return [result for _ in op.call.results]
+
+
+@rule(
+    *(
+        f"aten.{name}{dims}{ending}"
+        for dims in _LAST
+        for name, ending in (
+            ("max_pool", "_with_indices"),
+            ("max_pool", ""),
+            ("avg_pool", ""),
+            ("adaptive_avg_pool", ""),
+            ("_adaptive_avg_pool", ""),
+            ("adaptive_max_pool", ""),
+            ("fractional_max_pool", ""),
+            ("reflection_pad", ""),
+            ("replication_pad", ""),
+            ("upsample_nearest", ""),
+            ("_upsample_nearest_exact", ""),
+        )
+    ),
+    "aten.upsample_linear1d",
+    "aten.upsample_bilinear2d",
+    "aten._upsample_bilinear2d_aa",
+    "aten.upsample_bicubic2d",
+    "aten._upsample_bicubic2d_aa",
+    "aten.upsample_trilinear3d",
+)
+def pool(op: Op) -> list[Layout]:
+    layout = op.layout("self" if op.has("self") else "input")
+    rank = next(rank for name, rank in _LAST.items() if name in op.call.name)
+    return _spatial(op, layout, rank)
+
+
+@rule("aten.pixel_shuffle")
+def pixel_shuffle(op: Op) -> Layout:
+    """Channels (c, r, r) go into space: only c stays a channel."""
+    layout = op.layout("self")
+    *lead, channels, height, width = layout.shape
+    r, n = int(op["upscale_factor"]), len(lead)
+    split = view(op.relations, layout, [*lead, channels // (r * r), r, r, height, width])
+    order = [*range(n + 1), n + 3, n + 1, n + 4, n + 2]
+    split = replace(split, dims=tuple(split.dims[place] for place in order))
+    return view(op.relations, split, op.result_shape)
+
+
+@rule("aten.pixel_unshuffle")
+def pixel_unshuffle(op: Op) -> Layout:
+    layout = op.layout("self")
+    *lead, channels, height, width = layout.shape
+    r, n = int(op["downscale_factor"]), len(lead)
+    split = view(op.relations, layout, [*lead, channels, height // r, r, width // r, r])
+    order = [*range(n + 1), n + 2, n + 4, n + 1, n + 3]
+    split = replace(split, dims=tuple(split.dims[place] for place in order))
+    return view(op.relations, split, op.result_shape)
+
+
+@rule("aten.channel_shuffle", "aten.native_channel_shuffle")
+def channel_shuffle(op: Op) -> Layout:
+    layout = op.layout("self")
+    shape, groups = layout.shape, int(op["groups"])
+    split = view(op.relations, layout, [shape[0], groups, shape[1] // groups, *shape[2:]])
+    order = [0, 2, 1, *range(3, len(shape) + 1)]
+    split = replace(split, dims=tuple(split.dims[place] for place in order))
+    return view(op.relations, split, shape)
+
+
+@rule("aten.im2col")
+def im2col(op: Op) -> Layout:
+    """Patches: channels (c, kernel positions) by places."""
+    layout = hold_dims(op.relations, op.layout("self"), [2, 3], SPACE)
+    batch, channels = layout.dims[:2]
+    _, rows, columns = op.result_shape
+    kernel = rows // layout.shape[1]
+    from rebasin_cli.symmetry.positions import fixed_layout
+
+    patch = fixed_layout((kernel, columns), SPACE)
+    dims = (batch, (*channels, *patch.dims[0]), patch.dims[1])
+    return Layout(dims, layout.entries, {**layout.fixed, **patch.fixed})
+
+
+@rule("aten.col2im")
+def col2im(op: Op) -> Layout:
+    layout = op.layout("self")
+    batch, rows, columns = layout.shape
+    channels = op.result_shape[1]
+    split = view(op.relations, layout, [batch, channels, rows // channels, columns])
+    split = hold_dims(op.relations, split, [2, 3], SPACE)
+    return resized(split, [2, 3], op.result_shape, SPACE)
+
+
+@rule("aten.grid_sampler_2d", "aten.grid_sampler_3d", "aten.grid_sampler")
+def grid_sampler(op: Op) -> Layout:
+    """Space is sampled where the grid says; batches run together."""
+    rank = len(op.shape("input")) - 2
+    layout = hold_dims(op.relations, op.layout("input"), range(2, 2 + rank), SPACE)
+    grid = hold_dims(op.relations, op.layout("grid"), range(1, 2 + rank), SPACE)
+    old, new = [("old", axis) for axis in range(rank)], [("new", axis) for axis in range(rank)]
+    return combine(op.relations, [(layout, ["n", "c", *old]), (grid, ["n", *new, "xy"])], ["n", "c", *new])

@@ -1,0 +1,115 @@
+"""Sums, means, extremes and softmax over dimensions; what depends on the order along one holds it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from rebasin_cli.symmetry.algebra import reduce, rows_matter
+from rebasin_cli.symmetry.positions import Layout, released
+from rebasin_cli.symmetry.registry import Op, fixed_results, hold_dims, rule
+
+ORDER = "the order along this axis matters to an operation"
+INDEX = "an operation returns positions along this axis"
+
+
+def reduced(op: Op, layout: Layout, dims: Sequence[int], keep: bool) -> Layout:
+    layout = released(layout)
+    kept = tuple(() if place in dims else dim for place, dim in enumerate(layout.dims))
+    result = reduce(op.relations, replace(layout, dims=kept))
+    if keep:
+        return result
+    return replace(result, dims=tuple(dim for place, dim in enumerate(result.dims) if place not in dims))
+
+
+@rule(
+    "aten.all",
+    "aten.amax",
+    "aten.amin",
+    "aten.aminmax",
+    "aten.any",
+    "aten.count_nonzero",
+    "aten.linalg_vector_norm",
+    "aten.logsumexp",
+    "aten.mean",
+    "aten.nansum",
+    "aten.norm",
+    "aten.prod",
+    "aten.std",
+    "aten.std_mean",
+    "aten.sum",
+    "aten.var",
+    "aten.var_mean",
+)
+def total(op: Op) -> list[Layout]:
+    """One number for every row of the kept dimensions."""
+    layout = op.layout("self")
+    dims = op.dims("dim", len(layout.dims))
+    result = reduced(op, layout, dims, bool(op.get("keepdim", False)))
+    return [result for _ in op.call.results]
+
+
+@rule("aten.max", "aten.min")
+def extreme(op: Op) -> list[Layout]:
+    """Of everything, of two tensors, or along one dimension, then with positions that hold its order if they are read."""
+    layout = op.layout("self")
+    if op.get("dim") is None:
+        return [reduced(op, layout, range(len(layout.dims)), False)]
+    return _with_positions(op, layout, bool(op.get("keepdim", False)))
+
+
+def _with_positions(op: Op, layout: Layout, keep: bool) -> list[Layout]:
+    place = op.dim("dim", len(layout.dims))
+    held = hold_dims(op.relations, layout, [place], INDEX)
+    result = reduced(op, held, [place], keep)
+    return [result for _ in op.call.results]
+
+
+@rule("aten.argmax", "aten.argmin")
+def position_of_extreme(op: Op) -> list[Layout]:
+    layout = op.layout("self")
+    dims = op.dims("dim", len(layout.dims))
+    held = hold_dims(op.relations, layout, dims, INDEX)
+    return [reduced(op, held, dims, bool(op.get("keepdim", False)))]
+
+
+@rule("aten.median", "aten.nanmedian", "aten.mode", "aten.kthvalue")
+def middle(op: Op) -> list[Layout]:
+    layout = op.layout("self")
+    if op.get("dim") is None:
+        return [reduced(op, layout, range(len(layout.dims)), False)]
+    return _with_positions(op, layout, bool(op.get("keepdim", False)))
+
+
+@rule("aten._log_softmax", "aten._safe_softmax", "aten._softmax", "aten.log_softmax", "aten.softmax")
+def softmax(op: Op) -> Layout:
+    layout = op.layout("self")
+    return rows_matter(op.relations, layout, [op.dim("dim", len(layout.dims))])
+
+
+@rule("aten.cumprod", "aten.cumsum", "aten.logcumsumexp", "aten.cummax", "aten.cummin")
+def running(op: Op) -> list[Layout]:
+    layout = op.layout("self")
+    layout = hold_dims(op.relations, layout, [op.dim("dim", len(layout.dims))], ORDER)
+    return [layout for _ in op.call.results]
+
+
+@rule("aten.sort", "aten.argsort", "aten.topk")
+def ranked(op: Op) -> list[Layout]:
+    """Sorted along one dimension: positions are returned, and the results' order is the ranking's."""
+    from rebasin_cli.symmetry.registry import resized
+
+    layout = op.layout("self")
+    place = op.dim("dim", len(layout.dims))
+    held = hold_dims(op.relations, layout, [place], INDEX)
+    result = resized(held, [place], op.result_shape, INDEX)
+    return [result for _ in op.call.results]
+
+
+@rule("aten.nonzero", "aten.masked_select", "aten.unique", "aten._unique2", "aten.bincount", "aten.histc")
+def data_dependent(op: Op) -> list[Layout]:
+    """What comes out depends on every position."""
+    reason = "an operation picks positions by their values"
+    for layout in op.tensors:
+        hold_dims(op.relations, layout, range(len(layout.dims)), reason)
+    return fixed_results(op, reason)

@@ -1,0 +1,181 @@
+"""Views: the same positions, differently arranged."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from rebasin_cli.symmetry.arrange import view
+from rebasin_cli.symmetry.positions import Layout, dimension, permute_dims, released
+from rebasin_cli.symmetry.registry import Op, fixed_results, hold_all, hold_dims, resized, rule
+
+STRIDES = "a view by strides is not understood"
+
+
+@rule(
+    "aten.view",
+    "aten._unsafe_view",
+    "aten.reshape",
+    "aten._reshape_alias",
+    "aten.flatten",
+    "aten.unflatten",
+    "aten.view_copy",
+)
+def viewed(op: Op) -> Layout:
+    layout = op.layout("self")
+    if "dtype" in op.call.arguments:  # the bits of each number seen as another type
+        return layout if layout.shape == op.result_shape else hold_all(op.relations, layout, STRIDES)
+    if layout.shape == op.result_shape:
+        return layout
+    return view(op.relations, layout, op.result_shape)
+
+
+@rule(
+    "aten.alias",
+    "aten.contiguous",
+    "aten.detach",
+    "aten.lift",
+    "aten.lift_fresh",
+    "aten.lift_fresh_copy",
+    "aten.conj",
+    "aten._conj",
+    "aten.resolve_conj",
+    "aten.resolve_neg",
+    "aten.real",
+    "aten.imag",
+    "aten._neg_view",
+)
+def same(op: Op) -> Layout:
+    return op.layout("self")
+
+
+@rule("aten.t", "aten.numpy_T", "aten.mT")
+def transposed_matrix(op: Op) -> Layout:
+    layout = op.layout("self")
+    rank = len(layout.dims)
+    return permute_dims(layout, [*range(rank - 2), rank - 1, rank - 2]) if rank > 1 else layout
+
+
+@rule("aten.transpose", "aten.swapaxes")
+def transposed(op: Op) -> Layout:
+    layout = op.layout("self")
+    rank = len(layout.dims)
+    if rank == 0:
+        return layout
+    order = list(range(rank))
+    first, second = op.dim("dim0", rank), op.dim("dim1", rank)
+    order[first], order[second] = second, first
+    return permute_dims(layout, order)
+
+
+@rule("aten.permute")
+def permuted(op: Op) -> Layout:
+    layout = op.layout("self")
+    return permute_dims(layout, op.dims("dims", len(layout.dims)) if len(layout.dims) else [])
+
+
+@rule("aten.unsqueeze")
+def unsqueezed(op: Op) -> Layout:
+    layout = released(op.layout("self"))
+    place = op.dim("dim", len(layout.dims) + 1)
+    return replace(layout, dims=(*layout.dims[:place], (), *layout.dims[place:]))
+
+
+@rule("aten.squeeze")
+def squeezed(op: Op) -> Layout:
+    layout = released(op.layout("self"))
+    dims = op.dims("dim", len(layout.dims))
+    return replace(layout, dims=tuple(d for place, d in enumerate(layout.dims) if place not in dims or d))
+
+
+@rule("aten.expand", "aten.expand_copy", "aten.broadcast_to")
+def expanded(op: Op) -> Layout:
+    """New positions along a dimension of length 1 are all the same."""
+    layout, shape = released(op.layout("self")), op.result_shape
+    dims = ((),) * (len(shape) - len(layout.dims)) + layout.dims
+    return replace(layout, dims=tuple(dim or dimension(size) for dim, size in zip(dims, shape, strict=True)))
+
+
+@rule("aten.repeat", "aten.tile")
+def repeated(op: Op) -> Layout:
+    """The whole tensor laid out several times: the repeat is an outer factor along which nothing changes."""
+    layout, shape = released(op.layout("self")), op.result_shape
+    dims = ((),) * (len(shape) - len(layout.dims)) + layout.dims
+    old = (1,) * (len(shape) - len(layout.shape)) + layout.shape
+    outer = [dimension(size // before) for size, before in zip(shape, old, strict=True)]
+    return replace(layout, dims=tuple((*more, *dim) for more, dim in zip(outer, dims, strict=True)))
+
+
+@rule("aten.repeat_interleave")
+def interleaved(op: Op) -> Layout | list[Layout]:
+    """Each position several times in a row: the repeat is an inner factor."""
+    if "self" not in op.call.arguments or op.get("dim") is None or op.has("repeats"):
+        for layout in op.tensors:
+            hold_all(op.relations, layout, "repeats are read from a tensor")
+        return fixed_results(op, "repeats are read from a tensor")
+    layout = released(op.layout("self"))
+    place = op.dim("dim", len(layout.dims))
+    more = dimension(int(op["repeats"]))
+    return replace(layout, dims=tuple((*d, *more) if at == place else d for at, d in enumerate(layout.dims)))
+
+
+@rule("aten.view_as_complex")
+def as_complex(op: Op) -> Layout:
+    layout = op.layout("self")
+    held = hold_dims(op.relations, layout, [len(layout.dims) - 1], "real and imaginary parts")
+    kept = held.dims[:-1]
+    dropped = set(held.dims[-1])
+    fixed = {factor: reason for factor, reason in held.fixed.items() if factor not in dropped}
+    entries = tuple(e for e in held.entries if not set(e.factors) & dropped)
+    joint = [e for e in held.entries if set(e.factors) & dropped]
+    from rebasin_cli.symmetry.algebra import reduce
+
+    if joint:
+        return reduce(op.relations, replace(released(held), dims=kept))
+    return Layout(kept, entries, fixed)
+
+
+@rule("aten.view_as_real")
+def as_real(op: Op) -> Layout:
+    layout = released(op.layout("self"))
+    parts = dimension(2)
+    reason = "real and imaginary parts"
+    return Layout((*layout.dims, parts), layout.entries, {**layout.fixed, parts[0]: reason})
+
+
+@rule("aten.as_strided")
+def strided(op: Op) -> Layout | list[Layout]:
+    """The identity where the strides are those of the tensor as it stands; not understood otherwise."""
+    layout, shape = op.layout("self"), op.result_shape
+    expected, count = [], 1
+    for size in reversed(shape):
+        expected.append(count)
+        count *= size
+    plain = layout.shape == shape and not op.get("storage_offset", 0)
+    if plain and [s for s, n in zip(op["stride"], shape, strict=True) if n > 1] == [
+        s for s, n in zip(reversed(expected), shape, strict=True) if n > 1
+    ]:
+        return layout
+    hold_all(op.relations, layout, STRIDES)
+    return fixed_results(op, STRIDES)
+
+
+@rule("aten.unfold")
+def windows(op: Op) -> Layout:
+    """Windows along one dimension, whose positions keep their order, in a new last dimension."""
+    layout = op.layout("self")
+    reason = "sliding windows keep the order along this axis"
+    held = released(hold_dims(op.relations, layout, [op.dim("dimension", len(layout.dims))], reason))
+    result = resized(held, [op.dim("dimension", len(layout.dims))], op.result_shape, reason)
+    window = dimension(op.result_shape[-1])
+    fixed = {**result.fixed, **{factor: reason for factor in window}}
+    return Layout((*result.dims, window), result.entries, fixed)
+
+
+@rule("aten.tril", "aten.triu", "aten.diagonal", "aten.diag_embed", "aten.diagonal_copy", "aten.block_diag", "aten.trace")
+def diagonals(op: Op) -> list[Layout]:
+    """Where on or off the diagonal matters, both axes keep their order."""
+    reason = "an operation on the diagonal keeps the order of both axes"
+    held = [hold_all(op.relations, layout, reason) for layout in op.tensors]
+    if op.call.name in ("aten.tril", "aten.triu"):
+        return held
+    return list(fixed_results(op, reason))

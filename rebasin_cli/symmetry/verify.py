@@ -1,0 +1,175 @@
+"""Proof by execution: the derived groups are permuted at random, and the model's output must not move.
+
+Everything runs in float64 on random weights, with random norm parameters and running statistics, so that a wrong claim shows
+as an error of order one and a right one as rounding. Where the model itself amplifies rounding, the error is compared with
+its *noise floor*: how far the output moves when every weight is perturbed by one rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from math import prod, sqrt
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._ops import OpOverload
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
+
+from rebasin_cli import permutation
+from rebasin_cli.model.example_input import ExampleInput
+from rebasin_cli.model.state import load_state, state_tensors, ties
+from rebasin_cli.spec import PermutationSpec
+from rebasin_cli.trace.outputs import opened
+
+TOLERANCE = 1e-9
+"""Largest relative error of an output that counts as rounding."""
+
+FLOOR_FACTOR = 300.0
+"""How many times its noise floor a model's error may be where that exceeds the tolerance."""
+
+
+@dataclass(frozen=True, slots=True)
+class SoundnessCheck:
+    """What execution said.
+
+    Args:
+        max_relative_error: largest difference of any output, relative to that output's largest magnitude.
+        noise_floor: the same when weights are perturbed by one rounding; None where it was not needed.
+        seed: of the weights and the permutations.
+    """
+
+    max_relative_error: float
+    noise_floor: float | None
+    seed: int
+
+    @property
+    def ok(self) -> bool:
+        floor = 0.0 if self.noise_floor is None else FLOOR_FACTOR * self.noise_floor
+        return self.max_relative_error < max(TOLERANCE, floor)
+
+
+def verify_by_execution(
+    build: Callable[[], nn.Module], example: ExampleInput, spec: PermutationSpec, seed: int = 0
+) -> SoundnessCheck:
+    """Permute every group at once and compare the outputs.
+
+    Args:
+        build: makes the model; its parameters may have no memory, they are filled here.
+        example: one input.
+        spec: the claim.
+        seed: of weights and permutations.
+    """
+    module = build().eval()
+    state = random_state(module, seed)
+    permutations = permutation.random(spec, seed + 1)
+    before = run_in_float64(load_state(module, state), example, seed)
+    moved = permutation.apply(spec, permutations, state)
+    after = run_in_float64(load_state(module, moved), example, seed)
+    error = relative_error(before, after)
+    floor = None
+    if not error < TOLERANCE:
+        floor = relative_error(before, run_in_float64(load_state(module, _perturbed(state, seed)), example, seed))
+    return SoundnessCheck(error, floor, seed)
+
+
+def random_state(module: nn.Module, seed: int) -> dict[str, Tensor]:
+    """Random float64 tensors for everything trained; index tables and counters as they are.
+
+    Matrices keep the scale of what passes through them (standard deviation sqrt(2 / fan-in)); vectors lie between 0.5 and
+    1.5 where they scale or are variances, and near 0 where they shift.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    shared = ties(module)
+    state: dict[str, Tensor] = {}
+    for key, tensor in state_tensors(module).items():
+        if key in shared:
+            state[key] = state[shared[key]]
+        elif not tensor.is_floating_point():
+            state[key] = tensor.detach()
+        else:
+            state[key] = _random_tensor(key, tuple(tensor.shape), generator)
+    return state
+
+
+def _random_tensor(key: str, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    name = key.rpartition(".")[2]
+    if len(shape) > 1:
+        fan_in = prod(shape[1:])
+        return torch.randn(shape, generator=generator, dtype=torch.float64) * sqrt(2.0 / max(fan_in, 1))
+    if "var" in name or ("bias" not in name and "mean" not in name):
+        return torch.rand(shape, generator=generator, dtype=torch.float64) + 0.5
+    return torch.randn(shape, generator=generator, dtype=torch.float64) * 0.1
+
+
+def _perturbed(state: Mapping[str, Tensor], seed: int) -> dict[str, Tensor]:
+    """Every number moved up or down by one unit in its last place."""
+    generator = torch.Generator().manual_seed(seed)
+    epsilon = torch.finfo(torch.float64).eps
+
+    def nudge(tensor: Tensor) -> Tensor:
+        if not tensor.is_floating_point():
+            return tensor
+        sign = torch.randint(0, 2, tensor.shape, generator=generator, dtype=torch.float64) * 2 - 1
+        return tensor * (1 + epsilon * sign)
+
+    return {key: nudge(tensor) for key, tensor in state.items()}
+
+
+def run_in_float64(module: nn.Module, example: ExampleInput, seed: int) -> list[Tensor]:
+    """All tensors of the output, computed in float64 throughout, whatever precisions the model asks for."""
+    args, kwargs = tree_map_only(Tensor, _widened, (example.args, example.kwargs))
+    buffers = {id(b): b for b in module.buffers() if b.is_floating_point() and b.dtype != torch.float64}
+    for owner in module.modules():
+        for name, buffer in owner._buffers.items():
+            if buffer is not None and id(buffer) in buffers:
+                owner._buffers[name] = buffer.to(torch.float64)
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    torch.manual_seed(seed)
+    try:
+        with torch.no_grad(), _Float64():
+            output = module(*args, **kwargs)
+    finally:
+        torch.set_default_dtype(default)
+    return [leaf for leaf in tree_leaves(opened(output)) if isinstance(leaf, Tensor)]
+
+
+def relative_error(before: Iterable[Tensor], after: Iterable[Tensor]) -> float:
+    """Largest difference of any tensor, relative to that tensor's largest magnitude; infinite where one is not finite."""
+    worst = 0.0
+    for left, right in zip(before, after, strict=True):
+        if left.shape != right.shape:
+            return float("inf")
+        if not left.is_floating_point():
+            worst = max(worst, float("inf") if not torch.equal(left, right) else 0.0)
+        elif left.numel():
+            scale = float(left.abs().max()) or 1.0
+            difference = float((left - right).abs().max()) / scale
+            worst = max(worst, difference if difference == difference else float("inf"))
+    return worst
+
+
+def _widened(tensor: Tensor) -> Tensor:
+    return tensor.to(torch.float64) if tensor.is_floating_point() else tensor
+
+
+_NARROW = (torch.float32, torch.float16, torch.bfloat16)
+
+
+class _Float64(TorchDispatchMode):
+    """Rewrites every request for a narrower floating type, and widens every narrower tensor that comes in."""
+
+    def __torch_dispatch__(self, func: OpOverload, types: Iterable[type], args: Any = (), kwargs: Any = None) -> Any:
+        args, kwargs = tree_map(self._wide, (args, kwargs or {}))
+        return func(*args, **kwargs)
+
+    @staticmethod
+    def _wide(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return _widened(value)
+        if isinstance(value, torch.dtype) and value in _NARROW:
+            return torch.float64
+        return value

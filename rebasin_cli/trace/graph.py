@@ -1,0 +1,143 @@
+"""What one forward pass did, as data: values, the operations between them, and who asked for each.
+
+In-place operations and views are resolved while recording, so that every value is assigned once and never changes.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+SCATTER = "rebasin.scatter"
+"""The name of the synthetic call that writes a changed view back into the value it was a view of."""
+
+
+class Ref(NamedTuple):
+    """Stands for a tensor among the arguments of a call: the index of its value."""
+
+    value: int
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """A tensor that existed during the pass. Its numbers are known only where `Trace.constants` holds them."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One operation.
+
+    Args:
+        name: namespace and operator without overload and without the underscore of an in-place form (`aten.add`).
+        overload: the full name as it was called (`aten.add_.Tensor`).
+        arguments: every argument by its name in the operator's schema, defaults filled in, tensors replaced by `Ref`.
+        results: value indices of the tensors returned, flattened; None where a result is not a tensor.
+        scope: path of the module that was speaking (empty for the model itself).
+        synthetic: made while resolving views, not called by the model.
+    """
+
+    name: str
+    overload: str
+    arguments: dict[str, Any]
+    results: tuple[int | None, ...]
+    scope: str
+    synthetic: bool = False
+
+    @property
+    def inputs(self) -> list[int]:
+        """Value indices of all tensor arguments, in order, repeats kept."""
+        return list(refs_in(self.arguments))
+
+
+@dataclass(frozen=True, slots=True)
+class ModuleCall:
+    """One call of one module: the values it was given and the values it gave."""
+
+    name: str
+    type: str
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    leaf: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ModuleInfo:
+    """A module of the model, its class, and how often it was called."""
+
+    name: str
+    type: str
+    calls: int
+
+
+@dataclass(frozen=True)
+class Trace:
+    """The record of one forward pass.
+
+    Args:
+        values: every tensor, by index.
+        calls: operations in the order in which they ran.
+        state: value index by parameter or buffer name; names of one shared tensor have the same index.
+        trainable: names of the parameters among `state`; the others are buffers.
+        inputs: values of the example input.
+        outputs: values that the model returned.
+        constants: numbers of the values that depend on neither parameters nor inputs (and of integer buffers).
+        modules: all modules with their number of calls.
+        module_calls: every call of a module, innermost first where they end together.
+        weightless: whether the pass ran without allocating any parameter.
+    """
+
+    values: tuple[Value, ...]
+    calls: tuple[Call, ...]
+    state: dict[str, int]
+    trainable: frozenset[str]
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    constants: dict[int, Tensor]
+    modules: tuple[ModuleInfo, ...]
+    module_calls: tuple[ModuleCall, ...]
+    weightless: bool
+    owners: dict[str, str] = field(default_factory=dict)
+
+    @cached_property
+    def op_counts(self) -> dict[str, int]:
+        """How often each overload was called, by name."""
+        counts = Counter(call.overload for call in self.calls if not call.synthetic)
+        return dict(sorted(counts.items()))
+
+    @cached_property
+    def live(self) -> tuple[Call, ...]:
+        """The calls on which an output depends, in order; the others cannot constrain anything."""
+        needed = set(self.outputs)
+        kept: list[Call] = []
+        for call in reversed(self.calls):
+            if any(result in needed for result in call.results if result is not None):
+                needed.update(call.inputs)
+                kept.append(call)
+        return tuple(reversed(kept))
+
+    @cached_property
+    def aliases(self) -> dict[str, str]:
+        """For every name of a shared tensor, the first name under which the model holds it."""
+        first: dict[int, str] = {}
+        return {name: first.setdefault(value, name) for name, value in self.state.items()}
+
+
+def refs_in(nested: Any) -> Iterator[int]:
+    """Value indices of all `Ref`s in nested tuples, lists and dicts."""
+    if isinstance(nested, Ref):
+        yield nested.value
+    elif isinstance(nested, (tuple, list)):
+        for item in nested:
+            yield from refs_in(item)
+    elif isinstance(nested, dict):
+        for item in nested.values():
+            yield from refs_in(item)
