@@ -70,12 +70,16 @@ class SafetensorsCheckpoint(Checkpoint):
     def write_to(self, out: BinaryIO, transform: Transform, provenance: Mapping[str, str]) -> None:
         out.write(build_header(self._header, with_provenance(self.metadata, provenance)))
         for entry in sorted(self._header.entries.values(), key=lambda one: (one.begin, one.end)):
-            before = self._mapped_tensor(entry)
-            after = transformed(entry.key, before, transform) if entry.key in self.infos else before
-            out.write(raw_bytes(after))
+            self._write_tensor(out, entry, transform)
 
     def reopen(self, path: Path) -> SafetensorsCheckpoint:
         return SafetensorsCheckpoint(path, key=self._key, ema=self._ema)
+
+    def _write_tensor(self, out: BinaryIO, entry: Entry, transform: Transform) -> None:
+        """A function of its own, so that one result is gone before the next is made."""
+        before = self._mapped_tensor(entry)
+        after = transformed(entry.key, before, transform) if entry.key in self.infos else before
+        out.write(raw_bytes(after))
 
     def _mapped_tensor(self, entry: Entry) -> Tensor:
         count = (entry.end - entry.begin) // entry.dtype.itemsize

@@ -112,35 +112,46 @@ class TorchCheckpoint(Checkpoint):
             self._sound.add(record.name)
 
     def _rewrite(self, out: BinaryIO, views: Mapping[str, View], transform: Transform) -> None:
-        """One storage: every view of it transformed from B's own bytes, then checked to have survived the others."""
-        record = next(iter(views.values())).record
-        fresh = self._file.elements(record.start, torch.uint8, record.size).clone()
+        """One storage: every view of it transformed from B's own bytes, then written with its checksum."""
         results: dict[str, Tensor] = {}
         for key in views:
             before = self.tensor(key)
             after = transformed(key, before, transform)
             if after is not before:
                 results[key] = after
-                if not views[key].overlaps_itself:
-                    views[key].within(_as(fresh, views[key])).copy_(after.detach())
         if not results:
             return
-        # Bytes and not torch.equal, to which a NaN is unequal to itself.
-        for key in views if len(views) > 1 or any(view.overlaps_itself for view in views.values()) else ():
-            wanted = results.get(key, self.tensor(key))
-            if raw_bytes(views[key].within(_as(fresh, views[key]))) != raw_bytes(wanted):
+        record = next(iter(views.values())).record
+        data = self._storage_bytes(record, views, results)
+        out.seek(record.start)
+        out.write(data)
+        for field in record.crc_fields:
+            out.seek(field)
+            out.write(struct.pack("<I", zlib.crc32(data)))
+
+    def _storage_bytes(self, record: Record, views: Mapping[str, View], results: Mapping[str, Tensor]) -> memoryview:
+        """The storage with all its views renewed.
+
+        Raises:
+            ModelError: two of them share elements and want different ones there.
+        """
+        if len(views) == 1 and next(iter(views.values())).is_whole:
+            return raw_bytes(next(iter(results.values())))
+        fresh = self._file.elements(record.start, torch.uint8, record.size).clone()
+        for key, after in results.items():
+            if not views[key].overlaps_itself:
+                views[key].within(_as(fresh, views[key])).copy_(after.detach())
+        for key, view in views.items():
+            # Bytes and not torch.equal, to which a NaN is unequal to itself.
+            wanted = results[key] if key in results else self.tensor(key)
+            if raw_bytes(view.within(_as(fresh, view))) != raw_bytes(wanted):
                 raise ModelError(
                     f"{self.path}: {few(views)} share memory in the file, but not all of them are permuted alike"
                     f" (seen at {quoted(key)})",
                     path=self.path,
                     hint="save the state dict without the tie: {key: tensor.clone() for key, tensor in …}",
                 )
-        data = raw_bytes(fresh)
-        out.seek(record.start)
-        out.write(data)
-        for field in record.crc_fields:
-            out.seek(field)
-            out.write(struct.pack("<I", zlib.crc32(data)))
+        return raw_bytes(fresh)
 
     def _write_comment(self, out: BinaryIO, provenance: Mapping[str, str]) -> None:
         """Legacy files have no room for a comment, and a comment that is not ours is not ours to change."""

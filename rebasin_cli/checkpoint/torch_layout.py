@@ -17,7 +17,7 @@ from rebasin_cli.checkpoint.mapped_file import MappedFile
 from rebasin_cli.checkpoint.pickle_file import LONGEST_PICKLE, Unpickled, extent, unpickle
 from rebasin_cli.checkpoint.sniff import LEGACY_TORCH
 from rebasin_cli.checkpoint.wording import few, one_line, quoted, size
-from rebasin_cli.checkpoint.zip_directory import Directory, Record, corrupt, read_directory
+from rebasin_cli.checkpoint.zip_directory import Directory, Record, corrupt, read_directory, refuse_packed
 from rebasin_cli.errors import CheckpointError
 
 SAVE_HINT = "save the weights alone: torch.save(model.state_dict(), path)"
@@ -43,6 +43,7 @@ def zip_layout(file: MappedFile) -> Layout:
     directory = read_directory(file)
     records = directory.records
     _refuse_programs(file, records)
+    refuse_packed(file, directory)
     pickles = [name for name in records if name.count("/") == 1 and name.endswith("/data.pkl")]
     if len(pickles) != 1:
         seen = f"a zip archive with {few(records)}" if records else "an empty zip archive"

@@ -37,6 +37,15 @@ class View:
         return count
 
     @property
+    def is_whole(self) -> bool:
+        """Whether it is all of its storage in row-major order."""
+        step, dense = 1, True
+        for length, stride in zip(reversed(self.shape), reversed(self.stride), strict=True):
+            dense = dense and (length == 1 or stride == step)
+            step *= length
+        return dense and self.offset == 0 and self.nbytes == self.record.size
+
+    @property
     def overlaps_itself(self) -> bool:
         """Whether two positions may be one element; exact where strides nest, as in any honest tensor."""
         steps = sorted((step, length) for step, length in zip(self.stride, self.shape, strict=True) if length > 1)

@@ -39,7 +39,7 @@ def find_state_dict(
     _not_both(key, ema)
     if key is not None:
         return _under_key(path, root, key, is_tensor)
-    found = _candidates(root, is_tensor, ())
+    found = _Search(is_tensor).candidates(root)
     if ema:
         averaged = [one for one in found if any(part in EMA_NAMES for part in one)]
         if not averaged:
@@ -85,24 +85,38 @@ def _holds_tensors(value: Any, is_tensor: IsTensor) -> bool:
     return isinstance(value, Mapping) and any(isinstance(name, str) and is_tensor(item) for name, item in value.items())
 
 
-def _candidates(value: Any, is_tensor: IsTensor, at: tuple[str, ...]) -> list[tuple[str, ...]]:
+class _Search:
     """Paths to mappings that hold tensors, outermost first; what lies inside a state dict is not one more.
 
-    A mapping with one of the usual names beneath it that holds tensors is a wrapper even if a stray tensor (a
-    step count, a loss) lies beside.
+    A mapping with one of the usual names beneath it that holds tensors is a wrapper even if a stray tensor (a step count,
+    a loss) lies beside. Mappings are remembered by identity: a small pickle can refer to one a million times.
     """
-    if not isinstance(value, Mapping) or ("param_groups" in value and "state" in value):
-        return []
-    usual = [name for name in (*PLAIN_NAMES, *EMA_NAMES) if _holds_tensors(value.get(name), is_tensor)]
-    if _holds_tensors(value, is_tensor) and not usual:
-        return [at]
-    if len(at) == _DEEPEST:
-        return []
-    found: list[tuple[str, ...]] = []
-    for name, item in value.items():
-        if isinstance(name, str) and not any(word in name.lower() for word in _NOT_WEIGHTS):
-            found += _candidates(item, is_tensor, (*at, name))
-    return found
+
+    def __init__(self, is_tensor: IsTensor) -> None:
+        self._is_tensor = is_tensor
+        self._known: dict[int, bool] = {}
+        self._entered: set[tuple[int, int]] = set()
+
+    def candidates(self, value: Any, at: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+        if not isinstance(value, Mapping) or ("param_groups" in value and "state" in value):
+            return []
+        if self._holds(value) and not any(self._holds(value.get(name)) for name in (*PLAIN_NAMES, *EMA_NAMES)):
+            return [at]
+        if len(at) == _DEEPEST or (id(value), len(at)) in self._entered:
+            return []
+        self._entered.add((id(value), len(at)))
+        found: list[tuple[str, ...]] = []
+        for name, item in value.items():
+            if isinstance(name, str) and not any(word in name.lower() for word in _NOT_WEIGHTS):
+                found += self.candidates(item, (*at, name))
+        return found
+
+    def _holds(self, value: Any) -> bool:
+        if not isinstance(value, Mapping):
+            return False
+        if id(value) not in self._known:
+            self._known[id(value)] = _holds_tensors(value, self._is_tensor)
+        return self._known[id(value)]
 
 
 def _rank(path: tuple[str, ...], names: tuple[str, ...]) -> int:

@@ -26,13 +26,17 @@ _REFETCH = "the copy or download was not finished, or the disk is bad; fetch the
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One record: its bytes are `[start, start + size)`; its CRC-32 stands at each of `crc_fields`."""
+    """One record: its bytes are `[start, start + size)`; its CRC-32 stands at each of `crc_fields`.
+
+    `packing` is empty for a stored record, else how it is packed: then its bytes are never read.
+    """
 
     name: str
     start: int
     size: int
     crc: int
     crc_fields: tuple[int, ...]
+    packing: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +58,7 @@ class _Listed:
     size: int
     header: int
     crc_field: int
+    packing: str
 
 
 def corrupt(file: MappedFile, what: str) -> CheckpointError:
@@ -65,7 +70,7 @@ def read_directory(file: MappedFile) -> Directory:
     """Read and check the directory.
 
     Raises:
-        CheckpointError: truncated, deflated, encrypted, overlapping, with a name twice, or beyond the limits.
+        CheckpointError: truncated, overlapping, with a name twice, or beyond the limits.
     """
     end = _find_end(file)
     count, length, start = _extent(file, end)
@@ -77,6 +82,21 @@ def read_directory(file: MappedFile) -> Directory:
         raise corrupt(file, "the zip directory lies outside the file")
     records = _located(file, _listed(file, start, length, count), start)
     return Directory(records, end, file.read(end + 22, _LONGEST_COMMENT))
+
+
+def refuse_packed(file: MappedFile, directory: Directory) -> None:
+    """Refuse an archive with a record that is not stored as it is: what it would become in memory is unbounded.
+
+    Raises:
+        CheckpointError: naming the record.
+    """
+    for record in directory.records.values():
+        if record.packing:
+            raise CheckpointError(
+                f"{file.path}: record {quoted(record.name)} is {record.packing}, which torch.save never does: refusing",
+                path=file.path,
+                hint="unpack it and save the weights again with torch.save",
+            )
 
 
 def _find_end(file: MappedFile) -> int:
@@ -113,11 +133,8 @@ def _listed(file: MappedFile, start: int, length: int, count: int) -> list[_List
         name = raw[at + 46 : at + 46 + name_len].decode("utf-8", "backslashreplace")
         extra = raw[at + 46 + name_len : at + 46 + name_len + extra_len]
         unpacked, packed, header = _widened(extra, unpacked, packed, header)
-        if flags & 0x01 or method != 0 or packed != unpacked:
-            how = "encrypted" if flags & 0x01 else "compressed"
-            text = f"{file.path}: record {quoted(name)} is {how}; torch.save stores records as they are"
-            raise CheckpointError(text, path=file.path, hint="refusing: its size in memory cannot be bounded")
-        found.append(_Listed(name, flags, crc, unpacked, header, start + at + 16))
+        packing = "encrypted" if flags & 0x01 else "compressed" if method != 0 or packed != unpacked else ""
+        found.append(_Listed(name, flags, crc, packed, header, start + at + 16, packing))
         at += 46 + name_len + extra_len + comment_len
     if at != len(raw) or len(found) != count:
         raise corrupt(file, f"the zip directory promises {count:,} records and lists {len(found):,}")
@@ -155,5 +172,5 @@ def _located(file: MappedFile, listed: list[_Listed], directory_start: int) -> d
             fields.append(reached + (4 if file.read(reached, 4) == _DESCRIPTOR else 0))
         if not one.flags & _HAS_DESCRIPTOR or struct.unpack_from("<I", local, 14)[0] == one.crc != 0:
             fields.append(one.header + 14)
-        records[one.name] = Record(one.name, start, one.size, one.crc, tuple(fields))
+        records[one.name] = Record(one.name, start, one.size, one.crc, tuple(fields), one.packing)
     return records
