@@ -88,8 +88,8 @@ def _holds_tensors(value: Any, is_tensor: IsTensor) -> bool:
 class _Search:
     """Paths to mappings that hold tensors, outermost first; what lies inside a state dict is not one more.
 
-    A mapping with one of the usual names beneath it that holds tensors is a wrapper even if a stray tensor (a step count,
-    a loss) lies beside. Mappings are remembered by identity: a small pickle can refer to one a million times.
+    A mapping with one of the usual names beneath it that holds tensors is a wrapper even if a stray tensor (a step
+    count, a loss) lies beside. Mappings are remembered by identity: a small pickle can refer to one a million times.
     """
 
     def __init__(self, is_tensor: IsTensor) -> None:
