@@ -15,7 +15,7 @@ from rebasin_cli.matching.arrangement import Arrangement
 from rebasin_cli.matching.assignment import Matrix
 from rebasin_cli.matching.clusters import Cluster
 from rebasin_cli.matching.folds import Index
-from rebasin_cli.matching.nesting import NestedProblem, cell_map, coupled_views
+from rebasin_cli.matching.nesting import NestedProblem, coupled_views, worth
 from rebasin_cli.matching.objective import objective
 from rebasin_cli.matching.problem import Problem
 from rebasin_cli.matching.similarity import Sums
@@ -55,7 +55,8 @@ class Descent:
         if cluster.curved:
             return self._curved_step(cluster, sums, self.problem.touched[number], least)
         found = self._solver(cluster, sums).solve()
-        gain = self._linear(cluster, sums, found) - self._linear(cluster, sums, self._current(cluster))
+        families = self.problem.families
+        gain = worth(families, sums, found) - worth(families, sums, self._current(cluster))
         if not gain > least:
             return False
         self.arrangement.set(found)
@@ -111,13 +112,6 @@ class Descent:
 
     def _current(self, cluster: Cluster) -> dict[int, Index]:
         return {index: self.arrangement.perms[index] for index in cluster.families}
-
-    def _linear(self, cluster: Cluster, sums: Sums, perms: dict[int, Index]) -> float:
-        total = 0.0
-        for axes, matrix in sums.items():
-            cells = cell_map(self.problem.families, axes, perms)
-            total += float(matrix.cpu().numpy()[np.arange(len(cells)), cells].sum())
-        return total
 
     def _true(self, keys: Sequence[str]) -> float:
         return objective(self.problem.a, self.problem.b, keys, self.arrangement)

@@ -202,3 +202,12 @@ def cell_map(families: Families, axes: Axes, perms: Mapping[int, Index]) -> Inde
         size = families.all[index].size
         cells = (cells[:, None] * size + perms[index][cells]).reshape(-1)
     return cells
+
+
+def worth(families: Families, sums: Mapping[Axes, Tensor], perms: Mapping[int, Index]) -> float:
+    """`sum_c S[c, cell under c]` over a cluster's similarities: what these permutations are worth to first order."""
+    total = 0.0
+    for axes, matrix in sums.items():
+        cells = cell_map(families, axes, perms)
+        total += float(matrix.cpu().numpy()[np.arange(len(cells)), cells].sum())
+    return total

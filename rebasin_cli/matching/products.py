@@ -64,20 +64,22 @@ class Products:
 
     def whole(self, tile: Tile, now: Seen) -> Slabs:
         """Both whole slabs, float32 (cells, width * …)."""
-        return self._pair(tile, now, slice(0, self._frame(tile).extent(self.shapes[tile.key])), None)
+        return self._pair(tile, now, slice(0, self.frame_of(tile).extent(self.shapes[tile.key])), None)
 
     def change(self, tile: Tile, before: Seen, now: Seen, widest: int) -> Slabs | None:
         """Slabs whose product is the change of the contribution; None if they are wider than `widest` columns."""
         columns = self.moved_columns(tile, before, now)
         shape = self.shapes[tile.key]
-        per_column = tile.positions.shape[1] * np.prod([shape.sizes[f] for f in self._frame(tile).rest], dtype=np.int64)
+        per_column = tile.positions.shape[1] * np.prod(
+            [shape.sizes[f] for f in self.frame_of(tile).rest], dtype=np.int64
+        )
         if columns is None or len(columns) * per_column > widest:
             return None
         return self._pair(tile, now, columns, before)
 
     def moved_columns(self, tile: Tile, before: Seen, now: Seen) -> Index | None:
         """The columns whose content differs, or None where rows or other folds changed as well, so that all do."""
-        look = self._frame(tile)
+        look = self.frame_of(tile)
         if look.lead is None or not before.same_rows(now):
             return None
         if any(not equal(before.gathers[fold], now.gathers[fold]) for fold in look.rest):
@@ -93,13 +95,13 @@ class Products:
         `into` is float32 (cells, cells). With `before` given, the rows must be the same then and now.
         """
         columns = None if before is None else self.moved_columns(tile, before, now)
-        for piece in column_pieces(self.shapes[tile.key], self._frame(tile), tile.positions.size, columns):
+        for piece in column_pieces(self.shapes[tile.key], self.frame_of(tile), tile.positions.size, columns):
             left, right = self._pair(tile, now, piece, before)
             into.addmm_(left, right.T)
             self.work += into.numel() * left.shape[1]
 
     def _pair(self, tile: Tile, now: Seen, columns: slice | Index, before: Seen | None) -> Slabs:
-        rows_a, rows_b = self._rows(tile, now)
+        rows_a, rows_b = self.rows(tile, now)
         left = self._slab(0, tile, rows_a, columns, {})
         right = self._slab(1, tile, rows_b, columns, now.gathers)
         if before is not None:
@@ -110,15 +112,16 @@ class Products:
         self, side: int, tile: Tile, rows: Index, columns: slice | Index, through: Mapping[int, Index | None]
     ) -> Tensor:
         tensor = self.sides[side][tile.key]
-        return slab(tensor, self.shapes[tile.key], self._frame(tile), rows, columns, through, self.device)
+        return slab(tensor, self.shapes[tile.key], self.frame_of(tile), rows, columns, through, self.device)
 
-    def _rows(self, tile: Tile, seen: Seen) -> tuple[Index, Index]:
+    def rows(self, tile: Tile, seen: Seen) -> tuple[Index, Index]:
         """Where the cells lie in A and in B, given what others do on the same fold after and before."""
         before, after = seen.around
         rows_a = tile.positions if after is None else np.argsort(after)[tile.positions]
         return rows_a, tile.positions if before is None else before[tile.positions]
 
-    def _frame(self, tile: Tile) -> Frame:
+    def frame_of(self, tile: Tile) -> Frame:
+        """How slabs of this tile are cut."""
         places = self.arrangement.families.places
         movable = [fold for fold in range(len(self.shapes[tile.key].sizes)) if (tile.key, fold) in places]
         return frame(self.shapes[tile.key], tile.fold, movable)

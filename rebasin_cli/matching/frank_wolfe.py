@@ -1,0 +1,111 @@
+"""Frank–Wolfe over all groups at once, on doubly stochastic matrices, from the barycentre or near it.
+
+The objective is multilinear in the groups, so its gradient for one group is the similarity with its neighbours mixed,
+and that is *linear in the mixture*: after a step `X' = (1 - t) X + t D` it is `(1 - t) S(X) + t S(D)`. So an iteration
+costs the similarities of one arrangement D, mended from those of the last, and no doubly stochastic matrix is ever
+multiplied. The step on the line is exact: along `D - X` the objective is a parabola with slope `<S(X), D - X>` and
+curvature `<S(D) - S(X), D - X> / 2` (for a tensor with three permuted axes, up to its cubic term). Frank–Wolfe for
+re-basin: Crisostomi et al., "C2M3: Cycle-Consistent Multi-Model Merging" (2024).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from rebasin_cli.matching.arrangement import Arrangement
+from rebasin_cli.matching.families import Families
+from rebasin_cli.matching.folds import Index
+from rebasin_cli.matching.mixture import MixedArrangement, Mixture, Vertex
+from rebasin_cli.matching.nesting import NestedProblem, worth
+from rebasin_cli.matching.polish import Settings
+from rebasin_cli.matching.problem import Problem
+from rebasin_cli.matching.similarity import Sums
+from rebasin_cli.permutation import Permutations
+
+ITERATIONS = 24
+_RANDOM_VERTICES = 4
+
+
+def memory_needed(problem: Problem) -> int:
+    """Bytes that the mixed similarities of all clusters take."""
+    total = 0
+    for cluster in problem.clusters:
+        total += sum({tile.axes: 8 * len(tile.positions) ** 2 for tile in cluster.tiles if not tile.coupled}.values())
+    return total
+
+
+def near_barycentre(problem: Problem, seed: int, perturbation: float) -> Mixture:
+    """The barycentre, moved by `perturbation` towards the mean of a few random arrangements."""
+    if perturbation == 0.0:
+        return Mixture(1.0, ())
+    generator = np.random.default_rng(seed)
+    weight = perturbation / _RANDOM_VERTICES
+    vertices = tuple((weight, _random_vertex(problem.families, generator)) for _ in range(_RANDOM_VERTICES))
+    return Mixture(1.0 - perturbation, vertices)
+
+
+def frank_wolfe(problem: Problem, settings: Settings, start: Mixture, *, iterations: int = ITERATIONS) -> Permutations:
+    """Follow the objective inside the polytope from `start`, then round group by group.
+
+    Args:
+        settings: the tolerance and the deadline count; past the deadline what there is is rounded.
+
+    Returns:
+        The rounded permutations, to be polished by coordinate descent.
+    """
+    families, clusters = problem.families, [c for c in problem.clusters if c.tiles]
+    mixture = start
+    mixed = MixedArrangement(problem, mixture)
+    gradient = [mixed.similarity(cluster) for cluster in clusters]
+    arrangement = Arrangement(families)
+    similarity = problem.similarity(arrangement)
+    for _ in range(iterations):
+        if settings.out_of_time:
+            break
+        vertex: Vertex = {
+            index: perm
+            for cluster, sums in zip(clusters, gradient, strict=True)
+            for index, perm in NestedProblem(families, cluster, sums).solve().items()
+        }
+        slope = sum(worth(families, sums, vertex) - mixture.product(families, sums) for sums in gradient)
+        if slope <= settings.tolerance * problem.norms.scale:
+            break
+        arrangement.set(vertex)
+        bend = 0.0
+        for cluster in clusters:
+            there = similarity.of(cluster)
+            bend += worth(families, there, vertex) - mixture.product(families, there)
+        step = _step(slope, (bend - slope) / 2)
+        for cluster, sums in zip(clusters, gradient, strict=True):
+            _move(sums, similarity.of(cluster), step)
+        mixture = mixture.towards(vertex, step)
+    return _round(problem, mixture)
+
+
+def _step(slope: float, curvature: float) -> float:
+    """The best t in [0, 1] for `slope * t + curvature * t^2` with a positive slope."""
+    return 1.0 if curvature >= 0 else min(1.0, -slope / (2 * curvature))
+
+
+def _move(sums: Sums, there: Sums, step: float) -> None:
+    for axes, matrix in sums.items():
+        matrix.lerp_(there[axes], step)
+
+
+def _round(problem: Problem, mixture: Mixture) -> Permutations:
+    """One group after the other to its best permutation with the others as they are: never lowers the objective."""
+    if mixture.centre == 0.0 and len(mixture.vertices) == 1:
+        arrangement = Arrangement(problem.families)
+        arrangement.set(mixture.vertices[0][1])
+        return arrangement.permutations()
+    mixed = MixedArrangement(problem, mixture)
+    for cluster in problem.clusters:
+        if cluster.tiles:
+            mixed.fix(cluster, NestedProblem(problem.families, cluster, mixed.similarity(cluster)).solve())
+    return mixed.fixed.permutations()
+
+
+def _random_vertex(families: Families, generator: np.random.Generator) -> dict[int, Index]:
+    return {
+        family.index: np.stack([generator.permutation(family.size) for _ in family.names]) for family in families.all
+    }
