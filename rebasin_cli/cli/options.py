@@ -46,6 +46,10 @@ Key = Annotated[
     str | None, typer.Option("--key", metavar="NAME", help="Where in the file the state dict lies, such as ema.model.")
 ]
 Ema = Annotated[bool, typer.Option("--ema", help="Take the exponential moving average where the file holds one.")]
+Pins = Annotated[
+    list[str] | None,
+    typer.Option("--pin", metavar="PATTERN", help="Tensors that keep their order, such as 'head.*'. Repeatable."),
+]
 Strict = Annotated[bool, typer.Option("--strict", help="An operation that no rule understands is an error.")]
 Json = Annotated[bool, typer.Option("--json", help="Print exactly one JSON document on stdout, also for an error.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no notes; print only the path written.")]

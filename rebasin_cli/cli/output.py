@@ -100,9 +100,20 @@ class Output:
             if short is not None:
                 print(os.fspath(short) if isinstance(short, os.PathLike) else short, file=self.stdout)
         else:
-            console_for(self.stdout, self.color).print(table())
+            self.show(table())
             self.warn(warnings)
         self.stdout.flush()
+
+    def show(self, content: RenderableType) -> None:
+        """Print to stdout; off a terminal without the blanks that fill a table's last column."""
+        console = console_for(self.stdout, self.color)
+        if console.is_terminal:
+            console.print(content)
+            return
+        with console.capture() as captured:
+            console.print(content)
+        for line in captured.get().splitlines():
+            print(line.rstrip(), file=self.stdout)
 
     def warn(self, warnings: Sequence[str]) -> None:
         from rebasin_cli.report.text import printable

@@ -37,6 +37,7 @@ def align(
     spec: Annotated[
         Path | None, typer.Option("--spec", metavar="FILE", help="Take the groups from a file instead of tracing.")
     ] = None,
+    pin: options.Pins = None,
     save_spec: Annotated[Path | None, typer.Option("--save-spec", metavar="FILE", help="Write the groups too.")] = None,
     save_permutations: Annotated[
         Path | None, typer.Option("--save-permutations", metavar="FILE", help="Write what 'rebasin apply' takes.")
@@ -86,6 +87,7 @@ def align(
             seed=seed,
             device=device,
             spec=spec,
+            pins=pin or [],
             save_spec=save_spec,
             save_permutations=save_permutations,
             key_a=key_a or key,

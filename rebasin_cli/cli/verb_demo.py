@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from rebasin_cli.cli import options
-from rebasin_cli.cli.output import Output, console_for
+from rebasin_cli.cli.output import Output
 
 MODEL = "net.py:build"
 
@@ -68,7 +68,7 @@ def _commands(verbs: Collection[str]) -> list[list[str]]:
 def _introduce(output: Output, directory: Path, accuracies: list[float]) -> None:
     from rebasin_cli.report.demo import opening
 
-    console_for(output.stdout, output.color).print(opening(directory, accuracies))
+    output.show(opening(directory, accuracies))
 
 
 def _run(parser: Any, words: list[str], output: Output, aloud: bool) -> None:

@@ -17,6 +17,7 @@ def trace(
     input_: options.Inputs = None,
     input_file: options.InputFile = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", metavar="FILE.json", help="Write the trace too.")] = None,
+    pin: options.Pins = None,
     save_spec: Annotated[
         Path | None, typer.Option("--save-spec", metavar="FILE", help="Write the groups, as 'align --spec' reads them.")
     ] = None,
@@ -44,6 +45,7 @@ def trace(
             inputs=input_ or [],
             input_file=input_file,
             out=out,
+            pins=pin or [],
             save_spec=save_spec,
             check=verify,
             seed=seed,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 from rich.console import Group, RenderableType
 from rich.text import Text
 
@@ -80,4 +82,10 @@ def _next(result: AlignResult) -> Text | None:
     if result.out is None:
         return Text("Nothing was written (dry run).")
     words: list[object] = ["rebasin", "verify", result.b, result.out, "--model", result.model]
+    for name, value in result.model_args.items():
+        words += ["--model-arg", f"{name}={json.dumps(value)}"]
+    for text in result.inputs:
+        words += ["--input", text]
+    if result.input_file is not None:
+        words += ["--input-file", result.input_file]
     return cell(f"next: {shell(words)}")

@@ -30,6 +30,7 @@ def align(
     seed: int = 0,
     device: str = "cpu",
     spec: str | Path | None = None,
+    pins: Sequence[str] = (),
     save_spec: str | Path | None = None,
     save_permutations: str | Path | None = None,
     key_a: str | None = None,
@@ -57,6 +58,7 @@ def align(
         seed: decides every random choice.
         device: where the matching's products are computed.
         spec: take the groups from this file instead of tracing the model.
+        pins: patterns of tensor names, such as `head.*`, whose axes all keep their order.
         save_spec, save_permutations: also write the groups, or all that `apply` needs, to these files.
         key_a, key_b, ema_a, ema_b: which state dict inside a file.
         ignore_extra: tensors that the model does not have are passed on instead of refused.
@@ -76,6 +78,7 @@ def align(
         matching=Matching(method, tuple(starts), max_passes, time_limit, seed, device),
         files=OutputFiles.plan(path_b, out, permutations=save_permutations, spec=save_spec),
         spec_file=optional_path(spec),
+        pins=tuple(pins),
         ignore_extra=ignore_extra,
         strict=strict,
         dry_run=dry_run,

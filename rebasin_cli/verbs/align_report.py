@@ -32,6 +32,8 @@ def compose(run: Alignment) -> AlignResult:
         model=request.choice.spec,
         model_args=run.pair.subject.factory.args,
         input=understood.example.describe(),
+        inputs=tuple(request.choice.inputs),
+        input_file=request.choice.input_file,
         method=match.method,
         start=match.start,
         seed=match.seed,

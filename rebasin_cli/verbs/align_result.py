@@ -53,6 +53,8 @@ class AlignResult:
     model: str
     model_args: Mapping[str, Any]
     input: str
+    inputs: tuple[str, ...]
+    input_file: Path | None
     method: str
     start: str
     seed: int

@@ -53,6 +53,7 @@ class AlignRequest:
     matching: Matching
     files: OutputFiles
     spec_file: Path | None
+    pins: tuple[str, ...]
     ignore_extra: bool
     strict: bool
     dry_run: bool
@@ -80,7 +81,11 @@ class Alignment:
         with self.clock.phase("trace"):
             request = self.request
             self.understood = understand(
-                self.pair.subject, request.choice, spec_file=request.spec_file, strict=request.strict
+                self.pair.subject,
+                request.choice,
+                spec_file=request.spec_file,
+                pins=request.pins,
+                strict=request.strict,
             )
         self.progress.phase("matching")
         with self.clock.phase("match"):

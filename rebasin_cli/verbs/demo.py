@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -108,7 +109,7 @@ def _empty_directory(directory: str | Path | None) -> Path:
 
 def _train(images: Tensor, labels: Tensor, seed: int, epochs: int, tell: Callable[[int], None]) -> nn.Module:
     """One network from its own seed: AdamW with a one-cycle rate, images shifted by up to a pixel."""
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), _one_thread():
         torch.manual_seed(seed)
         module = demo_net.build()
         steps = epochs * -(-len(images) // BATCH)
@@ -126,6 +127,17 @@ def _train(images: Tensor, labels: Tensor, seed: int, epochs: int, tell: Callabl
                 schedule.step()
             tell(epoch + 1)
     return module.eval()
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Batches this small gain nothing from a second thread, and on a busy machine they wait for it."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _accuracy(module: nn.Module, images: Tensor, labels: Tensor) -> float:

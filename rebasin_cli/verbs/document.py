@@ -19,12 +19,18 @@ from rebasin_cli.errors import RebasinError
 def envelope(
     verb: str, data: Any, *, warnings: Sequence[str] = (), error: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """The document of one run: `data` is anything `plain` understands, `error` comes from `describe_error`."""
+    """The document of one run: `data` is anything `plain` understands, `error` comes from `describe_error`.
+
+    A result's own `warnings` are those of the run and stand beside the data.
+    """
+    content = plain(data)
+    if isinstance(content, dict):
+        content.pop("warnings", None)
     return {
         "schema": f"rebasin.{verb}/1",
         "command": verb,
         "status": "ok" if error is None else "error",
-        "data": plain(data),
+        "data": content,
         "warnings": list(warnings),
         "error": error,
     }

@@ -11,15 +11,16 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
-from rebasin_cli.errors import ModelError, RebasinError
+from rebasin_cli.errors import ModelError
 from rebasin_cli.model.example_input import ExampleInput
 from rebasin_cli.model.state import load_state, state_tensors
-from rebasin_cli.verbs.cost import available_bytes
-from rebasin_cli.verbs.sample_inputs import cast, sample_inputs, tensors_in
+from rebasin_cli.symmetry.verify import run_in_float64
+from rebasin_cli.trace.outputs import opened
+from rebasin_cli.verbs.sample_inputs import sample_inputs
 
 FLOAT32_CLEAR = 1e-4
-FLOAT32_LIMIT = 1e-2
 FLOAT64_LIMIT = 1e-6
 
 
@@ -63,21 +64,15 @@ def compare_functions(
         ModelError: the forward pass itself fails.
     """
     inputs = list(sample_inputs(example, samples, seed))
+    run = _Run(build_weightless, inputs, reference, candidate, seed)
     try:
-        rough = _compare(build_weightless(), inputs, reference, candidate, torch.float32, seed)
+        rough = run.compare(_in_float32) if _all_float32(reference) and _all_float32(candidate) else None
         if rough is not None and rough.relative <= FLOAT32_CLEAR:
             return rough.verdict(True, samples, "float32")
-        try:
-            fine = _compare(build_weightless(), inputs, reference, candidate, torch.float64, seed)
-        except (RebasinError, RuntimeError, TypeError, ValueError) as error:
-            if _is_memory(error):
-                raise
-            fine = None  # the model's code insists on float32
-        if fine is not None:
-            return fine.verdict(fine.relative <= FLOAT64_LIMIT, samples, "float64")
-        if rough is None:
-            return FunctionCheck(False, None, None, None, samples, "float32")
-        return rough.verdict(rough.relative <= FLOAT32_LIMIT, samples, "float32")
+        fine = run.compare(run_in_float64)
+        if fine is None:
+            return FunctionCheck(False, None, None, None, samples, "float64")
+        return fine.verdict(fine.relative <= FLOAT64_LIMIT, samples, "float64")
     except (MemoryError, RuntimeError) as error:
         if not _is_memory(error):
             raise ModelError(f"the forward pass failed: {type(error).__name__}: {_first_line(error)}") from error
@@ -120,57 +115,53 @@ class _Errors:
         return FunctionCheck(same, self.absolute, self.relative, agreement, samples, precision)
 
 
-def _compare(
-    module: nn.Module,
-    inputs: list[ExampleInput],
-    reference: Mapping[str, Tensor],
-    candidate: Mapping[str, Tensor],
-    dtype: torch.dtype,
-    seed: int,
-) -> _Errors | None:
-    """The errors between both functions; None where outputs are not finite."""
-    outputs = _outputs(module, inputs, reference, dtype, seed)
-    others = _outputs(module, inputs, candidate, dtype, seed)
-    errors = _Errors()
-    for ys, zs in zip(outputs, others, strict=True):
-        if len(ys) != len(zs):
-            errors.absolute = errors.relative = float("inf")
-        for place, (y, z) in enumerate(zip(ys, zs, strict=False)):
-            if not errors.add(y, z):
-                return None
-            if place == 0:
-                errors.add_decisions(y, z)
-    return errors
+Forward = Callable[[nn.Module, ExampleInput, int], list[Tensor]]
 
 
-def _outputs(
-    module: nn.Module, inputs: list[ExampleInput], tensors: Mapping[str, Tensor], dtype: torch.dtype, seed: int
-) -> list[list[Tensor]]:
-    """The floating outputs of the module for every input, with these weights in this precision."""
-    _check_room(tensors, dtype)
-    own = {key: tensor for key, tensor in state_tensors(module).items() if key not in tensors and not tensor.is_meta}
-    load_state(module, {**own, **tensors}, dtype=dtype)
-    module.to(dtype)  # what the state does not hold: tables that the constructor made
-    module.eval()
-    collected = []
-    with torch.inference_mode(), torch.random.fork_rng(devices=[]):
-        for sample in inputs:
-            torch.manual_seed(seed)
-            result = module(*cast(sample.args, dtype), **cast(sample.kwargs, dtype))
-            collected.append([leaf.clone() for leaf in tensors_in(result) if leaf.is_floating_point()])
-    return collected
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """Everything that stays the same between the precisions."""
+
+    build_weightless: Callable[[], nn.Module]
+    inputs: list[ExampleInput]
+    reference: Mapping[str, Tensor]
+    candidate: Mapping[str, Tensor]
+    seed: int
+
+    def compare(self, forward: Forward) -> _Errors | None:
+        """The errors between both functions; None where outputs are not finite."""
+        module = self.build_weightless()
+        outputs = self._outputs(module, self.reference, forward)
+        others = self._outputs(module, self.candidate, forward)
+        errors = _Errors()
+        for ys, zs in zip(outputs, others, strict=True):
+            if len(ys) != len(zs):
+                errors.absolute = errors.relative = float("inf")
+            for place, (y, z) in enumerate(zip(ys, zs, strict=False)):
+                if not errors.add(y, z):
+                    return None
+                if place == 0:
+                    errors.add_decisions(y, z)
+        return errors
+
+    def _outputs(self, module: nn.Module, tensors: Mapping[str, Tensor], forward: Forward) -> list[list[Tensor]]:
+        """The floating outputs for every input. The weights are used where they lie: mapped files stay mapped."""
+        own = {key: tensor for key, tensor in state_tensors(module).items() if key not in tensors}
+        load_state(module, {**{key: tensor for key, tensor in own.items() if not tensor.is_meta}, **tensors})
+        module.eval()
+        with torch.random.fork_rng(devices=[]), torch.inference_mode():
+            results = [forward(module, sample, self.seed) for sample in self.inputs]
+        return [[leaf.clone() for leaf in leaves if leaf.is_floating_point()] for leaves in results]
 
 
-def _check_room(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> None:
-    """MemoryError where the copies in another precision cannot fit; tensors that have it already are not copied."""
-    copied = sum(
-        tensor.numel() * dtype.itemsize
-        for tensor in tensors.values()
-        if tensor.is_floating_point() and tensor.dtype != dtype
-    )
-    room = available_bytes()
-    if room is not None and copied > room:
-        raise MemoryError
+def _in_float32(module: nn.Module, example: ExampleInput, seed: int) -> list[Tensor]:
+    torch.manual_seed(seed)
+    output = module(*example.args, **example.kwargs)
+    return [leaf for leaf in tree_leaves(opened(output)) if isinstance(leaf, Tensor)]
+
+
+def _all_float32(tensors: Mapping[str, Tensor]) -> bool:
+    return all(tensor.dtype == torch.float32 for tensor in tensors.values() if tensor.is_floating_point())
 
 
 def _is_memory(error: BaseException) -> bool:

@@ -1,4 +1,4 @@
-"""Inputs like the example: what both sets of weights are run on, and the tensors that come out."""
+"""Inputs like the example: what both sets of weights are run on."""
 
 from __future__ import annotations
 
@@ -31,32 +31,9 @@ def _redraw(value: Any, generator: torch.Generator) -> Any:
     return _rebuild(value, lambda leaf: _redraw(leaf, generator))
 
 
-def cast(value: Any, dtype: torch.dtype) -> Any:
-    """The same nested value with every floating tensor in another precision."""
-    if isinstance(value, Tensor):
-        return value.to(dtype) if value.is_floating_point() else value
-    return _rebuild(value, lambda leaf: cast(leaf, dtype))
-
-
 def _rebuild(value: Any, change: Callable[[Any], Any]) -> Any:
     if isinstance(value, Mapping):
         return {key: change(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)) and not hasattr(value, "_fields"):
         return type(value)(change(item) for item in value)
     return value
-
-
-def tensors_in(value: Any) -> Iterator[Tensor]:
-    """All tensors inside the nested lists, tuples, mappings and plain objects that models return."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from tensors_in(item)
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            yield from tensors_in(item)
-    elif hasattr(value, "__dict__"):
-        for item in vars(value).values():
-            if isinstance(item, (Tensor, Mapping, list, tuple)):
-                yield from tensors_in(item)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from torch import nn
 
 from rebasin_cli.checkpoint.atomic import write_text_atomically
 from rebasin_cli.errors import NumericalError, UsageError
@@ -17,7 +19,7 @@ from rebasin_cli.verbs.document import envelope, pretty
 from rebasin_cli.verbs.output_paths import check_outputs, optional_path
 from rebasin_cli.verbs.progress import Progress, Silent
 from rebasin_cli.verbs.subject import ModelChoice, open_subject
-from rebasin_cli.verbs.understanding import understand
+from rebasin_cli.verbs.understanding import Understanding, understand
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +45,7 @@ class Soundness:
     """Random permutations of every group at once, in float64: how much the outputs moved, relative to their size."""
 
     max_relative_error: float
-    noise_floor: float
+    noise_floor: float | None
     seed: int
 
 
@@ -76,6 +78,7 @@ def trace(
     input_file: str | Path | None = None,
     out: str | Path | None = None,
     save_spec: str | Path | None = None,
+    pins: Sequence[str] = (),
     check: bool = True,
     seed: int = 0,
     strict: bool = False,
@@ -88,6 +91,7 @@ def trace(
     Args:
         out: also write the result, as JSON, to this file.
         save_spec: also write the spec, as `align --spec` reads it, to this file.
+        pins: patterns of tensor names whose axes all keep their order.
         check: build the model with weights and check that random permutations of all groups leave its outputs alone.
         model, model_args, inputs, input_file, seed, strict, force, mkdir, progress: as for `align`.
 
@@ -109,14 +113,14 @@ def trace(
         subject = open_subject(choice)
     listener.phase("tracing")
     with clock.phase("trace"):
-        understood = understand(subject, choice, strict=strict)
+        understood = understand(subject, choice, pins=pins, strict=strict)
     assert understood.trace is not None
     assert understood.derivation is not None
     verified = None
     if check:
         listener.phase("verifying")
         with clock.phase("verify"):
-            verified = _check(model, subject.factory.build(), understood.example, understood.spec, seed)
+            verified = _check(model, subject.factory.build_weightless, understood, seed)
     result = TraceResult(
         model=model,
         input=understood.example.describe(),
@@ -146,8 +150,8 @@ def trace(
     return result
 
 
-def _check(model: str, module: Any, example: Any, spec: PermutationSpec, seed: int) -> Soundness:
-    check = verify_by_execution(module, example, spec, seed)
+def _check(model: str, build: Callable[[], nn.Module], understood: Understanding, seed: int) -> Soundness:
+    check = verify_by_execution(build, understood.example, understood.spec, seed)
     if not check.ok:
         raise NumericalError(
             f"{model}: permuting the groups found changes the function: relative error {check.max_relative_error:.3g}",

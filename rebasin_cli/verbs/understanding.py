@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -35,12 +35,18 @@ class Understanding:
 
 
 def understand(
-    subject: Subject, choice: ModelChoice, *, spec_file: Path | None = None, strict: bool = False
+    subject: Subject,
+    choice: ModelChoice,
+    *,
+    spec_file: Path | None = None,
+    pins: Sequence[str] = (),
+    strict: bool = False,
 ) -> Understanding:
     """Find the axis groups of the model.
 
     Args:
         spec_file: read the spec from this file instead of tracing.
+        pins: patterns of tensor names whose axes all keep their order.
         strict: an operation that no rule understands is an error.
 
     Raises:
@@ -52,7 +58,7 @@ def understand(
         spec.check(subject.shapes)
         return Understanding(spec, example, free_fraction(spec, subject))
     trace = trace_model(subject.module, example, with_numbers=subject.factory.build)
-    derivation = derive(trace)
+    derivation = derive(trace, pins=tuple(pins))
     understanding = Understanding(derivation.spec, example, derivation.free_fraction, trace, derivation)
     if strict and understanding.unknown_ops:
         raise ModelError(

@@ -1,0 +1,136 @@
+"""A sweep in words: the barrier first, the curves as a table with sparklines, what to do next."""
+
+from __future__ import annotations
+
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from rebasin_cli.interpolation.sweep import Barrier, SweepPoint
+from rebasin_cli.report.layout import facts, rows, stacked
+from rebasin_cli.report.sparkline import sparkline
+from rebasin_cli.report.text import counted, number, printable, share
+from rebasin_cli.verbs.interpolate_result import InterpolateResult
+
+NO_BARRIER = 0.01
+"""A rise of the loss below this share of the ends' mean loss is none."""
+
+
+def interpolate_table(result: InterpolateResult, *, verbose: bool = False) -> Group:
+    """What a person wants first; with `verbose`, top-5 and the files."""
+    entries: list[tuple[str, object]] = [("line", _line(result)), ("data", result.data)]
+    entries.append(("between", _treatment(result)))
+    entries += [(f"barrier, {curve}", _barrier(barrier)) for curve, barrier in result.barrier.items()]
+    best = result.best
+    if best is not None:
+        where = f"{best.curve}, lam {best.lam:g}" + (f" of segment {best.segment + 1}" if _many(result) else "")
+        entries.append(("best", f"{where}: loss {number(best.loss)}{_accuracy_word(best.accuracy)}"))
+    parts: list[RenderableType | None] = [
+        facts(entries),
+        _curves(result, verbose),
+        _sparks(result),
+        Text(verdict(result)),
+        facts([("written", path) for path in (result.out, *result.saved)]),
+    ]
+    return stacked(*parts)
+
+
+def verdict(result: InterpolateResult) -> str:
+    """What the numbers mean, in one sentence."""
+    naive, matched = result.barrier["naive"].loss, result.barrier.get("matched", Barrier(None, None)).loss
+    if naive is None and matched is None:
+        return "Whether there is a barrier cannot be said: values on the line are missing or not finite."
+    if matched is None:
+        return (
+            "There is no barrier between the two."
+            if _flat(result, "naive")
+            else f"There is a barrier: the loss rises by {number(naive)} over the straight line between the ends."
+        )
+    if _flat(result, "matched"):
+        if naive is not None and _flat(result, "naive"):
+            return "There is no barrier, with or without the alignment."
+        return "Aligned, there is no barrier: the two networks lie in one basin."
+    if naive is None:
+        return f"Aligned, the barrier is {number(matched)}."
+    if matched < naive:
+        return f"The alignment lowers the barrier from {number(naive)} to {number(matched)}."
+    return f"The alignment does not lower the barrier: it was {number(naive)} and is {number(matched)}."
+
+
+def _flat(result: InterpolateResult, curve: str) -> bool:
+    height = result.barrier[curve].loss
+    ends = [point.loss for point in result.curves[curve] if point.lam in (0.0, 1.0) and point.loss is not None]
+    return height is not None and bool(ends) and height <= NO_BARRIER * max(sum(ends) / len(ends), 1e-6)
+
+
+def _line(result: InterpolateResult) -> str:
+    names = " -> ".join(printable(path) for path in result.checkpoints)
+    aligned = f" (matched: {printable(result.aligned)})" if result.aligned is not None else ""
+    return f"{names}{aligned}, {result.mode} in {counted(result.steps, 'step')}"
+
+
+def _treatment(result: InterpolateResult) -> str:
+    if result.recalibration is None:
+        return "weights and statistics interpolated"
+    return f"{result.recalibration['method']}, measured on {result.recalibration['data']}"
+
+
+def _barrier(barrier: Barrier) -> str:
+    accuracy = "" if barrier.accuracy is None else f", accuracy {100 * barrier.accuracy:.1f} points"
+    return f"loss {number(barrier.loss)}{accuracy}"
+
+
+def _accuracy_word(accuracy: float | None) -> str:
+    return "" if accuracy is None else f", accuracy {share(accuracy)}"
+
+
+def _many(result: InterpolateResult) -> bool:
+    return len(result.checkpoints) > 2
+
+
+def _curves(result: InterpolateResult, verbose: bool) -> RenderableType:
+    """One row a value of lam, loss and accuracy of each curve beside each other."""
+    names = list(result.curves)
+    points = [result.curves[name] for name in names]
+    measured = ["loss"]
+    if any(point.accuracy is not None for row in points for point in row):
+        measured.append("accuracy")
+    if verbose and any(point.top5 is not None for row in points for point in row):
+        measured.append("top5")
+    if any(point.metric is not None for row in points for point in row):
+        measured.append("metric")
+    headings = (["segment"] if _many(result) else []) + ["lam"]
+    headings += [f"{name} {_heading(field)}" for field in measured for name in names]
+    lines = []
+    for across in zip(*points, strict=True):
+        lead = [str(across[0].segment + 1)] if _many(result) else []
+        cells = [_value(point, field) for field in measured for point in across]
+        lines.append([*lead, f"{across[0].lam:.3g}", *cells])
+    return rows(headings, lines, numbers=tuple(range(len(headings))))
+
+
+def _heading(field: str) -> str:
+    return {"top5": "top-5"}.get(field, field)
+
+
+def _value(point: SweepPoint, field: str) -> str:
+    value = getattr(point, field)
+    if value is None and not point.finite and field in ("loss", "metric"):
+        return "not finite"
+    if value is None:
+        return number(None)
+    return share(value) if field in ("accuracy", "top5") else number(value)
+
+
+def _sparks(result: InterpolateResult) -> RenderableType:
+    """All curves of one measure on one scale, so that they can be compared."""
+    lines: list[tuple[str, object]] = []
+    for field in ("loss", "accuracy"):
+        everything = [getattr(point, field) for row in result.curves.values() for point in row]
+        known = [value for value in everything if value is not None]
+        if known:
+            low, high = min(known), max(known)
+            scale = f"{share(low)} to {share(high)}" if field == "accuracy" else f"{number(low)} to {number(high)}"
+            for name, row in result.curves.items():
+                line = sparkline([getattr(point, field) for point in row], low=low, high=high)
+                lines.append((f"{field}, {name}", f"{line}  {scale}"))
+    return facts(lines)

@@ -1,0 +1,133 @@
+"""The curves of a sweep as a picture: loss and accuracy, naive and matched, with the barrier shaded.
+
+Readable in print, in grey and in the dark: curves differ in dash and marker besides colour, the background is
+transparent, and text and axes are of a grey that stands out from white and from black.
+"""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rebasin_cli.errors import OutputError, ResourceError, UsageError
+
+if TYPE_CHECKING:
+    from rebasin_cli.verbs.interpolate_result import InterpolateResult
+
+FORMATS = (".svg", ".png", ".pdf")
+STYLES = {
+    "naive": {"color": "#d1603d", "linestyle": "--", "marker": "o"},
+    "matched": {"color": "#2b7fb8", "linestyle": "-", "marker": "s"},
+}
+INK = "#767676"
+"""Contrast 4.5 : 1 against white and against black alike."""
+
+
+def check_plot(path: Path) -> None:
+    """Refuse what cannot be drawn before the long work.
+
+    Raises:
+        UsageError: an unknown format. ResourceError: matplotlib is absent.
+    """
+    if path.suffix.lower() not in FORMATS:
+        raise UsageError(f"--plot {path}: unknown format {path.suffix!r}", hint=f"formats are {', '.join(FORMATS)}")
+    _matplotlib()
+
+
+def _matplotlib() -> Any:
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise ResourceError(
+            "--plot needs the optional package matplotlib, which is not installed",
+            hint="pip install 'rebasin-cli[plot]'",
+            slug="missing-package",
+        ) from error
+    return matplotlib
+
+
+def draw_curves(
+    result: InterpolateResult, path: Path, *, force: bool = False, size: tuple[float, float] = (7.2, 3.4)
+) -> None:
+    """Draw the sweep into a file; whole or not at all, and the same bytes for the same result.
+
+    Args:
+        size: width and height in inches.
+
+    Raises:
+        OutputError: the file exists (without `force`), or cannot be written.
+    """
+    from rebasin_cli.checkpoint.atomic import commit_file, settle, staged_file
+
+    if path.exists() and not force:
+        raise OutputError(f"{path}: exists", path=path, hint="--force overwrites it", slug="exists")
+    content = render(result, path.suffix.lower().removeprefix("."), size)
+    with staged_file(path, bytes_needed=len(content)) as staged:
+        staged.handle.write(content)
+        settle(staged)
+        commit_file(staged, path, force=force)
+
+
+def render(result: InterpolateResult, kind: str, size: tuple[float, float]) -> bytes:
+    """The picture's bytes in the format `svg`, `png` or `pdf`."""
+    matplotlib = _matplotlib()
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    settings = {
+        "svg.hashsalt": "rebasin",
+        "svg.fonttype": "none",
+        "pdf.fonttype": 42,
+        "font.size": 9,
+        "font.family": "sans-serif",
+        **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK),
+    }
+    metadata: dict[str, Any] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(kind, {})
+    with matplotlib.rc_context(settings):
+        figure = Figure(figsize=size, layout="constrained")
+        FigureCanvasAgg(figure)
+        fields = [field for field in ("loss", "accuracy") if _measured(result, field)]
+        for number, field in enumerate(fields or ["loss"]):
+            _draw(figure.add_subplot(1, max(1, len(fields)), number + 1), result, field)
+        handles, labels = figure.axes[0].get_legend_handles_labels()
+        if len(labels) > 1:
+            figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), frameon=False)
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format=kind, dpi=200, transparent=True, metadata=metadata)
+    return buffer.getvalue()
+
+
+def _measured(result: InterpolateResult, field: str) -> bool:
+    return any(getattr(point, field) is not None for points in result.curves.values() for point in points)
+
+
+def _draw(axes: Any, result: InterpolateResult, field: str) -> None:
+    """One measure over lam; the barrier is the area between a curve and the straight line through its ends."""
+    scale = 100.0 if field == "accuracy" else 1.0
+    for curve, points in result.curves.items():
+        style = STYLES.get(curve, STYLES["naive"])
+        x = [point.segment + point.lam for point in points]
+        y = [float("nan") if getattr(point, field) is None else scale * getattr(point, field) for point in points]
+        axes.plot(x, y, label=curve, markersize=3.5, linewidth=1.6, **style)
+        straight = _straight([(point.segment, point.lam) for point in points], y)
+        over = [a > b if field == "loss" else a < b for a, b in zip(y, straight, strict=True)]
+        axes.fill_between(x, y, straight, where=over, color=style["color"], alpha=0.16, linewidth=0, interpolate=True)
+        axes.plot(x, straight, color=style["color"], linewidth=0.7, linestyle=":")
+    axes.set_ylabel("accuracy (%)" if field == "accuracy" else f"loss ({_loss_name(result)})")
+    axes.set_xlabel("lam (0: A, 1: B)" if len(result.checkpoints) == 2 else "checkpoint number + lam")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", color=INK, alpha=0.25, linewidth=0.5)
+    axes.margins(x=0.02)
+    if field == "loss":
+        axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
+
+
+def _loss_name(result: InterpolateResult) -> str:
+    return result.loss if len(result.loss) <= 24 else result.loss.rpartition(":")[2]
+
+
+def _straight(places: list[tuple[int, float]], values: list[float]) -> list[float]:
+    """The values on the straight line through each segment's ends."""
+    at = dict(zip(places, values, strict=True))
+    return [(1 - lam) * at[(segment, 0.0)] + lam * at[(segment, 1.0)] for segment, lam in places]
