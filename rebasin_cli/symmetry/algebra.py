@@ -1,6 +1,7 @@
 """Tensors that run together: align, join, reduce.
 
-An operation that combines tensors is written like an einsum: every dimension of every operand has a label; dimensions with
+An operation that combines tensors is written like an einsum: every dimension of every operand has a label; dimensions
+with
 one label run together; labels that the result lacks are reduced.
 """
 
@@ -10,8 +11,8 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
 from math import prod
 
-import numpy as np
-
+from rebasin_cli.symmetry.arrange import materialise
+from rebasin_cli.symmetry.joining import absorb, hold
 from rebasin_cli.symmetry.positions import (
     Block,
     Entry,
@@ -22,15 +23,15 @@ from rebasin_cli.symmetry.positions import (
     released,
     substitute,
 )
-from rebasin_cli.symmetry.arrange import materialise
-from rebasin_cli.symmetry.joining import absorb, hold
 from rebasin_cli.symmetry.relations import Relations
 
 Label = Hashable
 Operand = tuple[Layout, Sequence[Label]]
 
 JOINT_LIMIT = 1 << 22
-"""Largest number of ids that a parameter may get for several axes jointly; beyond, each axis is reordered as a whole."""
+"""Largest number of ids that a parameter may get for several axes jointly; beyond, each axis is reordered as a
+whole.
+"""
 
 
 def combine(relations: Relations, operands: Sequence[Operand], result: Sequence[Label]) -> Layout:
@@ -93,9 +94,7 @@ def rows_matter(relations: Relations, layout: Layout, dims: Sequence[int]) -> La
     return layout
 
 
-def align(
-    relations: Relations, operands: Sequence[Operand]
-) -> tuple[list[Layout], dict[Label, tuple[Factor, ...]]]:
+def align(relations: Relations, operands: Sequence[Operand]) -> tuple[list[Layout], dict[Label, tuple[Factor, ...]]]:
     """The operands over common factors, and the factors of every label."""
     layouts = [operand[0] for operand in operands]
     factors: dict[Label, tuple[Factor, ...]] = {}

@@ -103,7 +103,9 @@ def materialise(relations: Relations, layout: Layout, place: int) -> Layout:
 def _joint_entry(
     relations: Relations, touched: Sequence[Entry], factors: Sequence[Factor], held: dict[Factor, str], merged: Factor
 ) -> Entry:
-    """One entry for the joint positions of `factors`, now the factor `merged`, finer than all entries that touch them."""
+    """One entry for the joint positions of `factors`, now the factor `merged`, finer than all entries that touch
+    them.
+    """
     extra = tuple(dict.fromkeys(f for entry in touched for f in entry.factors if f not in factors))
     wanted = (*extra, *factors)
     if len(touched) == 1 and not held and set(factors) <= set(touched[0].factors):
@@ -175,9 +177,7 @@ def _take_outer(layout: Layout, place: int, index: Ids) -> tuple[Layout, Ids] | 
     return layout, runs[:, 0] // inner
 
 
-def _take_entry(
-    relations: Relations, entry: Entry, old: Factor, kept: tuple[Factor, ...], index: Ids
-) -> Entry | None:
+def _take_entry(relations: Relations, entry: Entry, old: Factor, kept: tuple[Factor, ...], index: Ids) -> Entry | None:
     """The entry after picking along one of its factors; None where none of its factors is left."""
     axis = entry.factors.index(old)
     ids = np.take(relations.ids(entry), index, axis=axis)
@@ -209,6 +209,6 @@ def _occurrence(index: Ids) -> Ids:
     starts = np.r_[0, np.flatnonzero(np.diff(ordered)) + 1]
     lengths = np.diff(np.r_[starts, len(ordered)])
     counts = np.arange(len(index)) - np.repeat(starts, lengths)
-    result = np.empty_like(counts)
+    result: Ids = np.empty_like(counts)
     result[order] = counts
     return result

@@ -1,6 +1,7 @@
 """Colour refinement: which ids cannot be exchanged, because the relations tell them apart.
 
-Ids start with the colour of the batch they were born in; colours split by labels, by pins, and by the colours of what an id
+Ids start with the colour of the batch they were born in; colours split by labels, by pins, and by the colours of what
+an id
 is linked to, follows, or is followed by, until nothing splits any more. The result is the coarsest equitable colouring.
 """
 
@@ -19,7 +20,9 @@ Hashes = NDArray[np.uint64]
 
 @dataclass(frozen=True, slots=True)
 class Edges:
-    """All links and functions as arrays: from an id to the one it is linked to or follows, with the relation's number."""
+    """All links and functions as arrays: from an id to the one it is linked to or follows, with the relation's
+    number.
+    """
 
     source: Ids
     target: Ids
@@ -82,9 +85,12 @@ def _first_colours(relations: Relations) -> Ids:
 
 
 def _mix(values: Hashes) -> Hashes:
-    """A 64-bit finaliser (splitmix64: Steele, Lea & Flood 2014): equal in, equal out; sums of its values tell multisets apart."""
+    """A 64-bit finaliser (splitmix64: Steele, Lea & Flood 2014): equal in, equal out; sums of its values tell
+    multisets apart.
+    """
     with np.errstate(over="ignore"):
         values = values + np.uint64(0x9E3779B97F4A7C15)
         values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return values ^ (values >> np.uint64(31))
+        mixed: Hashes = values ^ (values >> np.uint64(31))
+    return mixed

@@ -26,7 +26,9 @@ def concatenate(relations: Relations, pieces: Sequence[Layout], place: int) -> L
     rank = len(pieces[0].dims)
     pieces = [materialise(relations, released(piece), place) for piece in pieces]
     pieces = [_own_factor(piece, place) for piece in pieces]
-    operands = [(piece, [("cat", which) if d == place else d for d in range(rank)]) for which, piece in enumerate(pieces)]
+    operands = [
+        (piece, [("cat", which) if d == place else d for d in range(rank)]) for which, piece in enumerate(pieces)
+    ]
     aligned, factors = align(relations, operands)
     entries, fixed = join(relations, aligned)
     along = [factors[("cat", which)][0] for which in range(len(pieces))]
@@ -38,13 +40,8 @@ def concatenate(relations: Relations, pieces: Sequence[Layout], place: int) -> L
     if not any(touching):
         kept_fixed[merged] = next((fixed[factor] for factor in along if factor in fixed), PLACE)
         return Layout(dims, rest, kept_fixed)
-    extra = tuple(
-        dict.fromkeys(f for found in touching for entry in found for f in entry.factors if f not in along)
-    )
-    parts = [
-        _piece_ids(relations, found, extra, factor, fixed)
-        for found, factor in zip(touching, along, strict=True)
-    ]
+    extra = tuple(dict.fromkeys(f for found in touching for entry in found for f in entry.factors if f not in along))
+    parts = [_piece_ids(relations, found, extra, factor, fixed) for found, factor in zip(touching, along, strict=True)]
     joint = _joined(relations, parts)
     entry = Entry((*extra, merged), Block(joint.size, np.ascontiguousarray(joint).ravel()))
     return Layout(dims, (*rest, entry), kept_fixed)

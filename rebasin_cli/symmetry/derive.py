@@ -1,16 +1,17 @@
-"""From the record of a forward pass to a permutation spec: apply the rules, close the relations, read out the groups."""
+"""From the record of a forward pass to a permutation spec: apply the rules, close the relations, read out the
+groups.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from math import prod
 
 import numpy as np
 
 from rebasin_cli.errors import ModelError
-from rebasin_cli.spec import AxisGroup, ParentBlock, PermutationSpec, PinnedAxis, Site
+from rebasin_cli.spec import AxisGroup, ParentBlock, PermutationSpec, PinnedAxis
 from rebasin_cli.symmetry import rules as _rules  # noqa: F401  (the rules register themselves)
 from rebasin_cli.symmetry.naming import group_names
 from rebasin_cli.symmetry.positions import Layout, Leaf, fixed_layout, free_layout
@@ -19,12 +20,13 @@ from rebasin_cli.symmetry.registry import RULES, Op, constant_layout, fixed_resu
 from rebasin_cli.symmetry.relations import Relations
 from rebasin_cli.symmetry.rules.pointwise import is_pointwise, pointwise
 from rebasin_cli.symmetry.solver import Closure, solve
-from rebasin_cli.trace.graph import Call, Ref, Trace
+from rebasin_cli.trace.graph import Call, Trace
 
 INPUT = "the model's input keeps its order"
 OUTPUT = "the model's output keeps its order"
 TABLE = "a counter or an index table"
 UNREAD = "not read in this forward pass"
+DEAD = "the model does not read these numbers: they are overwritten or cancel out"
 ASKED = "pinned by request"
 
 
@@ -173,25 +175,27 @@ class _Analysis:
 def _read_out(trace: Trace, analysis: _Analysis, closure: Closure) -> Derivation:
     order = _order_of_use(trace)
     found: dict[tuple[int, int], list[FibreSite]] = {}
-    moved_axes: set[tuple[str, int]] = set()
     keys: dict[int, list[str]] = {}
     for key, value in trace.state.items():
         keys.setdefault(value, []).append(key)
-    moved, parameters = 0, 0
+    dead: set[tuple[str, int]] = set()
+    parameters = 0
     for value, leaf in sorted(analysis.leaves.items(), key=lambda item: order.get(item[0], len(trace.values))):
-        count = prod(analysis.shape_of(value))
-        parameters += count
-        any_site = False
+        parameters += prod(analysis.shape_of(value))
         for placed in sites_of_leaf(closure, analysis.relations, leaf.key, leaf.layout):
-            any_site = True
             found.setdefault((placed.family, placed.fibre), []).append(placed)
-            moved_axes.update((leaf.key, axis) for axis in placed.axes)
-        moved += count * any_site
     for value, layout in analysis.layouts.items():
         if value in keys and trace.values[value].dtype.is_floating_point:
             parameters += prod(layout.shape)
+    for group, placed_sites in list(found.items()):
+        only = placed_sites[0].site.key
+        if len(placed_sites) == 1 and len(analysis.shape_of(trace.state[only])) == 1:
+            del found[group]
+            dead.add((only, 0))
     groups = _groups(trace, closure, found, keys)
-    pinned = tuple(_pinned(trace, analysis, closure, moved_axes))
+    moved_axes = {(item.site.key, axis) for placed in found.values() for item in placed for axis in item.axes}
+    moved = sum(prod(analysis.shape_of(trace.state[key])) for key in {key for key, _ in moved_axes})
+    pinned = tuple(_pinned(trace, analysis, closure, moved_axes, dead))
     families = {family for family, _ in found}
     nested = sum(1 for family in families if closure.families[family].parents)
     return Derivation(
@@ -223,14 +227,9 @@ def _groups(
     for (family, fibre), placed in found.items():
         own = closure.families[family]
         members = np.flatnonzero(own.fibre == fibre)
-        sites: list[Site] = []
-        for item in placed:
-            for key in keys[trace.state[item.site.key]]:
-                site = item.site
-                sites.append(
-                    Site(key, site.axis, site.offset, site.outer, site.inner, site.span, site.positions)
-                )
-        groups.append(AxisGroup(names[family, fibre], len(members), tuple(sites), _parent(closure, family, members, names)))
+        sites = tuple(replace(item.site, key=key) for item in placed for key in keys[trace.state[item.site.key]])
+        parent = _parent(closure, family, members, names)
+        groups.append(AxisGroup(names[family, fibre], len(members), sites, parent))
     return tuple(groups)
 
 
@@ -251,7 +250,11 @@ def _parent(
 
 
 def _pinned(
-    trace: Trace, analysis: _Analysis, closure: Closure, moved_axes: set[tuple[str, int]]
+    trace: Trace,
+    analysis: _Analysis,
+    closure: Closure,
+    moved_axes: set[tuple[str, int]],
+    dead: set[tuple[str, int]],
 ) -> list[PinnedAxis]:
     """Every axis of more than one position that no group moves, with the reason."""
     pinned = []
@@ -261,7 +264,8 @@ def _pinned(
         first = leaf.key if leaf is not None else key
         for axis, dim in enumerate(layout.dims):
             if dim and (first, axis) not in moved_axes:
-                pinned.append(PinnedAxis(key, axis, _reason(analysis.relations, closure, layout, axis)))
+                reason = DEAD if (first, axis) in dead else _reason(analysis.relations, closure, layout, axis)
+                pinned.append(PinnedAxis(key, axis, reason))
     return pinned
 
 
@@ -277,7 +281,3 @@ def _reason(relations: Relations, closure: Closure, layout: Layout, axis: int) -
                 if len(known):
                     return closure.reasons[int(known[0])]
     return "its units are told apart by how the model uses them"
-
-
-Numbers = Callable[[int], object]
-REF = Ref

@@ -1,7 +1,10 @@
-"""Families of units and the blocks they live in: a DAG of components, each a symmetric group per fibre over its parents."""
+"""Families of units and the blocks they live in: a DAG of components, each a symmetric group per fibre over its
+parents.
+"""
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -117,7 +120,8 @@ def _shared_blocks(p_size: int, q_size: int, pairs: Ids) -> Ids:
     graph = coo_array(
         (np.ones(len(pairs), dtype=np.int8), (pairs[:, 0], p_size + pairs[:, 1])), shape=(p_size + q_size,) * 2
     )
-    return connected_components(graph, directed=False)[1].astype(np.int64)
+    blocks: Ids = connected_components(graph, directed=False)[1].astype(np.int64)
+    return blocks
 
 
 def _is_named(above: list[list[Map]], p: int, q: int, in_p: Ids, in_q: Ids) -> bool:
@@ -178,7 +182,7 @@ def _first_ids(families: list[Family], family: Ids, number: Ids) -> list[Ids]:
     firsts = [np.full(entry.size, -1, dtype=np.int64) for entry in families]
     keys, index = np.unique(np.c_[family, number], axis=0, return_index=True)
     cuts = np.searchsorted(keys[:, 0], np.arange(len(families) + 1))
-    for which, (start, end) in enumerate(zip(cuts, cuts[1:], strict=False)):
+    for which, (start, end) in enumerate(itertools.pairwise(cuts)):
         firsts[which] = index[start:end].astype(np.int64)
     return firsts
 

@@ -29,7 +29,9 @@ def group_names(
 
 
 def _maker(trace: Trace, placed: list[FibreSite]) -> str:
-    """The module whose parameter gives these units their first values: a weight whose rows they are, if there is one."""
+    """The module whose parameter gives these units their first values: a weight whose rows they are, if there is
+    one.
+    """
     trained = [item.site for item in placed if item.site.key in trace.trainable] or [item.site for item in placed]
     rows = [site for site in trained if site.axis == 0 and trace.values[trace.state[site.key]].shape[1:]]
     site = (rows or trained)[0]

@@ -1,16 +1,20 @@
 """Where the positions along a tensor's axes come from: integer ids, carried by factors and entries.
 
-Each dimension of a tensor is a product of *factors*, outer to inner. An *entry* gives ids to the joint positions of some
+Each dimension of a tensor is a product of *factors*, outer to inner. An *entry* gives ids to the joint positions of
+some
 factors: two positions with the same id are moved by the same permutation, wherever they occur. A factor that no entry
-covers is either *fixed* (its positions keep their order, with the reason) or *uniform* (the tensor is the same at all of
+covers is either *fixed* (its positions keep their order, with the reason) or *uniform* (the tensor is the same at all
+of
 its positions, so nothing constrains them). Within one entry all ids differ.
 
-Slicing, concatenation, interleaving and packing are then plain integer indexing; a view that splits a dimension reshapes
+Slicing, concatenation, interleaving and packing are then plain integer indexing; a view that splits a dimension
+reshapes
 ids, and a view that merges dimensions only lists more factors in one dimension.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
@@ -126,7 +130,7 @@ def uniform_layout(shape: Sequence[int]) -> Layout:
 def fixed_layout(shape: Sequence[int], reason: str) -> Layout:
     """A tensor all of whose positions keep their order."""
     layout = uniform_layout(shape)
-    return replace(layout, fixed={factor: reason for factor in layout.factors})
+    return replace(layout, fixed=dict.fromkeys(layout.factors, reason))
 
 
 def free_layout(shape: Sequence[int]) -> Layout:
@@ -191,7 +195,7 @@ def common_refinement(sizes: Sequence[Sequence[int]]) -> list[int] | None:
     cuts = {prod(product[place:]) for product in sizes for place in range(len(product) + 1)}
     ordered = sorted(cuts, reverse=True)
     result = []
-    for outer, inner in zip(ordered, ordered[1:], strict=False):
+    for outer, inner in itertools.pairwise(ordered):
         if outer % inner:
             return None
         result.append(outer // inner)

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 
 import numpy as np
 
+from rebasin_cli.spec import Site
 from rebasin_cli.symmetry.families import Family
 from rebasin_cli.symmetry.positions import Entry, Factor, Ids, Layout
 from rebasin_cli.symmetry.relations import Relations
 from rebasin_cli.symmetry.solver import Closure
-from rebasin_cli.spec import Site
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +104,7 @@ def _rows_by_fibre(closure: Closure, ids: Ids, which: int, owners: Ids) -> Itera
     place, fibre = place[order], family.fibre[unit][order]
     size = int(family.local.max()) + 1
     cuts = np.r_[0, np.flatnonzero(np.diff(fibre)) + 1, len(fibre)]
-    for start, end in zip(cuts, cuts[1:], strict=False):
+    for start, end in itertools.pairwise(cuts):
         yield int(fibre[start]), place[start:end].reshape(size, -1)
 
 
@@ -131,7 +132,9 @@ def _site(key: str, layout: Layout, over: tuple[Factor, ...], rows: Ids) -> tupl
 
 
 def _regular(factors: Sequence[Factor], places: dict[Factor, Ids], units: int) -> tuple[int, int, int] | None:
-    """(offset, outer, inner) where the units lie as one segment (outer, units, inner); None where they lie otherwise."""
+    """(offset, outer, inner) where the units lie as one segment (outer, units, inner); None where they lie
+    otherwise.
+    """
     queue = list(factors)
     offset, lead, tail = 0, 1, 1
     while queue and queue[0] in places and np.all(places[queue[0]] == places[queue[0]].flat[0]):

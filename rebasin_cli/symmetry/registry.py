@@ -104,7 +104,7 @@ def hold_dims(relations: Relations, layout: Layout, dims: Sequence[int], reason:
     for entry in layout.entries:
         met = {factor: fixed[factor] for factor in entry.factors if factor in factors}
         if any(factor not in layout.fixed for factor in met):
-            hold(relations, entry, met if len(met) < len(entry.factors) else {f: reason for f in entry.factors})
+            hold(relations, entry, met if len(met) < len(entry.factors) else dict.fromkeys(entry.factors, reason))
         if any(factor not in fixed for factor in entry.factors):
             entries.append(entry)
     return Layout(layout.dims, tuple(entries), fixed)
@@ -114,7 +114,7 @@ def _hold_leaf(layout: Layout, factors: Sequence[Factor], reason: str) -> Layout
     leaf = layout.leaf
     assert leaf is not None
     entries = tuple(entry for entry in leaf.layout.entries if not set(entry.factors) & set(factors))
-    fixed = {**leaf.layout.fixed, **{factor: reason for factor in factors}}
+    fixed = {**leaf.layout.fixed, **dict.fromkeys(factors, reason)}
     leaf.layout = Layout(leaf.layout.dims, entries, fixed)
     return leaf.view(layout.axes)
 

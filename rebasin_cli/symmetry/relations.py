@@ -75,9 +75,9 @@ class Relations:
 
     def same(self, left: Entry, right: Entry) -> None:
         """Two entries over the same factors are moved alike; an open one adopts the other's ids."""
-        if left.block is right.block and left.order is None and right.order is None:
-            if left.factors == right.factors:
-                return
+        whole = left.order is None and right.order is None
+        if whole and left.block is right.block and left.factors == right.factors:
+            return
         if right.open or not left.open:
             ids = self.ids_in_order(left, right.factors)
             if right.open:

@@ -1,12 +1,15 @@
 """Closes the relations: which units there are, which families they form, and inside which blocks they live.
 
-After colour refinement, ids that are linked one to one are one *unit*; the units of linked colours form a *family*. A family
-whose units follow another family's lives in its blocks: each fibre over a block is a symmetric group of its own. A family
+After colour refinement, ids that are linked one to one are one *unit*; the units of linked colours form a *family*. A
+family
+whose units follow another family's lives in its blocks: each fibre over a block is a symmetric group of its own. A
+family
 that follows two others is their product and moves with them. What has no such form is pinned, and the closure repeated.
 """
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -73,16 +76,16 @@ def _one_to_one(edges: Edges, colour: Ids, size_of: Ids) -> Ids:
     if not len(edges.source):
         return np.zeros(0, dtype=bool)
     source, target = colour[edges.source], colour[edges.target]
-    _, group, count = np.unique(
-        np.c_[edges.label, source, target], axis=0, return_inverse=True, return_counts=True
-    )
+    _, group, count = np.unique(np.c_[edges.label, source, target], axis=0, return_inverse=True, return_counts=True)
     count = count[group.reshape(-1)]
-    return (size_of[source] == size_of[target]) & (count == size_of[source])
+    paired: Ids = (size_of[source] == size_of[target]) & (count == size_of[source])
+    return paired
 
 
 def _components(count: int, source: Ids, target: Ids) -> Ids:
     graph = coo_array((np.ones(len(source), dtype=np.int8), (source, target)), shape=(count, count))
-    return connected_components(graph, directed=False)[1].astype(np.int64)
+    component: Ids = connected_components(graph, directed=False)[1].astype(np.int64)
+    return component
 
 
 def _twisted(unit: Ids, colour: Ids) -> Ids:
@@ -122,7 +125,7 @@ def _find_parents(families: list[Family], edges: Edges, many: Ids, family: Ids, 
     keys, source, target = keys[order], source[order], target[order]
     cuts = np.r_[0, np.flatnonzero(np.any(np.diff(keys, axis=0), axis=1)) + 1, len(keys)]
     seen: set[tuple[int, int, bytes]] = set()
-    for start, end in zip(cuts, cuts[1:], strict=False):
+    for start, end in itertools.pairwise(cuts):
         if start == end:
             continue
         child, parent = int(keys[start, 1]), int(keys[start, 2])

@@ -1,7 +1,9 @@
 """Proof by execution: the derived groups are permuted at random, and the model's output must not move.
 
-Everything runs in float64 on random weights, with random norm parameters and running statistics, so that a wrong claim shows
-as an error of order one and a right one as rounding. Where the model itself amplifies rounding, the error is compared with
+Everything runs in float64 on random weights, with random norm parameters and running statistics, so that a wrong
+claim shows
+as an error of order one and a right one as rounding. Where the model itself amplifies rounding, the error is compared
+with
 its *noise floor*: how far the output moves when every weight is perturbed by one rounding.
 """
 
@@ -78,7 +80,8 @@ def verify_by_execution(
 def random_state(module: nn.Module, seed: int) -> dict[str, Tensor]:
     """Random float64 tensors for everything trained; index tables and counters as they are.
 
-    Matrices keep the scale of what passes through them (standard deviation sqrt(2 / fan-in)); vectors lie between 0.5 and
+    Matrices keep the scale of what passes through them (standard deviation sqrt(2 / fan-in)); vectors lie between 0.5
+    and
     1.5 where they scale or are variances, and near 0 where they shift.
     """
     generator = torch.Generator().manual_seed(seed)
@@ -138,7 +141,9 @@ def run_in_float64(module: nn.Module, example: ExampleInput, seed: int) -> list[
 
 
 def relative_error(before: Iterable[Tensor], after: Iterable[Tensor]) -> float:
-    """Largest difference of any tensor, relative to that tensor's largest magnitude; infinite where one is not finite."""
+    """Largest difference of any tensor, relative to that tensor's largest magnitude; infinite where one is not
+    finite.
+    """
     worst = 0.0
     for left, right in zip(before, after, strict=True):
         if left.shape != right.shape:

@@ -88,14 +88,16 @@ class AliasTable:
         self._members[tensor] = self._members[known]
 
     def adopt(self, tensor: Tensor) -> bool:
-        """Recognise a tensor object that looks at the whole of a known one (`.data`, a fresh wrapper); False if none."""
+        """Recognise a tensor object that looks at the whole of a known one (`.data`, a fresh wrapper); False if
+        none.
+        """
         storage = tensor.untyped_storage()._cdata
         layout = (tensor.shape, tensor.stride(), tensor.storage_offset())
         for other, member in list(self._members.items()):
-            if other.untyped_storage()._cdata == storage and storage:
-                if (other.shape, other.stride(), other.storage_offset()) == layout:
-                    self._members[tensor] = member
-                    return True
+            theirs = (other.shape, other.stride(), other.storage_offset())
+            if storage and other.untyped_storage()._cdata == storage and theirs == layout:
+                self._members[tensor] = member
+                return True
         return False
 
     def read(self, tensor: Tensor) -> int | None:

@@ -93,6 +93,7 @@ class Trace:
         modules: all modules with their number of calls.
         module_calls: every call of a module, innermost first where they end together.
         weightless: whether the pass ran without allocating any parameter.
+        owners: path of the module that holds it, by state name.
     """
 
     values: tuple[Value, ...]
@@ -123,6 +124,13 @@ class Trace:
                 needed.update(call.inputs)
                 kept.append(call)
         return tuple(reversed(kept))
+
+    @cached_property
+    def paths(self) -> tuple[tuple[str, ...], ...]:
+        """Linear paths through the modules, see `paths.py`."""
+        from rebasin_cli.trace.paths import linear_paths
+
+        return linear_paths(self)
 
     @cached_property
     def aliases(self) -> dict[str, str]:

@@ -13,8 +13,8 @@ from torch.utils._pytree import tree_leaves
 from rebasin_cli.errors import ModelError, RebasinError
 from rebasin_cli.model.example_input import ExampleInput
 from rebasin_cli.trace.graph import Trace
-from rebasin_cli.trace.outputs import opened
 from rebasin_cli.trace.module_scope import ModuleScope
+from rebasin_cli.trace.outputs import opened
 from rebasin_cli.trace.recorder import NUMBERS_NEEDED, Recorder
 from rebasin_cli.trace.weightless import fake_mode, fake_state, is_state_buffer, unchanged_attributes
 
@@ -30,7 +30,8 @@ def trace_model(
     Args:
         module: the model; its parameters may lie on the meta device. It is left as it was.
         example: one input.
-        with_numbers: builds the model with real parameters; without it, `module` itself serves if its parameters are real.
+        with_numbers: builds the model with real parameters; without it, `module` itself serves if its parameters are
+        real.
 
     Raises:
         ModelError: the model's forward pass fails on this input.
@@ -40,7 +41,9 @@ def trace_model(
     except NUMBERS_NEEDED:
         real = with_numbers() if with_numbers is not None else module
         if any(parameter.is_meta for parameter in real.parameters()):
-            raise ModelError("the model's forward pass depends on the numbers in its weights, and it has none") from None
+            raise ModelError(
+                "the model's forward pass depends on the numbers in its weights, and it has none"
+            ) from None
         return _record(real, example, weightless=False)
 
 
@@ -123,7 +126,7 @@ def _plain_operations() -> Iterator[None]:
     torch.backends.mha.set_fastpath_enabled(False)
     torch._C._set_mkldnn_enabled(False)
     try:
-        with torch.jit.optimized_execution(False):
+        with torch.jit._fuser.optimized_execution(False):
             yield
     finally:
         torch._C._set_mkldnn_enabled(onednn)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -27,7 +28,7 @@ def _dropped(layout: Layout, place: int) -> Layout:
 def segments(relations: Relations, layout: Layout, place: int, sizes: Sequence[int]) -> list[Layout]:
     """The layout cut along one dimension into pieces of the given sizes."""
     starts = np.cumsum([0, *sizes])
-    return [take(relations, layout, place, np.arange(a, b)) for a, b in zip(starts, starts[1:], strict=False)]
+    return [take(relations, layout, place, np.arange(a, b)) for a, b in itertools.pairwise(starts)]
 
 
 @rule("aten.slice", "aten.narrow")
@@ -183,11 +184,16 @@ def scattered(op: Op) -> Layout | list[Layout]:
     if name.startswith("scatter") and op.has("index"):
         place = op.dim("dim", len(layout.dims))
         held = [
-            hold_dims(op.relations, piece, [p for p in range(len(piece.dims)) if p == place or _uneven(op, p)], BY_VALUE)
+            hold_dims(
+                op.relations, piece, [p for p in range(len(piece.dims)) if p == place or _uneven(op, p)], BY_VALUE
+            )
             for piece in op.tensors
             if len(piece.dims) == len(layout.dims)
         ]
-        shaped = [resized(released(piece), _differing(piece.shape, op.result_shape, place), op.result_shape, BY_VALUE) for piece in held]
+        shaped = [
+            resized(released(piece), _differing(piece.shape, op.result_shape, place), op.result_shape, BY_VALUE)
+            for piece in held
+        ]
         return elementwise(op.relations, shaped, op.result_shape)
     for piece in op.tensors:
         hold_all(op.relations, piece, BY_VALUE)
@@ -213,7 +219,7 @@ def _index_put(op: Op, layout: Layout) -> Layout | list[Layout]:
 
 def _is_boolean(op: Op, value: int) -> bool:
     numbers = op.numbers_of(value)
-    return numbers is not None and not numbers.dtype.is_signed or op_rank(op, value) > 1
+    return (numbers is not None and not numbers.dtype.is_signed) or op_rank(op, value) > 1
 
 
 def _written_rows(op: Op, covered: Sequence[int], source: Layout | None, lost: Sequence[int]) -> Layout:

@@ -40,8 +40,8 @@ def padded(op: Op) -> Layout:
         size = layout.shape[place]
         if min(before, after) < 0:
             layout = take(op.relations, layout, place, np.arange(max(0, -before), size - max(0, -after)))
-        pieces = [_blank(layout, place, max(0, before)), layout, _blank(layout, place, max(0, after))]
-        pieces = [piece for piece in pieces if piece is not None]
+        around = (_blank(layout, place, max(0, before)), layout, _blank(layout, place, max(0, after)))
+        pieces = [piece for piece in around if piece is not None]
         if len(pieces) > 1:
             layout = concatenate(op.relations, pieces, place)
     return layout
@@ -94,9 +94,9 @@ def written_back(op: Op) -> Layout | list[Layout]:
         return part
     if name in ("aten.t", "aten.transpose", "aten.permute"):
         return permute_dims(released(part), np.argsort(_order(op, name, rank)).tolist())
-    if name in ("aten.view", "aten._unsafe_view", "aten._reshape_alias", "aten.unsqueeze", "aten.squeeze"):
-        if np.prod(part.shape) == np.prod(base.shape):
-            return view(op.relations, part, base.shape)
+    reshaping = name in ("aten.view", "aten._unsafe_view", "aten._reshape_alias", "aten.unsqueeze", "aten.squeeze")
+    if reshaping and np.prod(part.shape) == np.prod(base.shape):
+        return view(op.relations, part, base.shape)
     reason = "a view that is changed in place is not understood"
     for layout in (base, part):
         hold_all(op.relations, layout, reason)

@@ -48,7 +48,9 @@ def addmv(op: Op) -> Layout:
 
 @rule("aten.dot", "aten.vdot")
 def dot(op: Op) -> Layout:
-    return combine(op.relations, [(op.layout("self"), "k"), (op.layout("other" if op.has("other") else "tensor"), "k")], "")
+    return combine(
+        op.relations, [(op.layout("self"), "k"), (op.layout("other" if op.has("other") else "tensor"), "k")], ""
+    )
 
 
 @rule("aten.linear")

@@ -51,7 +51,9 @@ def total(op: Op) -> list[Layout]:
 
 @rule("aten.max", "aten.min")
 def extreme(op: Op) -> list[Layout]:
-    """Of everything, of two tensors, or along one dimension, then with positions that hold its order if they are read."""
+    """Of everything, of two tensors, or along one dimension, then with positions that hold its order if they are
+    read.
+    """
     layout = op.layout("self")
     if op.get("dim") is None:
         return [reduced(op, layout, range(len(layout.dims)), False)]

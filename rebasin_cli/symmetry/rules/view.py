@@ -167,11 +167,13 @@ def windows(op: Op) -> Layout:
     held = released(hold_dims(op.relations, layout, [op.dim("dimension", len(layout.dims))], reason))
     result = resized(held, [op.dim("dimension", len(layout.dims))], op.result_shape, reason)
     window = dimension(op.result_shape[-1])
-    fixed = {**result.fixed, **{factor: reason for factor in window}}
+    fixed = {**result.fixed, **dict.fromkeys(window, reason)}
     return Layout((*result.dims, window), result.entries, fixed)
 
 
-@rule("aten.tril", "aten.triu", "aten.diagonal", "aten.diag_embed", "aten.diagonal_copy", "aten.block_diag", "aten.trace")
+@rule(
+    "aten.tril", "aten.triu", "aten.diagonal", "aten.diag_embed", "aten.diagonal_copy", "aten.block_diag", "aten.trace"
+)
 def diagonals(op: Op) -> list[Layout]:
     """Where on or off the diagonal matters, both axes keep their order."""
     reason = "an operation on the diagonal keeps the order of both axes"

@@ -1,0 +1,1 @@
+"""From the record of a forward pass to the axes that move together."""

@@ -1,0 +1,1 @@
+"""One forward pass, recorded as a list of operations."""
