@@ -59,7 +59,7 @@ class Output:
 
     def __init__(self, verb: str, *, json: bool, quiet: bool, verbose: bool, color: Color) -> None:
         self.verb, self.json, self.quiet, self.verbose, self.color = verb, json, quiet, verbose, color
-        self.warnings: list[str] = []
+        self.noted: set[str] = set()
         self.stdout, self.stderr = sys.stdout, sys.stderr
         Output.current = self
 
@@ -75,6 +75,8 @@ class Output:
             listener = BarProgress(console_for(self.stderr, self.color))
         else:
             listener = LineProgress(self.stderr)
+        if not isinstance(listener, Silent):
+            self.noted = listener.noted
         with redirect_stdout(self.stderr):
             try:
                 yield listener
@@ -118,5 +120,5 @@ class Output:
     def warn(self, warnings: Sequence[str]) -> None:
         from rebasin_cli.report.text import printable
 
-        for warning in warnings:
+        for warning in (text for text in warnings if text not in self.noted):
             print(f"warning: {printable(warning)}", file=self.stderr)

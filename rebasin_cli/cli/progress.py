@@ -17,6 +17,7 @@ class LineProgress:
     """Plain lines at changes of phase and during long ones, at most one each ten seconds."""
 
     def __init__(self, stream: TextIO) -> None:
+        self.noted: set[str] = set()
         self._stream = stream
         self._phase = ""
         self._last = float("-inf")
@@ -30,6 +31,7 @@ class LineProgress:
         self._say(f"{self._phase}{share}{', ' + detail if detail else ''}")
 
     def note(self, text: str) -> None:
+        self.noted.add(text)
         print(f"note: {printable(text)}", file=self._stream, flush=True)
 
     def _say(self, line: str) -> None:
@@ -43,6 +45,7 @@ class BarProgress:
     """One bar for the present phase, removed when the work is done."""
 
     def __init__(self, console: Console) -> None:
+        self.noted: set[str] = set()
         self._bars = Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
@@ -65,6 +68,7 @@ class BarProgress:
             self._bars.update(self._task, completed=done, total=total, detail=printable(detail))
 
     def note(self, text: str) -> None:
+        self.noted.add(text)
         self._bars.console.print(f"note: {printable(text)}")
 
     def close(self) -> None:
