@@ -96,7 +96,10 @@ def load_state(module: nn.Module, tensors: Mapping[str, Tensor], *, dtype: torch
             raise ModelError(f"the tensors for the model lack the key {key}", slug="missing-key")
         taken[key] = _fitting(key, slot, tensors[source], dtype)
     try:  # not the class's own load_state_dict, which need not know `assign`
-        left = nn.Module.load_state_dict(module, taken, strict=False, assign=True).missing_keys
+        versioned = nn.Module.state_dict(module)  # carries the modules' format versions, which some insist on
+        versioned.clear()
+        versioned.update(taken)
+        left = nn.Module.load_state_dict(module, versioned, strict=False, assign=True).missing_keys
     except RuntimeError as error:
         raise ModelError(f"the tensors do not fit the model: {one_line(error)}") from error
     _tie(module, shared)

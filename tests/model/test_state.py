@@ -120,3 +120,17 @@ def test_a_class_with_its_own_way_of_loading_is_loaded() -> None:
 
     net = Own(2, 2)
     torch.testing.assert_close(load_state(without_weights(net), net.state_dict()).state_dict(), net.state_dict())
+
+
+def test_modules_that_insist_on_their_format_version_get_it() -> None:
+    class Versioned(nn.Linear):
+        _version = 2
+
+        def _load_from_state_dict(self, state_dict, prefix, local_metadata, *rest):  # type: ignore[no-untyped-def]
+            if local_metadata.get("version") != 2:
+                raise ValueError("version should be 2")
+            super()._load_from_state_dict(state_dict, prefix, local_metadata, *rest)
+
+    net = nn.Sequential(Versioned(2, 3))
+    tensors = {"0.weight": torch.ones(3, 2), "0.bias": torch.ones(3)}
+    assert load_state(without_weights(net), tensors)(torch.ones(1, 2)).tolist() == [[3.0, 3.0, 3.0]]
