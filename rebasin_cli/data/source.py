@@ -39,7 +39,7 @@ class DataOptions:
 class ModelView:
     """What reading data must know of the model.
 
-    `transform` is the model's own or the user's; None leaves the choice to the input's size. `classes_of` runs the
+    `transform` is the model's own or the user's; None leaves the choice to `choose_transform`. `classes_of` runs the
     model on one sample and tells how many classes it has; None where the output is not that of a classifier.
     """
 
@@ -47,6 +47,10 @@ class ModelView:
     names: Sequence[str] | None = None
     transform: Transform | None = None
     input_shape: tuple[int, ...] | None = None
+    input_certain: bool = True
+
+    def transform_for(self, first_image: tuple[int, int] | None) -> Transform:
+        return self.transform or choose_transform(self.input_shape, first_image, certain=self.input_certain)
 
 
 def open_data(spec: str, options: DataOptions, model: ModelView) -> Source:
@@ -78,7 +82,7 @@ def open_data(spec: str, options: DataOptions, model: ModelView) -> Source:
 
 def _open_folder(root: Path, options: DataOptions, model: ModelView) -> Source:
     listing = list_folder(root)
-    transform = model.transform or choose_transform(model.input_shape, _first_size(listing.files))
+    transform = model.transform_for(_first_size(listing.files))
     unmapped = FolderDataset(listing, ClassMap(tuple(range(len(listing.folders))), ""), transform)
     classes = model.classes_of(_first_batch(unmapped, str(root)))
     mapped = map_classes(listing.folders, classes, model.names, str(root))
@@ -104,7 +108,7 @@ def _open_set(spec: str, options: DataOptions, model: ModelView) -> Source:
     image = raw[0][0] if len(raw) else None
     extent = getattr(image, "size", None)
     size = (extent[1], extent[0]) if isinstance(extent, tuple) else None
-    dataset = TransformedSet(raw, model.transform or choose_transform(model.input_shape, size), spec)
+    dataset = TransformedSet(raw, model.transform_for(size), spec)
     classes = model.classes_of(_first_batch(dataset, spec))
     names = getattr(raw, "classes", None)
     if classes is not None and names is not None and len(names) != classes:

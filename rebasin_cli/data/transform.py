@@ -21,6 +21,9 @@ from rebasin_cli.errors import UsageError
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 CIFAR = ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
 MNIST = ((0.1307,), (0.3081,))
+SMALL = 96
+"""Height or width up to which images are taken to be as large as they are meant to be."""
+
 RESAMPLING = {"nearest": 0, "bilinear": 2, "bicubic": 3, "lanczos": 1}
 
 
@@ -123,21 +126,25 @@ def from_preset(preset: Any) -> Transform:
     return Transform(text=", ".join(parts) or type(preset).__name__, function=preset)
 
 
-def choose_transform(input_shape: Sequence[int] | None, first_image: tuple[int, int] | None) -> Transform:
+def choose_transform(
+    input_shape: Sequence[int] | None, first_image: tuple[int, int] | None, *, certain: bool = True
+) -> Transform:
     """The transform for a model that brings none.
 
     Args:
-        input_shape: shape (n, channels, height, width) of the model's example input, where known.
+        input_shape: shape (n, channels, height, width) of the model's example input, where there is one.
         first_image: height and width of an image of the data.
+        certain: whether somebody said that the input has this shape; a convolutional network runs on almost any, so one
+            that was merely tried says less than the images do.
 
-    A model with a known input gets that size: images are scaled to 256/224 of it and cropped, as on ImageNet, or, for
-    inputs under 64 pixels, scaled to it. Without one, small images stay as they are and large ones become 224 x 224.
+    Small images of a model whose input nobody stated stay as they are. All others get the size of the input (224 x 224
+    where there is none): scaled to 256/224 of it and cropped, as on ImageNet, or, under 64 pixels, scaled to it.
     """
     channels = input_shape[1] if input_shape is not None and len(input_shape) == 4 else 3
     size = (int(input_shape[2]), int(input_shape[3])) if input_shape is not None and len(input_shape) == 4 else None
-    if size is None:
-        small = first_image is not None and max(first_image) <= 96
-        size = first_image if small and first_image is not None else (224, 224)
+    if first_image is not None and max(first_image) <= SMALL and (size is None or not certain):
+        size = first_image
+    size = size or (224, 224)
     mean, std = MNIST if channels == 1 else CIFAR if max(size) <= 32 else IMAGENET
     name = "MNIST" if channels == 1 else "CIFAR-10" if max(size) <= 32 else "ImageNet"
     made = Transform(text="", channels=1 if channels == 1 else 3, mean=mean, std=std)

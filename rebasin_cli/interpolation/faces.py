@@ -5,16 +5,14 @@ from __future__ import annotations
 import copy
 import inspect
 import math
-import os
-import tempfile
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from rebasin_cli.checkpoint.atomic import commit_file, settle, staged_file
 from rebasin_cli.data import Source
 from rebasin_cli.data.user_loader import IterableSource
 from rebasin_cli.errors import DataError, ModelError, UsageError
@@ -214,25 +212,11 @@ def save_network(network: nn.Module, savedir: Path, point: Point) -> Path:
     """Write the state dict to `interpolated-<segment>-<lam>.pt`; the file is complete or not there."""
     savedir.mkdir(parents=True, exist_ok=True)
     path = savedir / f"interpolated-{point.segment}-{point.lam:.4f}.pt"
-    handle, temporary = tempfile.mkstemp(dir=savedir, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            torch.save({key: value.cpu() for key, value in network.state_dict().items()}, stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-    except BaseException:
-        with suppress(OSError):
-            os.unlink(temporary)
-        raise
+    with staged_file(path) as staged:
+        torch.save({key: value.cpu() for key, value in network.state_dict().items()}, staged.handle)
+        settle(staged)
+        commit_file(staged, path, force=True)
     return path
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _takes_two(function: Callable[..., Any]) -> bool:
