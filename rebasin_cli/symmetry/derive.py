@@ -20,6 +20,7 @@ from rebasin_cli.symmetry.registry import RULES, Op, constant_layout, fixed_resu
 from rebasin_cli.symmetry.relations import Relations
 from rebasin_cli.symmetry.rules.pointwise import is_pointwise, pointwise
 from rebasin_cli.symmetry.solver import Closure, solve
+from rebasin_cli.symmetry.taps import Tap, choose_taps
 from rebasin_cli.trace.graph import Call, Trace
 
 INPUT = "the model's input keeps its order"
@@ -49,6 +50,7 @@ class Derivation:
         roots, families: groups that act on their own; families of inner groups, one group for each block of a parent.
         parameters: number of floating-point elements in the state.
         free_fraction: share of them that at least one group moves.
+        taps: where the units of the groups can be seen at work, if that was asked for.
     """
 
     spec: PermutationSpec
@@ -57,19 +59,21 @@ class Derivation:
     families: int
     parameters: int
     free_fraction: float
+    taps: tuple[Tap, ...] = ()
 
     @property
     def units(self) -> int:
         return self.spec.units
 
 
-def derive(trace: Trace, *, pins: tuple[str, ...] = (), strict: bool = False) -> Derivation:
+def derive(trace: Trace, *, pins: tuple[str, ...] = (), strict: bool = False, with_taps: bool = False) -> Derivation:
     """Find every permutation symmetry of the recorded pass.
 
     Args:
         trace: the record.
         pins: patterns of tensor names (`*.bias`) whose axes all keep their order.
         strict: refuse operations without a rule instead of pinning what they touch.
+        with_taps: also say where activations of every group can be read.
 
     Raises:
         ModelError: `strict`, and an operation has no rule.
@@ -82,8 +86,8 @@ def derive(trace: Trace, *, pins: tuple[str, ...] = (), strict: bool = False) ->
         raise ModelError(
             f"no rule covers the operation {worst.op}{where}", hint="leave out --strict to pin what it touches"
         )
-    closure = analysis.close()
-    return _read_out(trace, analysis, closure)
+    closure = analysis.close(with_taps)
+    return _read_out(trace, analysis, closure, with_taps)
 
 
 @dataclass
@@ -162,17 +166,21 @@ class _Analysis:
         if layout.shape != self.shape_of(value):
             raise AssertionError(f"rule for {call.overload}: {layout.shape} for a tensor of {self.shape_of(value)}")
 
-    def close(self) -> Closure:
+    def close(self, with_activations: bool) -> Closure:
         used = {value for call in self.trace.live for value in call.inputs}
         for value, leaf in self.leaves.items():
             if value not in used and value not in self.trace.outputs:
                 leaf.layout = fixed_layout(self.shape_of(value), UNREAD)
             for entry in leaf.layout.entries:
                 self.relations.ids(entry)
+        if with_activations:
+            for layout in self.layouts.values():
+                for entry in layout.entries:
+                    self.relations.ids(entry)
         return solve(self.relations)
 
 
-def _read_out(trace: Trace, analysis: _Analysis, closure: Closure) -> Derivation:
+def _read_out(trace: Trace, analysis: _Analysis, closure: Closure, with_taps: bool) -> Derivation:
     order = _order_of_use(trace)
     found: dict[tuple[int, int], list[FibreSite]] = {}
     keys: dict[int, list[str]] = {}
@@ -192,7 +200,8 @@ def _read_out(trace: Trace, analysis: _Analysis, closure: Closure) -> Derivation
         if len(placed_sites) == 1 and len(analysis.shape_of(trace.state[only])) == 1:
             del found[group]
             dead.add((only, 0))
-    groups = _groups(trace, closure, found, keys)
+    names = group_names(trace, closure, found)
+    groups = _groups(trace, closure, found, keys, names)
     moved_axes = {(item.site.key, axis) for placed in found.values() for item in placed for axis in item.axes}
     moved = sum(prod(analysis.shape_of(trace.state[key])) for key in {key for key, _ in moved_axes})
     pinned = tuple(_pinned(trace, analysis, closure, moved_axes, dead))
@@ -205,6 +214,7 @@ def _read_out(trace: Trace, analysis: _Analysis, closure: Closure) -> Derivation
         families=nested,
         parameters=parameters,
         free_fraction=moved / parameters if parameters else 0.0,
+        taps=choose_taps(trace, analysis.relations, closure, analysis.layouts, names) if with_taps else (),
     )
 
 
@@ -221,8 +231,8 @@ def _groups(
     closure: Closure,
     found: dict[tuple[int, int], list[FibreSite]],
     keys: dict[int, list[str]],
+    names: dict[tuple[int, int], str],
 ) -> tuple[AxisGroup, ...]:
-    names = group_names(trace, closure, found)
     groups = []
     for (family, fibre), placed in found.items():
         own = closure.families[family]

@@ -167,6 +167,9 @@ _NARROW = (torch.float32, torch.float16, torch.bfloat16)
 class _Float64(TorchDispatchMode):
     """Rewrites every request for a narrower floating type, and widens every narrower tensor that comes in."""
 
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+
     def __torch_dispatch__(self, func: OpOverload, types: Iterable[type], args: Any = (), kwargs: Any = None) -> Any:
         args, kwargs = tree_map(self._wide, (args, kwargs or {}))
         return func(*args, **kwargs)

@@ -58,7 +58,7 @@ def _record(module: nn.Module, example: ExampleInput, *, weightless: bool) -> Tr
         with fake_state(module, mode) if mode is not None else unchanged_attributes(module), torch.no_grad():
             state, trainable, owners = _register_state(module, recorder)
             inputs = [recorder.add_leaf(t) for t in _tensors((example.args, example.kwargs))]
-            with _plain_operations(), scope.following():
+            with plain_operations(), scope.following():
                 outputs = _run(module, example, recorder, scope)
             results = tuple(recorder.value_of(t) for t in _tensors(outputs))
     finally:
@@ -119,7 +119,7 @@ def _tensors(nested: Any) -> list[Tensor]:
 
 
 @contextlib.contextmanager
-def _plain_operations() -> Iterator[None]:
+def plain_operations() -> Iterator[None]:
     """Fused fast paths off: what they fuse must be seen."""
     fastpath = torch.backends.mha.get_fastpath_enabled()
     onednn = torch._C._get_mkldnn_enabled()
