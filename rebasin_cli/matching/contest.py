@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from rebasin_cli.matching.arrangement import Arrangement
 from rebasin_cli.matching.polish import Polished, Run, Settings
 from rebasin_cli.matching.problem import Problem
 from rebasin_cli.permutation import Permutations
@@ -25,7 +24,12 @@ class Start:
 
 
 def contest(
-    problem: Problem, starts: Sequence[Start], settings: Settings, *, heat: int | None = None, finalists: int = 1
+    problem: Problem,
+    starts: Sequence[Start],
+    settings: Settings,
+    *,
+    heat: int | None = None,
+    finalists: int = 1,
 ) -> list[Polished]:
     """Run descents from every start; the ends, in the order of the starts.
 
@@ -42,36 +46,25 @@ def contest(
         run = Run(problem, start.name, start.seed, settings, None if start.build is None else start.build())
         run.advance(heat if len(starts) > 1 else None)
         leads = all(run.value > other.value for other in ends.values())
-        if heat is not None and number == len(starts) - 1 and leads and not settings.out_of_time:
+        if heat is not None and finalists and number == len(starts) - 1 and leads and not settings.out_of_time:
             run.advance(None)
         ends[number] = run.finish()
-        if start.name == "identity" and ends[number].converged and ends[number].passes_that_moved == 0:
+        if is_fixed(ends[number]):
             break
     ranked = sorted(ends, key=lambda number: -ends[number].value)
     for number in ranked[:finalists]:
         if not ends[number].converged and not settings.out_of_time:
-            ends[number] = _resume(problem, starts[number], ends[number], settings)
+            ends[number] = resume(problem, ends[number], settings)
     return [ends[number] for number in sorted(ends)]
 
 
-def _resume(problem: Problem, start: Start, end: Polished, settings: Settings) -> Polished:
-    """Go on from where a descent was left."""
-    run = Run(problem, start.name, start.seed, settings, end.arrangement.permutations(), end)
+def is_fixed(end: Polished) -> bool:
+    """Is this the identity, with the proof that no single group can improve on it?"""
+    return end.start == "identity" and end.converged and end.passes_that_moved == 0
+
+
+def resume(problem: Problem, end: Polished, settings: Settings) -> Polished:
+    """Go on to the end from where a descent was left."""
+    run = Run(problem, end.start, end.seed, settings, end.arrangement.permutations(), end)
     run.advance(None)
     return run.finish()
-
-
-def unmoved(problem: Problem, best: Polished | None) -> Polished:
-    """Leaving B as it is, with the proof, if there is one, that no single group can improve on it."""
-    proof = best if best is not None and best.arrangement.is_identity else None
-    return Polished(
-        start="identity",
-        seed=0 if best is None else best.seed,
-        arrangement=Arrangement(problem.families),
-        value=problem.identity,
-        per_pass=() if proof is None else proof.per_pass,
-        passes_that_moved=0,
-        converged=proof is not None and proof.converged,
-        seconds=0.0 if best is None else best.seconds,
-        work=0 if best is None else best.work,
-    )

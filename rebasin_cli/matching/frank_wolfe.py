@@ -23,6 +23,8 @@ from rebasin_cli.matching.similarity import Sums
 from rebasin_cli.permutation import Permutations
 
 ITERATIONS = 24
+_LEAST_SLOPE = 3e-4
+"""Where the gap to the optimum of the linearisation falls below this cosine, rounding and descent do the rest."""
 _RANDOM_VERTICES = 4
 
 
@@ -44,19 +46,30 @@ def near_barycentre(problem: Problem, seed: int, perturbation: float) -> Mixture
     return Mixture(1.0 - perturbation, vertices)
 
 
-def frank_wolfe(problem: Problem, settings: Settings, start: Mixture, *, iterations: int = ITERATIONS) -> Permutations:
+def kicked(problem: Problem, vertex: Vertex, seed: int, strength: float, randoms: int) -> Mixture:
+    """A good arrangement, moved by `strength` towards the mean of so many random ones: from here the search goes on."""
+    generator = np.random.default_rng(seed)
+    weight = strength / randoms
+    others = tuple((weight, _random_vertex(problem.families, generator)) for _ in range(randoms))
+    return Mixture(0.0, ((1.0 - strength, vertex), *others))
+
+
+def frank_wolfe(
+    problem: Problem, settings: Settings, start: Mixture, *, iterations: int = ITERATIONS
+) -> tuple[Permutations, int]:
     """Follow the objective inside the polytope from `start`, then round group by group.
 
     Args:
         settings: the tolerance and the deadline count; past the deadline what there is is rounded.
 
     Returns:
-        The rounded permutations, to be polished by coordinate descent.
+        The rounded permutations, to be polished by coordinate descent, and the multiply-adds spent in products.
     """
     families, clusters = problem.families, [c for c in problem.clusters if c.tiles]
     mixture = start
     mixed = MixedArrangement(problem, mixture)
     gradient = [mixed.similarity(cluster) for cluster in clusters]
+    starting = mixed.work
     arrangement = Arrangement(families)
     similarity = problem.similarity(arrangement)
     for _ in range(iterations):
@@ -68,7 +81,7 @@ def frank_wolfe(problem: Problem, settings: Settings, start: Mixture, *, iterati
             for index, perm in NestedProblem(families, cluster, sums).solve().items()
         }
         slope = sum(worth(families, sums, vertex) - mixture.product(families, sums) for sums in gradient)
-        if slope <= settings.tolerance * problem.norms.scale:
+        if slope <= _LEAST_SLOPE * problem.norms.scale:
             break
         arrangement.set(vertex)
         bend = 0.0
@@ -79,7 +92,8 @@ def frank_wolfe(problem: Problem, settings: Settings, start: Mixture, *, iterati
         for cluster, sums in zip(clusters, gradient, strict=True):
             _move(sums, similarity.of(cluster), step)
         mixture = mixture.towards(vertex, step)
-    return _round(problem, mixture)
+    rounded, rounding = _round(problem, mixture)
+    return rounded, starting + similarity.work + rounding
 
 
 def _step(slope: float, curvature: float) -> float:
@@ -92,17 +106,17 @@ def _move(sums: Sums, there: Sums, step: float) -> None:
         matrix.lerp_(there[axes], step)
 
 
-def _round(problem: Problem, mixture: Mixture) -> Permutations:
+def _round(problem: Problem, mixture: Mixture) -> tuple[Permutations, int]:
     """One group after the other to its best permutation with the others as they are: never lowers the objective."""
     if mixture.centre == 0.0 and len(mixture.vertices) == 1:
         arrangement = Arrangement(problem.families)
         arrangement.set(mixture.vertices[0][1])
-        return arrangement.permutations()
+        return arrangement.permutations(), 0
     mixed = MixedArrangement(problem, mixture)
     for cluster in problem.clusters:
         if cluster.tiles:
             mixed.fix(cluster, NestedProblem(problem.families, cluster, mixed.similarity(cluster)).solve())
-    return mixed.fixed.permutations()
+    return mixed.fixed.permutations(), mixed.work
 
 
 def _random_vertex(families: Families, generator: np.random.Generator) -> dict[int, Index]:

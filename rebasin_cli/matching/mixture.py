@@ -73,10 +73,11 @@ class MixedArrangement:
 
     Attributes:
         fixed: the permutations of the clusters that are; the identity elsewhere.
+        work: multiply-adds spent in products so far.
     """
 
     def __init__(self, problem: Problem, mixture: Mixture) -> None:
-        self.problem, self.mixture = problem, mixture
+        self.problem, self.mixture, self.work = problem, mixture, 0
         self.fixed = Arrangement(problem.families)
         self._labels = average_labels(problem.clusters, problem.families)
         self._parts = [(weight, Arrangement(problem.families)) for weight, _ in mixture.vertices]
@@ -116,6 +117,7 @@ class MixedArrangement:
                     for side, rows in ((self.problem.a[tile.key], rows_a), (view, rows_b))
                 )
                 part.addmm_(left, right.T)
+                self.work += part.numel() * left.shape[1]
             sums[tile.axes] = sums[tile.axes].add_(part) if tile.axes in sums else part.double()
         return sums
 

@@ -65,6 +65,7 @@ class Run:
     Args:
         initial: where to start; None for the identity. The start named `forward` is built along the data's path.
         earlier: the end of this descent's earlier part, where it is taken up again.
+        spent, began: work done and time begun for making `initial`.
     """
 
     def __init__(
@@ -75,9 +76,11 @@ class Run:
         settings: Settings,
         initial: Mapping[str, Tensor] | None = None,
         earlier: Polished | None = None,
+        spent: int = 0,
+        began: float | None = None,
     ) -> None:
         self.problem, self.start, self.seed, self.settings = problem, start, seed, settings
-        self.began = time.monotonic() - (0.0 if earlier is None else earlier.seconds)
+        self.began = (began or time.monotonic()) - (0.0 if earlier is None else earlier.seconds)
         self.arrangement = Arrangement(problem.families, initial)
         self.descent = Descent(problem, self.arrangement, settings.tolerance)
         if start == "forward" and earlier is None:
@@ -85,7 +88,7 @@ class Run:
             self.descent.value = problem.value(self.arrangement)
         self.per_pass = [] if earlier is None else list(earlier.per_pass)
         self.passes_that_moved = 0 if earlier is None else earlier.passes_that_moved
-        self.earlier_work = 0 if earlier is None else earlier.work
+        self.earlier_work = spent if earlier is None else earlier.work
         self.generator = np.random.default_rng([seed, len(self.per_pass)])
         self.converged = False
 

@@ -43,6 +43,19 @@ class Problem:
         """A fresh set of similarities that follows `arrangement`."""
         return Similarity(self.a, self.b, arrangement, budget=self.budget, device=self.device)
 
+    @property
+    def full_pass(self) -> int:
+        """Multiply-adds of all products of all clusters once: the unit in which work is counted."""
+        return sum(
+            len(tile.positions)
+            * self.a[tile.key].numel()
+            * tile.positions.size
+            // self.families.shapes[tile.key].sizes[tile.fold]
+            for cluster in self.clusters
+            for tile in cluster.tiles
+            if not tile.coupled
+        )
+
     def value(self, arrangement: Arrangement) -> float:
         """The true objective of an arrangement."""
         return objective(self.a, self.b, self.keys, arrangement)

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from rebasin_cli.errors import UsageError
-from rebasin_cli.matching.contest import Start, contest, unmoved
-from rebasin_cli.matching.polish import Order, Polished, Settings
-from rebasin_cli.matching.problem import Problem, prepare
-from rebasin_cli.matching.result import Candidate, MatchResult, OnPass
+from rebasin_cli.matching.contest import Start, contest
+from rebasin_cli.matching.outcome import conclude
+from rebasin_cli.matching.polish import Order, Settings
+from rebasin_cli.matching.problem import prepare
+from rebasin_cli.matching.result import MatchResult, OnPass
 from rebasin_cli.permutation import random
 from rebasin_cli.spec import PermutationSpec
 
@@ -74,37 +75,3 @@ def weight_matching(
 
 def _start(spec: PermutationSpec, name: str, seed: int) -> Start:
     return Start(name, seed, (lambda: random(spec, seed)) if name == "random" else None)
-
-
-def conclude(problem: Problem, ends: Sequence[Polished], method: str, seed: int, settings: Settings) -> MatchResult:
-    """The result of several descents: the best end, or the identity where none is better."""
-    least = settings.tolerance * problem.norms.scale
-    best = max(ends, key=lambda end: end.value, default=None)
-    aligned = best is None or best.value <= problem.identity + least
-    if best is None or (aligned and best.value <= problem.identity):
-        best = unmoved(problem, best)
-    after = best.value
-    scale = problem.norms.scale or 1.0
-    return MatchResult(
-        permutations=best.arrangement.permutations(),
-        objective_before=problem.identity,
-        objective_after=after,
-        per_pass=best.per_pass,
-        passes=len(best.per_pass),
-        converged=best.converged,
-        method=method,
-        start=best.start,
-        seed=seed,
-        already_aligned=aligned,
-        relative_tolerance=settings.tolerance,
-        cosine_before=problem.identity / scale,
-        cosine_after=after / scale,
-        distance_before=problem.norms.distance(problem.identity),
-        distance_after=problem.norms.distance(after),
-        candidates=tuple(
-            Candidate(end.start, end.seed, end.value, len(end.per_pass), end.converged, end.seconds) for end in ends
-        ),
-        moved_units=best.arrangement.moved_units,
-        seconds=time.monotonic() - settings.began,
-        timed_out=settings.out_of_time,
-    )

@@ -1,0 +1,61 @@
+"""Turn the ends of descents into the result: the best of them, or B as it is where none is better."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from rebasin_cli.matching.arrangement import Arrangement
+from rebasin_cli.matching.polish import Polished, Settings
+from rebasin_cli.matching.problem import Problem
+from rebasin_cli.matching.result import Candidate, MatchResult
+
+
+def conclude(problem: Problem, ends: Sequence[Polished], method: str, seed: int, settings: Settings) -> MatchResult:
+    """The result of several descents: the best end, or the identity where none is better."""
+    least = settings.tolerance * problem.norms.scale
+    best = max(ends, key=lambda end: end.value, default=None)
+    aligned = best is None or best.value <= problem.identity + least
+    if best is None or (aligned and best.value <= problem.identity):
+        best = _unmoved(problem, best)
+    after = best.value
+    scale = problem.norms.scale or 1.0
+    return MatchResult(
+        permutations=best.arrangement.permutations(),
+        objective_before=problem.identity,
+        objective_after=after,
+        per_pass=best.per_pass,
+        passes=len(best.per_pass),
+        converged=best.converged,
+        method=method,
+        start=best.start,
+        seed=seed,
+        already_aligned=aligned,
+        relative_tolerance=settings.tolerance,
+        cosine_before=problem.identity / scale,
+        cosine_after=after / scale,
+        distance_before=problem.norms.distance(problem.identity),
+        distance_after=problem.norms.distance(after),
+        candidates=tuple(
+            Candidate(end.start, end.seed, end.value, len(end.per_pass), end.converged, end.seconds) for end in ends
+        ),
+        moved_units=best.arrangement.moved_units,
+        seconds=time.monotonic() - settings.began,
+        timed_out=settings.out_of_time,
+    )
+
+
+def _unmoved(problem: Problem, best: Polished | None) -> Polished:
+    """Leaving B as it is, with the proof, if there is one, that no single group can improve on it."""
+    proof = best if best is not None and best.arrangement.is_identity else None
+    return Polished(
+        start="identity",
+        seed=0 if best is None else best.seed,
+        arrangement=Arrangement(problem.families),
+        value=problem.identity,
+        per_pass=() if proof is None else proof.per_pass,
+        passes_that_moved=0,
+        converged=proof is not None and proof.converged,
+        seconds=0.0 if best is None else best.seconds,
+        work=0 if best is None else best.work,
+    )
