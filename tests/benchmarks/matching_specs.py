@@ -40,6 +40,18 @@ def residual_mlp(
     return PermutationSpec((AxisGroup("stream", stream, tuple(trunk)), *inner)), shapes
 
 
+def free_residual_mlp(stream: int, hidden: int, blocks: int) -> tuple[PermutationSpec, dict[str, tuple[int, ...]]]:
+    """Residual blocks alone: nothing is pinned, so no group is given away by its neighbours at the ends."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    trunk, inner = [], []
+    for block in range(blocks):
+        up, down = f"{block}.up", f"{block}.down"
+        shapes[up], shapes[down] = (hidden, stream), (stream, hidden)
+        trunk += [Site(up, 1), Site(down, 0)]
+        inner.append(AxisGroup(f"hidden{block}", hidden, (Site(up, 0), Site(down, 1))))
+    return PermutationSpec((AxisGroup("stream", stream, tuple(trunk)), *inner)), shapes
+
+
 def _norm(name: str, statistics: bool) -> list[Site]:
     parts = ("weight", "bias", "running_mean", "running_var") if statistics else ("weight", "bias")
     return [Site(f"{name}.{part}", 0) for part in parts]
@@ -49,13 +61,13 @@ def _conv_in(names: Iterable[str]) -> list[Site]:
     return [Site(f"{name}.weight", 1) for name in names]
 
 
-def torchvision_resnet50() -> PermutationSpec:
-    """37 groups: the stem, one stream a stage, two inner groups a block."""
-    groups = [AxisGroup("conv1", 64, (Site("conv1.weight", 0), *_norm("bn1", True),
+def resnet50(stem: int = 64) -> PermutationSpec:
+    """torchvision's ResNet-50 at any width, 37 groups: the stem, one stream a stage, two inner groups a block."""
+    groups = [AxisGroup("conv1", stem, (Site("conv1.weight", 0), *_norm("bn1", True),
                                       *_conv_in(["layer1.0.conv1", "layer1.0.downsample.0"])))]  # fmt: skip
     counts = (3, 4, 6, 3)
     for stage, count in enumerate(counts, start=1):
-        width = 64 * 2 ** (stage - 1)
+        width = stem * 2 ** (stage - 1)
         trunk = [Site(f"layer{stage}.0.downsample.0.weight", 0), *_norm(f"layer{stage}.0.downsample.1", True)]
         inner = []
         for block in range(count):
@@ -70,6 +82,33 @@ def torchvision_resnet50() -> PermutationSpec:
         first, rest = inner[:2], inner[2:]
         groups += [*first, AxisGroup(f"layer{stage}", 4 * width, tuple(trunk)), *rest]
     return PermutationSpec(tuple(groups))
+
+
+def resnet50_tensors(stem: int, seed: int) -> Tensors:
+    """Weights of that shape as torchvision initialises them: normal by fan-out, norms one and zero; 1000 classes."""
+    shapes: dict[str, tuple[int, ...]] = {"conv1.weight": (stem, 3, 7, 7)}
+    fan_in = stem
+    for stage, count in enumerate((3, 4, 6, 3), start=1):
+        width = stem * 2 ** (stage - 1)
+        for block in range(count):
+            name = f"layer{stage}.{block}"
+            shapes[f"{name}.conv1.weight"] = (width, fan_in, 1, 1)
+            shapes[f"{name}.conv2.weight"] = (width, width, 3, 3)
+            shapes[f"{name}.conv3.weight"] = (4 * width, width, 1, 1)
+            if block == 0:
+                shapes[f"{name}.downsample.0.weight"] = (4 * width, fan_in, 1, 1)
+            fan_in = 4 * width
+    generator = torch.Generator().manual_seed(seed)
+    tensors: Tensors = {}
+    for key, shape in shapes.items():
+        deviation = (2 / (shape[0] * shape[2] * shape[3])) ** 0.5
+        tensors[key] = torch.randn(shape, generator=generator) * deviation
+        norm = key.replace("conv", "bn").replace("downsample.0", "downsample.1").removesuffix(".weight")
+        for part, value in (("weight", 1.0), ("bias", 0.0), ("running_mean", 0.0), ("running_var", 1.0)):
+            tensors[f"{norm}.{part}"] = torch.full(shape[:1], value)
+    tensors["fc.weight"] = (torch.rand((1000, fan_in), generator=generator) * 2 - 1) / fan_in**0.5
+    tensors["fc.bias"] = (torch.rand(1000, generator=generator) * 2 - 1) / fan_in**0.5
+    return tensors
 
 
 def cifar_resnet20(width: int = 16) -> PermutationSpec:
