@@ -11,7 +11,8 @@ from rebasin_cli.data.batch import Batch, batch_from
 from rebasin_cli.data.map_source import check_labels
 from rebasin_cli.errors import DataError, ModelError
 from rebasin_cli.model.model_spec import parse_model_spec
-from rebasin_cli.model.user_code import failed, importable, user_source
+from rebasin_cli.model.user_code import failed, user_source
+from rebasin_cli.model.user_file import importable
 
 
 def load_callable(spec: str) -> Callable[..., Any]:
@@ -85,22 +86,25 @@ class IterableSource:
                 return
 
     def _items(self) -> Iterator[Any]:
-        state = torch.random.get_rng_state()
-        torch.manual_seed(self._seed)
-        try:
-            iterator = iter(self._make() if self.kept is None else self.kept)
-        except TypeError as error:
-            raise DataError(f"{self._origin}: not a data set, a loader or an iterable: {error}") from error
-        finally:
-            torch.random.set_rng_state(state)
+        """What the user's iterable yields, drawn with random numbers of its own that nobody else disturbs."""
+        theirs = torch.Generator().manual_seed(self._seed).get_state()
+        iterator: Iterator[Any] | None = None
         while True:
+            ours = torch.random.get_rng_state()
+            torch.random.set_rng_state(theirs)
             try:
+                iterator = iterator or iter(self._make() if self.kept is None else self.kept)
                 item = next(iterator)
             except StopIteration:
                 return
+            except DataError:
+                raise
             except Exception as error:  # the user's own code: whatever it raises is told in their words
                 reason = " ".join(f"{type(error).__name__}: {error}".split())
                 raise DataError(f"{self._origin}: the loader failed: {reason}", path=self._origin) from error
+            finally:
+                theirs = torch.random.get_rng_state()
+                torch.random.set_rng_state(ours)
             yield item
 
 

@@ -1,4 +1,4 @@
-"""Small networks trained on scikit-learn's digits, and the digits themselves: what the laws of interpolation are held on."""
+"""Small networks trained on scikit-learn's digits: what the laws of interpolation are held on."""
 
 from __future__ import annotations
 

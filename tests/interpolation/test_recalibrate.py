@@ -1,0 +1,143 @@
+"""Recalibration is BatchNorm's cumulative average; REPAIR reaches its targets and is folded without loss."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from rebasin_cli.interpolation.evaluate import evaluate
+from rebasin_cli.interpolation.faces import LineOfModels, loader_source
+from rebasin_cli.interpolation.ledger import Ledger
+from rebasin_cli.interpolation.measure import Measure
+from rebasin_cli.interpolation.moments import moments
+from rebasin_cli.interpolation.recalibrate import Recalibration
+from rebasin_cli.interpolation.sweep import summarize
+from tests.interpolation.digits import batches, trained
+
+MIDDLE = "line 0+0.5"
+
+
+def middle_of(kind: str, *, repair: bool) -> tuple[LineOfModels, Recalibration]:
+    line = LineOfModels([trained(kind, 0), trained(kind, 1)], None, "lerp", 2)
+    source = loader_source(batches(0, 1200, 100), "train")
+    recalibration = Recalibration(line.body, source, line.places, repair=repair)
+    line.adjustments = recalibration.run(Ledger(chunk=5))
+    return line, recalibration
+
+
+def test_the_statistics_are_pytorchs_cumulative_average() -> None:
+    line, _ = middle_of("norm", repair=False)
+    ours = copy.deepcopy(line.become(MIDDLE))
+    line.adjustments = {}
+    theirs = copy.deepcopy(line.become(MIDDLE))
+    for layer in theirs.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.reset_running_stats()
+            layer.momentum = None
+            layer.train()
+    with torch.no_grad():
+        for x, _ in batches(0, 1200, 100):
+            theirs(x)
+    for (name, one), (_, other) in zip(ours.named_buffers(), theirs.named_buffers(), strict=True):
+        if "num_batches" not in name:
+            torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
+
+
+def test_the_ends_keep_their_own_statistics() -> None:
+    line, _ = middle_of("norm", repair=True)
+    for name, network in (("checkpoint 0", trained("norm", 0)), ("checkpoint 1", trained("norm", 1))):
+        for one, other in zip(line.become(name).state_dict().values(), network.state_dict().values(), strict=True):
+            assert torch.equal(one, other)
+
+
+def hidden(network: nn.Module, index: str, data: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    seen: list[Tensor] = []
+    handle = network.get_submodule(index).register_forward_hook(lambda _, __, output: seen.append(output))
+    with torch.no_grad():
+        for x, _ in data:
+            network(x)
+    handle.remove()
+    found = moments(torch.cat(seen), 1)
+    return found.mean, found.variance.sqrt()
+
+
+@pytest.mark.parametrize(("kind", "site"), [("plain", "1"), ("plain", "3"), ("norm", "1"), ("norm", "4")])
+def test_repaired_units_have_the_moments_between_the_ends(kind: str, site: str) -> None:
+    line, recalibration = middle_of(kind, repair=True)
+    assert site in [found.name for found in recalibration.sites]
+    data = batches(0, 1200, 100)
+    network = copy.deepcopy(line.become(MIDDLE))
+    a, b = (hidden(trained(kind, seed), site, data) for seed in (0, 1))
+    mean, std = hidden(network, site, data)
+    tolerance = 0.05 * float((a[1] + b[1]).mean())
+    torch.testing.assert_close(mean, (a[0] + b[0]) / 2, atol=tolerance, rtol=0)
+    torch.testing.assert_close(std, (a[1] + b[1]) / 2, atol=tolerance, rtol=0)
+    line.adjustments = {}
+    _, collapsed = hidden(line.become(MIDDLE), site, data)
+    assert float(collapsed.mean()) < 0.95 * float(std.mean()) or kind == "norm"
+
+
+def test_the_sites_leave_out_the_classifier_and_what_feeds_a_batch_norm() -> None:
+    _, plain = middle_of("plain", repair=True)
+    assert [site.name for site in plain.sites] == ["1", "3"]
+    _, norm = middle_of("norm", repair=True)
+    assert [site.name for site in norm.sites] == ["1", "4"]
+
+
+def test_repair_lifts_the_middle_of_a_plain_network() -> None:
+    line, _ = middle_of("plain", repair=True)
+    source = loader_source(batches(1200, 1797, 100), "test")
+
+    def accuracy(adjusted: bool) -> float:
+        changes = line.adjustments if adjusted else None
+        sums = evaluate(line.body, source, line.places, Measure(), Ledger(), adjustments=changes)
+        return summarize(line.places, sums).curves["line"][1].accuracy or 0.0
+
+    assert accuracy(True) > accuracy(False) + 0.1
+
+
+def test_a_layer_without_bias_is_rescaled_only() -> None:
+    def network(seed: int) -> nn.Module:
+        torch.manual_seed(seed)
+        return nn.Sequential(nn.Flatten(), nn.Linear(64, 8, bias=False), nn.ReLU(), nn.Linear(8, 10)).eval()
+
+    line = LineOfModels([network(0), network(1)], None, "lerp", 2)
+    recalibration = Recalibration(line.body, loader_source(batches(0, 600, 60), "t"), line.places, repair=True)
+    adjustment = recalibration.run(Ledger())[MIDDLE]
+    assert list(adjustment.affine) == ["1.weight"]
+    assert adjustment.affine["1.weight"].shift is None
+
+
+def test_attention_is_repaired_at_its_output_projection() -> None:
+    def network(seed: int) -> nn.Module:
+        torch.manual_seed(seed)
+        layer = nn.TransformerEncoderLayer(8, 2, 16, 0.0, batch_first=True)
+        encoder = nn.TransformerEncoder(layer, 1, enable_nested_tensor=False)
+        return nn.Sequential(nn.Flatten(1, 2), encoder, nn.Flatten(), nn.Linear(64, 10)).eval()
+
+    line = LineOfModels([network(0), network(1)], None, "lerp", 2)
+    recalibration = Recalibration(line.body, loader_source(batches(0, 600, 60), "t"), line.places, repair=True)
+    names = [site.name for site in recalibration.sites]
+    assert "1.layers.0.self_attn" in names
+    assert {"1.layers.0.linear1", "1.layers.0.linear2", "1.layers.0.norm1", "1.layers.0.norm2"} <= set(names)
+    assert "1.layers.0.self_attn.out_proj.bias" in recalibration.run(Ledger())[MIDDLE].affine
+
+
+def test_shared_weights_and_repeated_modules_are_left_alone() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.tied, self.once = nn.Linear(64, 64), nn.Linear(64, 64), nn.Linear(64, 64)
+            self.also, self.head = nn.Linear(64, 64), nn.Linear(64, 10)
+            self.also.weight = self.tied.weight
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.inner(self.inner(x.flatten(1)).relu()).relu()
+            return self.head(self.once(self.also(self.tied(x))).relu())  # type: ignore[no-any-return]
+
+    line = LineOfModels([Twice(), Twice()], None, "lerp", 2)
+    source = loader_source(batches(0, 100, 50), "t")
+    assert [s.name for s in Recalibration(line.body, source, line.places, repair=True).sites] == ["once"]
