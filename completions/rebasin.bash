@@ -3,7 +3,7 @@ _rebasin() {
     local current="${COMP_WORDS[COMP_CWORD]}" previous="${COMP_WORDS[COMP_CWORD-1]}" options=""
     COMPREPLY=()
     if [[ $COMP_CWORD -eq 1 ]]; then
-        COMPREPLY=($(compgen -W 'align verify apply trace inspect models env demo completions --help --version' -- "$current"))
+        COMPREPLY=($(compgen -W 'align interpolate verify apply trace inspect models env demo completions --help --version' -- "$current"))
         return
     fi
     case "${COMP_WORDS[1]} $previous" in
@@ -19,12 +19,38 @@ _rebasin() {
         'align --seed') COMPREPLY=(); return ;;
         'align --device') COMPREPLY=(); return ;;
         'align --spec') COMPREPLY=($(compgen -f -- "$current")); return ;;
+        'align --pin') COMPREPLY=(); return ;;
         'align --save-spec') COMPREPLY=($(compgen -f -- "$current")); return ;;
         'align --save-permutations') COMPREPLY=($(compgen -f -- "$current")); return ;;
         'align --key') COMPREPLY=(); return ;;
         'align --key-a') COMPREPLY=(); return ;;
         'align --key-b') COMPREPLY=(); return ;;
         'align --color') COMPREPLY=($(compgen -W 'auto always never' -- "$current")); return ;;
+        'interpolate --data'|'interpolate -d') COMPREPLY=(); return ;;
+        'interpolate --steps') COMPREPLY=(); return ;;
+        'interpolate --report') COMPREPLY=($(compgen -f -- "$current")); return ;;
+        'interpolate --model'|'interpolate -m') COMPREPLY=(); return ;;
+        'interpolate --model-arg') COMPREPLY=(); return ;;
+        'interpolate --input') COMPREPLY=(); return ;;
+        'interpolate --input-file') COMPREPLY=($(compgen -f -- "$current")); return ;;
+        'interpolate --mode') COMPREPLY=(); return ;;
+        'interpolate --loss') COMPREPLY=(); return ;;
+        'interpolate --metric') COMPREPLY=(); return ;;
+        'interpolate --recalibrate') COMPREPLY=(); return ;;
+        'interpolate --recalibrate-limit') COMPREPLY=(); return ;;
+        'interpolate --transform') COMPREPLY=(); return ;;
+        'interpolate --limit') COMPREPLY=(); return ;;
+        'interpolate --batch-size') COMPREPLY=(); return ;;
+        'interpolate --workers') COMPREPLY=(); return ;;
+        'interpolate --device') COMPREPLY=(); return ;;
+        'interpolate --seed') COMPREPLY=(); return ;;
+        'interpolate --key') COMPREPLY=(); return ;;
+        'interpolate --out'|'interpolate -o') COMPREPLY=($(compgen -f -- "$current")); return ;;
+        'interpolate --plot') COMPREPLY=($(compgen -f -- "$current")); return ;;
+        'interpolate --save-best') COMPREPLY=($(compgen -f -- "$current")); return ;;
+        'interpolate --save-all') COMPREPLY=($(compgen -f -- "$current")); return ;;
+        'interpolate --fail-above') COMPREPLY=(); return ;;
+        'interpolate --color') COMPREPLY=($(compgen -W 'auto always never' -- "$current")); return ;;
         'verify --model'|'verify -m') COMPREPLY=(); return ;;
         'verify --model-arg') COMPREPLY=(); return ;;
         'verify --input') COMPREPLY=(); return ;;
@@ -41,6 +67,7 @@ _rebasin() {
         'trace --input') COMPREPLY=(); return ;;
         'trace --input-file') COMPREPLY=($(compgen -f -- "$current")); return ;;
         'trace --out'|'trace -o') COMPREPLY=($(compgen -f -- "$current")); return ;;
+        'trace --pin') COMPREPLY=(); return ;;
         'trace --save-spec') COMPREPLY=($(compgen -f -- "$current")); return ;;
         'trace --seed') COMPREPLY=(); return ;;
         'trace --color') COMPREPLY=($(compgen -W 'auto always never' -- "$current")); return ;;
@@ -51,10 +78,11 @@ _rebasin() {
         'demo --color') COMPREPLY=($(compgen -W 'auto always never' -- "$current")); return ;;
     esac
     case "${COMP_WORDS[1]}" in
-        align) options='--model -m --out -o --model-arg --input --input-file --method --start --max-passes --time-limit --seed --device --spec --save-spec --save-permutations --key --key-a --key-b --ema --ema-a --ema-b --ignore-extra --strict --dry-run --force -f --mkdir --json --quiet -q --verbose -v --color --help' ;;
+        align) options='--model -m --out -o --model-arg --input --input-file --method --start --max-passes --time-limit --seed --device --spec --pin --save-spec --save-permutations --key --key-a --key-b --ema --ema-a --ema-b --ignore-extra --strict --dry-run --force -f --mkdir --json --quiet -q --verbose -v --color --help' ;;
+        interpolate) options='--data -d --steps --report --model -m --model-arg --input --input-file --mode --loss --metric --recalibrate --recalibrate-limit --repair --transform --limit --batch-size --workers --skip-corrupt --device --amp --seed --key --ema --ignore-extra --out -o --plot --save-best --save-all --fail-above --force -f --mkdir --json --quiet -q --verbose -v --color --help' ;;
         verify) options='--model -m --model-arg --input --input-file --samples --seed --key --ema --ignore-extra --json --quiet -q --verbose -v --color --help' ;;
         apply) options='--out -o --key --ema --ignore-extra --force -f --mkdir --json --quiet -q --verbose -v --color --help' ;;
-        trace) options='--model -m --model-arg --input --input-file --out -o --save-spec --verify --no-verify --seed --strict --force -f --mkdir --json --quiet -q --verbose -v --color --help' ;;
+        trace) options='--model -m --model-arg --input --input-file --out -o --pin --save-spec --verify --no-verify --seed --strict --force -f --mkdir --json --quiet -q --verbose -v --color --help' ;;
         inspect) options='--key --ema --json --verbose -v --color --help' ;;
         models) options='--json --color --help' ;;
         env) options='--json --color --help' ;;

@@ -4,6 +4,7 @@ _rebasin() {
     local -a verbs
     verbs=(
         'align:Reorder B'\''s units so that it lies close to A, prove that it is the same function, and write it'
+        'interpolate:Evaluate the line between checkpoints - is there a barrier, and does the alignment remove it?'
         'verify:Do two checkpoints compute the same function? Exit code 7 where they do not'
         'apply:Apply saved permutations to another checkpoint of the same model - an EMA copy, a later epoch'
         'trace:Show what moves together in a model, what is pinned and why, and prove it'
@@ -36,6 +37,7 @@ _rebasin() {
                 '*--seed[Decides every random choice; it is in the result]:value: ' \
                 '*--device[Where the products are computed - cpu, cuda, cuda -1, mps]:value: ' \
                 '*--spec[Take the groups from a file instead of tracing]:value:_files' \
+                '*--pin[Tensors that keep their order, such as '\''head.*'\''. Repeatable]:value: ' \
                 '*--save-spec[Write the groups too]:value:_files' \
                 '*--save-permutations[Write what '\''rebasin apply'\'' takes]:value:_files' \
                 '*--key[Where in the file the state dict lies, such as ema.model]:value: ' \
@@ -58,6 +60,52 @@ _rebasin() {
                 '*--color[Colour the output; NO_COLOR is minded]:value:(auto always never)' \
                 '*--help[Show the help]' \
                 '*:file:_files'
+            ;;
+        interpolate)
+            shift words; (( CURRENT-- ))
+            _arguments \
+                '*--data[A folder of class folders, an .npz file with x and y, torchvision -NAME@root or file.py -loader]:value: ' \
+                '*-d[A folder of class folders, an .npz file with x and y, torchvision -NAME@root or file.py -loader]:value: ' \
+                '*--steps[Steps of lam; one more network than steps]:value: ' \
+                '*--report[An align report (default - the newest in this directory)]:value:_files' \
+                '*--model[As for align; a report knows it]:value: ' \
+                '*-m[As for align; a report knows it]:value: ' \
+                '*--model-arg[A model argument - num_classes=10]:value: ' \
+                '*--input[Example input - 1,3,224,224 or ids=1,16 -int64. Repeatable]:value: ' \
+                '*--input-file[Example input from an .npz file]:value:_files' \
+                '*--mode[lerp or slerp]:value: ' \
+                '*--loss[f(output, target) in place of cross-entropy; file.py -function]:value: ' \
+                '*--metric[f(output, target), measured besides]:value: ' \
+                '*--recalibrate[Training data on which BatchNorm statistics are measured anew]:value: ' \
+                '*--recalibrate-limit[Measure them on N samples]:value: ' \
+                '*--repair[REPAIR - every unit gets mean and deviation between those of the ends]' \
+                '*--transform[resize=256,crop=224,mean=a/b/c,std=a/b/c; a preset'\''s name; file.py -function (default - the model'\''s)]:value: ' \
+                '*--limit[Evaluate on N samples, drawn from the seed]:value: ' \
+                '*--batch-size[Samples a batch]:value: ' \
+                '*--workers[Processes that decode images]:value: ' \
+                '*--skip-corrupt[Leave out and count images that cannot be read]' \
+                '*--device[Where the networks run - cpu, cuda, cuda -1, mps]:value: ' \
+                '*--amp[Run in bfloat16 where that is safe]' \
+                '*--seed[Decides every random choice; it is in the result]:value: ' \
+                '*--key[Where in the file the state dict lies, such as ema.model]:value: ' \
+                '*--ema[Take the exponential moving average where the file holds one]' \
+                '*--ignore-extra[Pass on tensors that the model does not have, as they are]' \
+                '*--out[The JSON (default - <report'\''s stem>-interpolation.json); resumed]:value:_files' \
+                '*-o[The JSON (default - <report'\''s stem>-interpolation.json); resumed]:value:_files' \
+                '*--plot[Draw the curves - .svg, .png or .pdf]:value:_files' \
+                '*--save-best[Write the network of lowest loss]:value:_files' \
+                '*--save-all[Write every network between the checkpoints]:value:_files' \
+                '*--fail-above[Exit 9 when the loss barrier is higher; matched if known]:value: ' \
+                '*--force[Overwrite outputs that exist]' \
+                '*-f[Overwrite outputs that exist]' \
+                '*--mkdir[Make the output'\''s directory where it is missing]' \
+                '*--json[Print exactly one JSON document on stdout, also for an error]' \
+                '*--quiet[No progress, no notes; print only the path written]' \
+                '*-q[No progress, no notes; print only the path written]' \
+                '*--verbose[More detail]' \
+                '*-v[More detail]' \
+                '*--color[Colour the output; NO_COLOR is minded]:value:(auto always never)' \
+                '*--help[Show the help]'
             ;;
         verify)
             shift words; (( CURRENT-- ))
@@ -111,6 +159,7 @@ _rebasin() {
                 '*--input-file[Example input from an .npz file]:value:_files' \
                 '*--out[Write the trace too]:value:_files' \
                 '*-o[Write the trace too]:value:_files' \
+                '*--pin[Tensors that keep their order, such as '\''head.*'\''. Repeatable]:value: ' \
                 '*--save-spec[Write the groups, as '\''align --spec'\'' reads them]:value:_files' \
                 '*--verify[Prove the groups by running the model, with weights]' \
                 '*--no-verify[Prove the groups by running the model, with weights]' \

@@ -1,7 +1,7 @@
 """Compare, align, merge and interpolate trained networks.
 
-Whatever a verb of the command line does, one import does: `from rebasin_cli import align, verify, trace, apply`. Names are
-imported when first asked for, so `import rebasin_cli` itself costs nothing and does not import torch.
+Whatever a verb of the command line does, one import does: `from rebasin_cli import align, verify, trace, apply`. Names
+are imported when first asked for, so `import rebasin_cli` itself costs nothing and does not import torch.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ from rebasin_cli.cli.verb_completions import completions
 from rebasin_cli.cli.verb_demo import demo
 from rebasin_cli.cli.verb_env import env
 from rebasin_cli.cli.verb_inspect import inspect
+from rebasin_cli.cli.verb_interpolate import interpolate
 from rebasin_cli.cli.verb_models import models
 from rebasin_cli.cli.verb_trace import trace
 from rebasin_cli.cli.verb_verify import verify
@@ -29,7 +30,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (align, verify, apply, trace, inspect, models, env, demo, completions):
+for verb in (align, interpolate, verify, apply, trace, inspect, models, env, demo, completions):
     app.command()(verb)
 
 

@@ -61,7 +61,7 @@ def _commands(verbs: Collection[str]) -> list[list[str]]:
     """The commands of the story, as a user types them in the directory of the demonstration."""
     story = [["align", "a.pt", "b.pt", "--model", MODEL, "--input", "1,1,8,8"]]
     if "interpolate" in verbs:
-        story.append(["interpolate", "--steps", "10", "--data", "digits.npz"])
+        story.append(["interpolate", "--steps", "10", "--data", "test.npz", "--recalibrate", "train.npz"])
     return story
 
 

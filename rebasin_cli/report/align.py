@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+from pathlib import Path
 
 from rich.console import Group, RenderableType
 from rich.text import Text
@@ -81,11 +81,8 @@ def _next(result: AlignResult) -> Text | None:
     """The command that answers the next question."""
     if result.out is None:
         return Text("Nothing was written (dry run).")
-    words: list[object] = ["rebasin", "verify", result.b, result.out, "--model", result.model]
-    for name, value in result.model_args.items():
-        words += ["--model-arg", f"{name}={json.dumps(value)}"]
-    for text in result.inputs:
-        words += ["--input", text]
-    if result.input_file is not None:
-        words += ["--input-file", result.input_file]
+    words: list[object] = ["rebasin", "interpolate"]
+    if result.report is not None and result.report.parent.resolve() != Path.cwd():
+        words += ["--report", result.report]
+    words += ["--steps", 10, "--data", "DATA"]
     return cell(f"next: {shell(words)}")

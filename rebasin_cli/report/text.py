@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import os
-import unicodedata
 from collections.abc import Sequence
 
 
 def printable(value: object) -> str:
     """Text from outside with every control, surrogate and direction-changing character escaped, on one line."""
-    return "".join(character if _harmless(character) else _escape(character) for character in str(value))
-
-
-def _harmless(character: str) -> bool:
-    return character == " " or unicodedata.category(character) not in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
+    return "".join(character if character.isprintable() else _escape(character) for character in str(value))
 
 
 def _escape(character: str) -> str:

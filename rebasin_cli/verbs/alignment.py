@@ -145,9 +145,9 @@ class Alignment:
         )
 
     def _tell(self, done: PassReport) -> None:
-        """One pass is over; nobody can know how many there will be unless a limit was set."""
+        """One pass is over; nobody can know how many there will be."""
         detail = f"{done.start}, pass {done.number}, similarity {done.objective:.5g}"
-        self.progress.step(done.number, self.request.matching.max_passes, detail)
+        self.progress.step(done.number, None, detail)
 
     def _write(self) -> None:
         if self.request.dry_run:

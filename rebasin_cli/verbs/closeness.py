@@ -38,8 +38,8 @@ class Closeness:
             self.dot += torch.dot(x, y).item()
             self.square_a += torch.dot(x, x).item()
             self.square_b += torch.dot(y, y).item()
-            x -= y
-            self.square_difference += torch.dot(x, x).item()
+            difference = x - y  # not in place: float64 tensors are the caller's own, or mapped
+            self.square_difference += torch.dot(difference, difference).item()
 
     @property
     def cosine(self) -> float:

@@ -37,11 +37,12 @@ class TrainedNet:
 
 @dataclass(frozen=True, slots=True)
 class DemoFiles:
-    """What the demonstration's commands work on; `data` holds the held-out images as `x` and labels as `y`."""
+    """What the demonstration's commands work on; the data hold images as `x` and labels as `y`."""
 
     directory: Path
     net: Path
-    data: Path
+    held_out: Path
+    training: Path
     trained: tuple[TrainedNet, ...]
     seconds: float
 
@@ -49,7 +50,7 @@ class DemoFiles:
 def prepare_demo(
     directory: str | Path | None = None, *, epochs: int = EPOCHS, progress: Progress | None = None
 ) -> DemoFiles:
-    """Train two networks and write net.py, a.pt, b.pt and digits.npz.
+    """Train two networks and write net.py, a.pt, b.pt, train.npz and test.npz.
 
     Args:
         directory: is made; must be empty where it exists. By default a new one in the system's temporary directory.
@@ -65,8 +66,9 @@ def prepare_demo(
     place = _empty_directory(directory)
     net = place / "net.py"
     write_text_atomically(net, Path(demo_net.__file__).read_text(encoding="utf-8"), False)
-    data = place / "digits.npz"
-    np.savez(data, x=images[:HELD_OUT].numpy(), y=labels[:HELD_OUT].numpy())
+    held_out, training = place / "test.npz", place / "train.npz"
+    np.savez(held_out, x=images[:HELD_OUT].numpy(), y=labels[:HELD_OUT].numpy())
+    np.savez(training, x=images[HELD_OUT:].numpy(), y=labels[HELD_OUT:].numpy())
     trained = []
     for number, name in enumerate("ab"):
         listener.phase(f"training network {name.upper()} from seed {number}")
@@ -74,7 +76,7 @@ def prepare_demo(
         path = place / f"{name}.pt"
         torch.save(module.state_dict(), path)
         trained.append(TrainedNet(path, number, _accuracy(module, images[:HELD_OUT], labels[:HELD_OUT])))
-    return DemoFiles(place, net, data, tuple(trained), time.perf_counter() - began)
+    return DemoFiles(place, net, held_out, training, tuple(trained), time.perf_counter() - began)
 
 
 def _digits() -> tuple[Tensor, Tensor]:

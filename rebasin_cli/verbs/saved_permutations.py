@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from rebasin_cli.errors import CheckpointError, ModelError, NumericalError
 from rebasin_cli.permutation import Permutations, check_permutation
@@ -69,7 +70,7 @@ class SavedPermutations:
             )
         try:
             saved = SavedPermutations(
-                {str(name): torch.tensor(perm, dtype=torch.int64) for name, perm in document["permutations"].items()},
+                {str(name): _index(perm) for name, perm in document["permutations"].items()},
                 PermutationSpec.from_json(document["spec"]),
                 {str(key): tuple(int(n) for n in shape) for key, shape in document["shapes"].items()},
                 {str(key): str(canonical) for key, canonical in document.get("ties", {}).items()},
@@ -89,3 +90,10 @@ class SavedPermutations:
             if name not in self.spec.by_name:
                 raise ModelError(f"permutations name a group {name!r} that the spec does not have")
             check_permutation(perm, self.spec.by_name[name].size, f"group {name!r}")
+
+
+def _index(entries: list[int]) -> Tensor:
+    """An int64 index tensor; numbers that are not whole are refused and not rounded."""
+    if any(type(entry) is not int for entry in entries):
+        raise TypeError("a permutation holds something else than whole numbers")
+    return torch.tensor(entries, dtype=torch.int64)

@@ -1,0 +1,134 @@
+"""The house stands: imports run downwards only, heavy packages are imported where they belong, and late."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "rebasin_cli"
+
+LEVELS = (
+    {"cli"},
+    {"report"},
+    {"verbs"},
+    {"symmetry", "matching", "interpolation", "task_vectors"},
+    {"permutation", "trace", "data"},
+    {"spec", "checkpoint", "model"},
+    {"errors"},
+)
+"""From the roof to the ground; a room sees what lies below it."""
+
+FACES = {"__init__", "__main__"}
+"""The package's own door and its public names, which open lazily on every floor."""
+
+
+def rooms() -> dict[str, int]:
+    return {room: level for level, names in enumerate(LEVELS) for room in names}
+
+
+def modules() -> list[Path]:
+    return sorted(PACKAGE.rglob("*.py"))
+
+
+def room_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imported(path: Path) -> Iterator[tuple[str, int]]:
+    """Every module that a file imports, wherever in the file, with its line."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, node.lineno) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            yield node.module, node.lineno
+            if node.module == "rebasin_cli":
+                yield from ((f"rebasin_cli.{alias.name}", node.lineno) for alias in node.names)
+
+
+def test_every_room_has_its_level() -> None:
+    known = set(rooms()) | FACES
+    assert {room_of(path) for path in modules()} <= known
+
+
+def test_imports_run_downwards() -> None:
+    level = rooms()
+    wrong = []
+    for path in modules():
+        room = room_of(path)
+        if room in FACES:
+            continue
+        for name, line in imported(path):
+            parts = name.split(".")
+            if parts[0] != "rebasin_cli" or len(parts) == 1 or parts[1] not in level or parts[1] == room:
+                continue
+            if level[parts[1]] <= level[room]:
+                wrong.append(f"{path.relative_to(ROOT)}:{line} imports {name}")
+    assert wrong == []
+
+
+@pytest.mark.parametrize(
+    ("package", "allowed"),
+    [
+        ("typer", ("cli/",)),
+        ("rich", ("cli/", "report/")),
+        ("scipy.optimize", ("matching/assignment.py",)),
+        ("lap", ("matching/assignment.py",)),
+        ("safetensors", ("checkpoint/",)),
+        ("pickle", ("checkpoint/",)),
+        ("click", ()),
+    ],
+)
+def test_a_package_is_imported_only_where_it_belongs(package: str, allowed: tuple[str, ...]) -> None:
+    elsewhere = [
+        f"{path.relative_to(PACKAGE)}:{line}"
+        for path in modules()
+        for name, line in imported(path)
+        if f"{name}.".startswith(f"{package}.") and not str(path.relative_to(PACKAGE)).startswith(allowed or "\0")
+    ]
+    assert elsewhere == []
+
+
+def test_dispatch_modes_live_in_two_places() -> None:
+    users = {str(path.relative_to(PACKAGE)) for path in modules() if "(TorchDispatchMode)" in path.read_text("utf-8")}
+    assert {user for user in users if not user.startswith("trace/")} <= {"symmetry/verify.py"}
+
+
+def test_files_stay_short() -> None:
+    long = {str(path.relative_to(ROOT)): lines for path in modules() if (lines := _lines(path)) > 300}
+    assert long == {}
+
+
+def _lines(path: Path) -> int:
+    return len(path.read_text(encoding="utf-8").splitlines())
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "import rebasin_cli",
+        "from rebasin_cli.cli.app import main; main(['--help'])",
+        "from rebasin_cli.cli.app import main; main(['--version'])",
+        "from rebasin_cli.cli.app import main; main(['align', '--help'])",
+        "from rebasin_cli.cli.app import main; main(['completions', 'bash'])",
+        "from rebasin_cli.cli.app import main; main(['align', 'a'])",
+    ],
+)
+def test_torch_is_not_imported_before_a_verb_works(statement: str) -> None:
+    check = f"import sys; {statement}; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", check], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
+def test_public_names_are_what_they_say() -> None:
+    check = (
+        "import rebasin_cli, rebasin_cli.trace.graph, types\n"
+        "for name in rebasin_cli._HOMES: assert not isinstance(getattr(rebasin_cli, name), types.ModuleType), name"
+    )
+    done = subprocess.run([sys.executable, "-c", check], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
