@@ -1,6 +1,17 @@
 """Named tensors and a permutation spec in, permutations out."""
 
-from rebasin_cli.matching.result import MatchResult, PassReport
+from rebasin_cli.matching.activation_matching import activation_matching
+from rebasin_cli.matching.problem import prepare
+from rebasin_cli.matching.result import Candidate, MatchResult, PassReport
+from rebasin_cli.matching.search import search
 from rebasin_cli.matching.weight_matching import weight_matching
 
-__all__ = ["MatchResult", "PassReport", "weight_matching"]
+__all__ = [
+    "Candidate",
+    "MatchResult",
+    "PassReport",
+    "activation_matching",
+    "prepare",
+    "search",
+    "weight_matching",
+]

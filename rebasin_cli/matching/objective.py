@@ -26,6 +26,11 @@ class Norms:
         """`|A| |B|`: the objective in these units is the cosine."""
         return sqrt(sum(self.a.values()) * sum(self.b.values()))
 
+    @property
+    def bound(self) -> float:
+        """The objective of a perfect match: `|A - B|` is 0 there and nowhere above."""
+        return (sum(self.a.values()) + sum(self.b.values())) / 2
+
     def part(self, keys: Iterable[str]) -> float:
         """`|A| |B|` over some of the tensors."""
         chosen = set(keys)

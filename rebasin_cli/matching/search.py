@@ -33,6 +33,8 @@ BuildStart = Callable[[], Permutations]
 
 _KICKS = ((0.7, 4), (0.5, 1), (0.8, 4), (0.6, 2))
 """Strength and number of random arrangements of one kick after another."""
+_PERFECT = 1e-12
+"""How near to `(|A|^2 + |B|^2) / 2`, where B permuted is A, an objective must be for the search to be over."""
 _PATIENCE = 8
 """Kicks in vain after which a search ends, at the least; a quarter of the plan's kicks if that is more."""
 
@@ -198,7 +200,9 @@ class _Portfolio:
 
     @property
     def _exhausted(self) -> bool:
-        """Is there something to return, and neither time nor work left?"""
+        """Is there something to return, and nothing left to gain, or neither time nor work?"""
+        if any(end.value >= (1 - _PERFECT) * self.problem.norms.bound for end in self.ends):
+            return True
         spent = sum(end.work for end in self.ends)
         return bool(self.ends) and (
             self.settings.out_of_time or spent > max(self.plan.passes_of_work * self.problem.full_pass, self.plan.work)

@@ -1,7 +1,7 @@
 """A plain restatement of coordinate descent, as the known tools do it: identity start, every product made anew.
 
-Ainsworth et al. 2022, Algorithm 1: per group `sum over its sites of A (permuted B)^T`, one assignment, random order, until
-a pass changes nothing. It copies and permutes whole tensors; it shares no code with the package but the spec.
+Ainsworth et al. 2022, Algorithm 1: per group `sum over its sites of A (permuted B)^T`, one assignment, random order,
+until a pass changes nothing. It copies and permutes whole tensors; it shares no code with the package but the spec.
 """
 
 from __future__ import annotations

@@ -37,6 +37,12 @@ def test_planted_permutations_of_a_free_residual_stream_are_recovered(seed: int)
     assert found.converged
 
 
+def test_a_perfect_match_ends_the_search() -> None:
+    spec, a, b, _ = planted(30, 50, 0)
+    found = search(spec, a, b, parameters=a.keys())
+    assert not any(candidate.start.startswith("kick") for candidate in found.candidates)
+
+
 def test_planted_permutations_are_recovered_through_noise() -> None:
     spec, a, b, noisy = planted(30, 50, 3, noise=1.0)
     found = search(spec, a, b, parameters=a.keys())
