@@ -110,14 +110,17 @@ def _owners(root: Family, family: Family, place: Place) -> Index:
     A slot is a position counted within its block; the picture must be the same in every block.
     """
     blocks, rows = root.rows[place][0], family.rows[place]
-    slot_of = {int(position): (block, slot) for (block, slot), position in np.ndenumerate(blocks)}
+    extent = 1 + max(int(blocks.max()), int(rows.max()))
+    block_of, slot_of = np.full(extent, -1), np.full(extent, -1)
+    block_of[blocks] = np.arange(root.size)[:, None]
+    slot_of[blocks] = np.arange(blocks.shape[1])
     per_block = family.members // root.size
+    member, unit, column = np.indices(rows.shape)
+    if (block_of[rows] != member // per_block).any():
+        raise NotNested(family)
     owners = np.full((root.size, 3, blocks.shape[1]), -1, dtype=np.int64)
-    for (member, unit, column), position in np.ndenumerate(rows):
-        block, slot = slot_of.get(int(position), (-1, -1))
-        if block != member // per_block:
-            raise NotNested(family)
-        owners[block, :, slot] = member % per_block, unit, column
+    for row, values in enumerate((member % per_block, unit, column)):
+        owners[block_of[rows], row, slot_of[rows]] = values
     if (owners != owners[0]).any():
         raise NotNested(family)
     first: Index = owners[0]
