@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from rebasin_cli.spec import Site
 from rebasin_cli.symmetry.positions import Layout
 from rebasin_cli.symmetry.readout import FibreSite, sites_of_leaf
 from rebasin_cli.symmetry.relations import Relations
 from rebasin_cli.symmetry.solver import Closure
+from rebasin_cli.trace.capture import Tap, counts
 from rebasin_cli.trace.graph import Trace
 
 CONTRACTIONS = frozenset(
@@ -19,23 +20,6 @@ CONTRACTIONS = frozenset(
 
 TAPS_PER_GROUP = 4
 """A residual stream is seen at many places; so many of them, spread over the pass, speak for it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Tap:
-    """One axis of one operation's result, and the groups whose units lie along it.
-
-    Args:
-        ordinal: which operation, counted over those that the model itself called.
-        axis: the axis of its first result.
-        length: of that axis in the trace.
-        sites: for each group that the tap speaks for, its name and its site; sites lie on this axis alone.
-    """
-
-    ordinal: int
-    axis: int
-    length: int
-    sites: tuple[tuple[str, Site], ...]
 
 
 def choose_taps(
@@ -51,8 +35,9 @@ def choose_taps(
     ordinal = -1
     live = {id(call) for call in trace.live}
     for call in trace.calls:
-        ordinal += not call.synthetic
-        if call.synthetic or id(call) not in live or not call.results or call.results[0] is None:
+        counted = not call.synthetic and counts(call.overload)
+        ordinal += counted
+        if not counted or id(call) not in live or not call.results or call.results[0] is None:
             continue
         value = call.results[0]
         layout = layouts.get(value)

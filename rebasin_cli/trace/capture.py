@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,15 +14,42 @@ from torch.utils._pytree import tree_leaves
 
 from rebasin_cli.errors import ModelError
 from rebasin_cli.model.example_input import ExampleInput
+from rebasin_cli.spec import Site
 from rebasin_cli.trace.graph import Trace
 from rebasin_cli.trace.tracer import plain_operations
 
 OnResult = Callable[[int, Tensor], None]
 
 
+@dataclass(frozen=True, slots=True)
+class Tap:
+    """One axis of one operation's result, and the groups whose units lie along it.
+
+    Args:
+        ordinal: which operation, counted over those that the model itself called.
+        axis: the axis of its first result.
+        length: of that axis in the trace.
+        sites: for each group that the tap speaks for, its name and its site; sites lie on this axis alone.
+    """
+
+    ordinal: int
+    axis: int
+    length: int
+    sites: tuple[tuple[str, Site], ...]
+
+
+_UNCOUNTED = ("prim.", "aten.alias", "aten.detach", "aten.empty", "aten.lift")
+"""Operations that come and go with how tensors are represented, not with what the model does."""
+
+
+def counts(overload: str) -> bool:
+    """Whether an operation is counted when a pass is followed by number."""
+    return not overload.startswith(_UNCOUNTED)
+
+
 def called_operations(trace: Trace) -> list[str]:
-    """Overloads in the order in which the model called them."""
-    return [call.overload for call in trace.calls if not call.synthetic]
+    """Overloads of the counted operations in the order in which the model called them."""
+    return [call.overload for call in trace.calls if not call.synthetic and counts(call.overload)]
 
 
 def capture(
@@ -53,8 +81,10 @@ class _Capture(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: OpOverload, types: Iterable[type], args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
+        name = f"{func._schema.name.replace('::', '.')}.{func._schema.overload_name or 'default'}"
+        if not counts(name):
+            return out
         if self.place in self.wanted:
-            name = f"{func._schema.name.replace('::', '.')}.{func._schema.overload_name or 'default'}"
             if self.expected[self.place] != name:
                 raise ModelError(
                     f"the model took another path on this input than on the one it was traced with: {name} "
