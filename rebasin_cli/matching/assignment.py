@@ -83,9 +83,11 @@ def assign_many(similarities: Matrix, what: str) -> tuple[Matrix, Index]:
         perms = orders[scores.argmax(axis=1)]
     else:
         perms = similarities.argmax(axis=2).astype(np.int64)
-        unsolved = np.flatnonzero((np.sort(perms, axis=1) != np.arange(size)).any(axis=1))
-        for problem in unsolved:
-            perms[problem] = assign(similarities[problem], what)
+        for problem in np.flatnonzero((np.sort(perms, axis=1) != np.arange(size)).any(axis=1)):
+            told_apart = similarities[problem].any()
+            perms[problem] = _solve(similarities[problem]) if told_apart else np.arange(size)
+        if (np.sort(perms, axis=1) != np.arange(size)).any():
+            raise NumericalError(f"an answer of the assignment solver for {what} is not a permutation of {size} units")
     rows = np.arange(size)
     return similarities[np.arange(count)[:, None], rows, perms].sum(axis=1), perms
 
