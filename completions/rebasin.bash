@@ -13,7 +13,9 @@ _rebasin() {
         'align --input') COMPREPLY=(); return ;;
         'align --input-file') COMPREPLY=($(compgen -f -- "$current")); return ;;
         'align --method') COMPREPLY=(); return ;;
+        'align --effort') COMPREPLY=($(compgen -W 'fast standard thorough' -- "$current")); return ;;
         'align --start') COMPREPLY=(); return ;;
+        'align --restarts') COMPREPLY=(); return ;;
         'align --max-passes') COMPREPLY=(); return ;;
         'align --time-limit') COMPREPLY=(); return ;;
         'align --seed') COMPREPLY=(); return ;;
@@ -78,7 +80,7 @@ _rebasin() {
         'demo --color') COMPREPLY=($(compgen -W 'auto always never' -- "$current")); return ;;
     esac
     case "${COMP_WORDS[1]}" in
-        align) options='--model -m --out -o --model-arg --input --input-file --method --start --max-passes --time-limit --seed --device --spec --pin --save-spec --save-permutations --key --key-a --key-b --ema --ema-a --ema-b --ignore-extra --strict --dry-run --force -f --mkdir --json --quiet -q --verbose -v --color --help' ;;
+        align) options='--model -m --out -o --model-arg --input --input-file --method --effort --start --restarts --max-passes --time-limit --seed --device --spec --pin --save-spec --save-permutations --key --key-a --key-b --ema --ema-a --ema-b --ignore-extra --strict --dry-run --force -f --mkdir --json --quiet -q --verbose -v --color --help' ;;
         interpolate) options='--data -d --steps --report --model -m --model-arg --input --input-file --mode --loss --metric --recalibrate --recalibrate-limit --repair --transform --limit --batch-size --workers --skip-corrupt --device --amp --seed --key --ema --ignore-extra --out -o --plot --save-best --save-all --fail-above --force -f --mkdir --json --quiet -q --verbose -v --color --help' ;;
         verify) options='--model -m --model-arg --input --input-file --samples --seed --key --ema --ignore-extra --json --quiet -q --verbose -v --color --help' ;;
         apply) options='--out -o --key --ema --ignore-extra --force -f --mkdir --json --quiet -q --verbose -v --color --help' ;;

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
@@ -9,6 +10,14 @@ import typer
 
 from rebasin_cli.cli import options
 from rebasin_cli.cli.output import Output
+
+
+class Effort(str, Enum):
+    """How much the search tries."""
+
+    fast = "fast"
+    standard = "standard"
+    thorough = "thorough"
 
 
 def align(
@@ -23,11 +32,17 @@ def align(
     input_: options.Inputs = None,
     input_file: options.InputFile = None,
     method: Annotated[str, typer.Option("--method", help="How permutations are looked for: weight.")] = "weight",
+    effort: Annotated[Effort, typer.Option("--effort", help="How much is tried.")] = Effort.standard,
     start: Annotated[
         list[str] | None,
-        typer.Option("--start", metavar="NAME", help="identity, forward or random; repeatable, the best wins."),
+        typer.Option("--start", metavar="NAME", help="identity, forward, barycentre or random; repeatable."),
     ] = None,
-    max_passes: Annotated[int, typer.Option("--max-passes", min=1, help="Bound on the passes from each start.")] = 100,
+    restarts: Annotated[
+        int | None, typer.Option("--restarts", metavar="N", min=0, help="How often the search is taken up again.")
+    ] = None,
+    max_passes: Annotated[
+        int | None, typer.Option("--max-passes", metavar="N", min=1, help="Bound on the passes from each start.")
+    ] = None,
     time_limit: Annotated[
         float | None,
         typer.Option("--time-limit", metavar="SECONDS", min=0.0, help="Bound on the matching."),
@@ -81,7 +96,9 @@ def align(
             inputs=input_ or [],
             input_file=input_file,
             method=method,
-            starts=start or ("identity", "forward"),
+            effort=effort.value,
+            starts=start,
+            restarts=restarts,
             max_passes=max_passes,
             time_limit=time_limit,
             seed=seed,

@@ -69,7 +69,8 @@ def function_in_words(check: FunctionCheck) -> str:
 
 def _search(result: AlignResult) -> str:
     end = "converged" if result.converged else "stopped before it converged"
-    return f"{end} after {counted(result.passes, 'pass', 'passes')} from the {result.start} start, seed {result.seed}"
+    passes = counted(result.passes, "pass", "passes")
+    return f"{end} after {passes} from the best start ({result.start}); seed {result.seed}"
 
 
 def _groups(result: AlignResult) -> RenderableType:

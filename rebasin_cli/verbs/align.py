@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rebasin_cli.matching.search import Effort
 from rebasin_cli.verbs.align_result import AlignResult
 from rebasin_cli.verbs.alignment import Alignment, AlignRequest, Matching
 from rebasin_cli.verbs.output_paths import OutputFiles, optional_path
@@ -24,8 +25,10 @@ def align(
     inputs: Sequence[str] = (),
     input_file: str | Path | None = None,
     method: str = "weight",
-    starts: Sequence[str] = ("identity", "forward"),
-    max_passes: int = 100,
+    effort: Effort = "standard",
+    starts: Sequence[str] | None = None,
+    restarts: int | None = None,
+    max_passes: int | None = None,
     time_limit: float | None = None,
     seed: int = 0,
     device: str = "cpu",
@@ -53,7 +56,9 @@ def align(
         model_args: keyword arguments for the model.
         inputs, input_file: what the model is run on where no zoo knows it; texts such as `1,3,224,224`.
         method: how the permutations are looked for; `weight` is weight matching.
-        starts: where the search starts from (`identity`, `forward`, `random`); the best end wins.
+        effort: how much is tried: `fast`, `standard` or `thorough`.
+        starts: where the search starts from instead (`identity`, `forward`, `barycentre`, `random`); the best end wins.
+        restarts: how often it is taken up again instead of the effort's own number.
         max_passes, time_limit: bounds for the matching, in passes over all groups and in seconds.
         seed: decides every random choice.
         device: where the matching's products are computed.
@@ -71,11 +76,12 @@ def align(
         RebasinError: of the kind, and with the exit code, that fits what went wrong. Then nothing was written.
     """
     path_a, path_b = Path(a), Path(b)
+    chosen_starts = None if starts is None else tuple(starts)
     request = AlignRequest(
         a=Source(path_a, key_a, ema_a),
         b=Source(path_b, key_b, ema_b),
         choice=ModelChoice(model, dict(model_args or {}), tuple(inputs), optional_path(input_file), seed),
-        matching=Matching(method, tuple(starts), max_passes, time_limit, seed, device),
+        matching=Matching(method, effort, chosen_starts, restarts, max_passes, time_limit, seed, device),
         files=OutputFiles.plan(path_b, out, permutations=save_permutations, spec=save_spec),
         spec_file=optional_path(spec),
         pins=tuple(pins),

@@ -13,7 +13,7 @@ from rebasin_cli import __version__
 from rebasin_cli.checkpoint.write import check_output
 from rebasin_cli.errors import UsageError
 from rebasin_cli.matching.result import MatchResult, PassReport
-from rebasin_cli.matching.weight_matching import weight_matching
+from rebasin_cli.matching.search import Effort, search
 from rebasin_cli.verbs.align_report import compose, write_beside
 from rebasin_cli.verbs.align_result import AlignResult
 from rebasin_cli.verbs.closeness import Closeness
@@ -36,8 +36,10 @@ class Matching:
     """How the permutations are looked for."""
 
     method: str
-    starts: tuple[str, ...]
-    max_passes: int
+    effort: Effort
+    starts: tuple[str, ...] | None
+    restarts: int | None
+    max_passes: int | None
     time_limit: float | None
     seed: int
     device: str
@@ -128,13 +130,15 @@ class Alignment:
 
     def _match(self) -> None:
         matching = self.request.matching
-        self.match: MatchResult = weight_matching(
+        self.match: MatchResult = search(
             self.understood.spec,
             self.pair.a,
             self.pair.b,
             parameters=self.pair.subject.parameters,
             seed=matching.seed,
+            effort=matching.effort,
             starts=matching.starts,
+            restarts=matching.restarts,
             max_passes=matching.max_passes,
             time_limit=matching.time_limit,
             device=self.device,
