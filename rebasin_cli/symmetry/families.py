@@ -63,11 +63,11 @@ def lay_out(families: list[Family]) -> None:
         family.moves = single and bool(np.any(family.local > 0))
 
 
-def mend(relations: Relations, families: list[Family], family: Ids, number: Ids) -> bool:
+def mend(relations: Relations, families: list[Family], family: Ids, number: Ids, colour: Ids) -> bool:
     """Name the blocks that two parents share, and pin what is no product of its parents; True if anything was said."""
     direct = direct_parents(families)
     above = _all_above(families, direct)
-    first_id = _first_ids(families, family, number)
+    first_id = _first_ids(families, family, number, colour)
     changed = False
     named: set[tuple[int, int, bytes]] = set()
     for which in upper_first(families):
@@ -89,21 +89,32 @@ def _mend_product(
     maps: list[Map],
     named: set[tuple[int, int, bytes]],
 ) -> bool:
-    (p, to_p), (q, to_q) = maps[:2]
-    pairs, index, count = np.unique(np.c_[to_p, to_q], axis=0, return_inverse=True, return_counts=True)
-    shared = _shared_blocks(families[p].size, families[q].size, pairs)
-    blocks = int(shared.max()) + 1
-    in_p, in_q = shared[: families[p].size], shared[families[p].size :]
-    if blocks > 1 and not _is_named(above, p, q, in_p, in_q):
+    """Every two parents share blocks that have a name, and the first two make up a product, or the family is pinned.
+
+    A third parent is met by naming the product of the first two, which then stands for both.
+    """
+    sharing = [_shared_blocks(families[p].size, families[q].size, to_p, to_q) for (p, to_p), (q, to_q) in _pairs(maps)]
+    changed = False
+    for ((p, _), (q, _)), shared in zip(_pairs(maps), sharing, strict=True):
+        in_p, in_q = shared[: families[p].size], shared[families[p].size :]
+        if int(shared.max()) == 0 or _is_named(above, p, q, in_p, in_q):
+            continue
+        changed = True
         key = (p, q, shared.tobytes())
         if key not in named:
             named.add(key)
-            block_ids = relations.new_ids(blocks)
+            block_ids = relations.new_ids(int(shared.max()) + 1)
             relations.function(first_id[p], block_ids[in_p])
             relations.function(first_id[q], block_ids[in_q])
+    if changed:
         return True
+    (p, to_p), (q, to_q) = maps[:2]
+    pairs, index, count = np.unique(np.c_[to_p, to_q], axis=0, return_inverse=True, return_counts=True)
+    in_p, in_q = sharing[0][: families[p].size], sharing[0][families[p].size :]
+    blocks = int(sharing[0].max()) + 1
     expected = int(np.sum(np.bincount(in_p, minlength=blocks) * np.bincount(in_q, minlength=blocks)))
-    if len(pairs) != expected or len(np.unique(count)) > 1:
+    crossed = len(maps) > 2 and len(pairs) == families[which].size
+    if len(pairs) != expected or len(np.unique(count)) > 1 or crossed:
         relations.pin(first_id[which], IRREGULAR)
         return True
     if len(maps) > 2:
@@ -115,11 +126,13 @@ def _mend_product(
     return False
 
 
-def _shared_blocks(p_size: int, q_size: int, pairs: Ids) -> Ids:
+def _pairs(maps: list[Map]) -> list[tuple[Map, Map]]:
+    return list(itertools.combinations(maps, 2))
+
+
+def _shared_blocks(p_size: int, q_size: int, to_p: Ids, to_q: Ids) -> Ids:
     """Blocks of two parents that occur together: block by unit, the units of the first parent first."""
-    graph = coo_array(
-        (np.ones(len(pairs), dtype=np.int8), (pairs[:, 0], p_size + pairs[:, 1])), shape=(p_size + q_size,) * 2
-    )
+    graph = coo_array((np.ones(len(to_p), dtype=np.int8), (to_p, p_size + to_q)), shape=(p_size + q_size,) * 2)
     blocks: Ids = connected_components(graph, directed=False)[1].astype(np.int64)
     return blocks
 
@@ -177,14 +190,14 @@ def upper_first(families: list[Family]) -> list[int]:
     return sorted(range(len(families)), key=lambda which: families[which].size)
 
 
-def _first_ids(families: list[Family], family: Ids, number: Ids) -> list[Ids]:
-    """For each family, the smallest id of every unit."""
-    firsts = [np.full(entry.size, -1, dtype=np.int64) for entry in families]
-    keys, index = np.unique(np.c_[family, number], axis=0, return_index=True)
+def _first_ids(families: list[Family], family: Ids, number: Ids, colour: Ids) -> list[Ids]:
+    """For each family, the id of every unit that has the family's smallest colour: all of one colour, so that what is
+    said of them tells no unit from another.
+    """
+    order = np.argsort(colour, kind="stable")
+    keys, index = np.unique(np.c_[family, number][order], axis=0, return_index=True)
     cuts = np.searchsorted(keys[:, 0], np.arange(len(families) + 1))
-    for which, (start, end) in enumerate(itertools.pairwise(cuts)):
-        firsts[which] = index[start:end].astype(np.int64)
-    return firsts
+    return [order[index[start:end]].astype(np.int64) for start, end in itertools.pairwise(cuts)]
 
 
 def _rank_within(fibre: Ids) -> Ids:

@@ -64,7 +64,7 @@ def solve(relations: Relations) -> Closure:
         families = [Family(0) for _ in range(int(family.max()) + 1)] if len(family) else []
         _count_units(families, family, number)
         _find_parents(families, edges, ~one_to_one, family, number)
-        if mend(relations, families, family, number):
+        if mend(relations, families, family, number, colour):
             continue
         lay_out(families)
         reason, reasons = _reasons(relations, edges, size_of[colour] == 1)
