@@ -14,6 +14,7 @@ from math import prod
 from rebasin_cli.symmetry.arrange import materialise
 from rebasin_cli.symmetry.joining import absorb, hold
 from rebasin_cli.symmetry.positions import (
+    JOINT_LIMIT,
     Block,
     Entry,
     Factor,
@@ -27,11 +28,6 @@ from rebasin_cli.symmetry.relations import Relations
 
 Label = Hashable
 Operand = tuple[Layout, Sequence[Label]]
-
-JOINT_LIMIT = 1 << 22
-"""Largest number of ids that a parameter may get for several axes jointly; beyond, each axis is reordered as a
-whole.
-"""
 
 
 def combine(relations: Relations, operands: Sequence[Operand], result: Sequence[Label]) -> Layout:
@@ -96,7 +92,7 @@ def rows_matter(relations: Relations, layout: Layout, dims: Sequence[int]) -> La
 
 def align(relations: Relations, operands: Sequence[Operand]) -> tuple[list[Layout], dict[Label, tuple[Factor, ...]]]:
     """The operands over common factors, and the factors of every label."""
-    layouts = [operand[0] for operand in operands]
+    layouts = _told_apart(operands)
     factors: dict[Label, tuple[Factor, ...]] = {}
     places: dict[Label, list[tuple[int, int]]] = {}
     for which, (layout, labels) in enumerate(operands):
@@ -117,6 +113,21 @@ def align(relations: Relations, operands: Sequence[Operand]) -> tuple[list[Layou
             layouts[which] = _refit(layouts[which], layouts[which].dims[place], common)
         factors[label] = common
     return layouts, factors
+
+
+def _told_apart(operands: Sequence[Operand]) -> list[Layout]:
+    """The operands with factors of their own where two labels meet one factor (a Gram matrix: rows and columns of the
+    product are two dimensions, though their positions have the same ids).
+    """
+    label_of: dict[Factor, Label] = {}
+    layouts = []
+    for layout, labels in operands:
+        met = [(factor, label) for label, dim in zip(labels, layout.dims, strict=False) for factor in dim]
+        clash = {factor: (Factor(factor.size),) for factor, label in met if label_of.setdefault(factor, label) != label}
+        if clash:
+            layout = replace(substitute(layout, clash), leaf=layout.leaf, axes=layout.axes)
+        layouts.append(layout)
+    return layouts
 
 
 def _reusable(present: tuple[Factor, ...], sizes: Sequence[int]) -> tuple[Factor, ...]:

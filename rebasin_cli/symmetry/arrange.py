@@ -10,11 +10,13 @@ import numpy as np
 
 from rebasin_cli.symmetry.joining import hold
 from rebasin_cli.symmetry.positions import (
+    JOINT_LIMIT,
     Block,
     Entry,
     Factor,
     Ids,
     Layout,
+    Leaf,
     dimension,
     regroup,
     released,
@@ -25,9 +27,14 @@ from rebasin_cli.symmetry.relations import Relations
 
 def view(relations: Relations, layout: Layout, shape: Sequence[int]) -> Layout:
     """The layout under a view or reshape to `shape`; dimensions that are cut across are written out first."""
+    leaf = layout.leaf if layout.leaf is not None and layout.leaf.open else None
+    if leaf is not None and [n for n in shape if n > 1] == [n for n in layout.shape if n > 1]:
+        known = iter([pair for pair in zip(layout.dims, layout.axes, strict=True) if pair[0]])
+        pairs = [next(known) if n > 1 else ((), -1) for n in shape]
+        return replace(layout, dims=tuple(dim for dim, _ in pairs), axes=tuple(axis for _, axis in pairs))
     regrouped = regroup(layout, shape)
     if regrouped is not None:
-        return regrouped
+        return regrouped if leaf is None else _joint_where_merged(leaf, regrouped)
     layout = released(layout)
     entries, fixed = layout.entries, layout.fixed
     dims: list[tuple[Factor, ...]] = []
@@ -42,6 +49,19 @@ def view(relations: Relations, layout: Layout, shape: Sequence[int]) -> Layout:
         entries, fixed = part.entries, part.fixed
         dims.extend(part.dims)
     return Layout(tuple(dims), entries, fixed)
+
+
+def _joint_where_merged(leaf: Leaf, layout: Layout) -> Layout:
+    """Axes of a parameter that its first use merges (heads and their units) may move jointly, not only as wholes."""
+    single = {e.factors[0]: e for e in leaf.layout.entries if len(e.factors) == 1 and e.open}
+    for dim in layout.dims:
+        size = prod(factor.size for factor in dim)
+        if len(dim) > 1 and size <= JOINT_LIMIT and all(factor in single for factor in dim):
+            joint, gone = Entry(dim, Block(size)), {single[factor] for factor in dim}
+            kept = tuple(entry for entry in leaf.layout.entries if entry not in gone)
+            leaf.layout = replace(leaf.layout, entries=(*kept, joint))
+            layout = replace(layout, entries=(*(e for e in layout.entries if e not in gone), joint))
+    return layout
 
 
 def split_dim(relations: Relations, layout: Layout, place: int, outer: int) -> Layout:

@@ -24,6 +24,11 @@ from numpy.typing import NDArray
 
 Ids = NDArray[np.int64]
 
+JOINT_LIMIT = 1 << 22
+"""Largest number of ids that a parameter may get for several axes jointly; beyond, each axis is reordered as a
+whole.
+"""
+
 
 class Factor:
     """One factor of a dimension; compared by identity, shared by all entries that speak about it."""
@@ -112,8 +117,8 @@ class Leaf:
     open: bool = True
 
     def view(self, axes: Sequence[int]) -> Layout:
-        """The leaf's layout as it is known now, with its axes in this order."""
-        dims = tuple(self.layout.dims[axis] for axis in axes)
+        """The leaf's layout as it is known now, with its axes in this order; -1 is a new one of length 1."""
+        dims = tuple(self.layout.dims[axis] if axis >= 0 else () for axis in axes)
         return Layout(dims, self.layout.entries, self.layout.fixed, self, tuple(axes))
 
 

@@ -1,7 +1,7 @@
 """The zoo table: what is derived for every torchvision classification model, and how exactly execution confirms it.
 
-`python -m tests.benchmarks.zoo_table` prints the table; `--write` also keeps it as the golden file that the tests compare
-with. Small models come first, so that an interrupted run leaves most of the rows behind it.
+`python -m tests.benchmarks.zoo_table` prints the table; `--write` also keeps it as the golden file that the tests
+compare with. Small models come first, so that an interrupted run leaves most of the rows behind it.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ def stack(op: Op) -> Layout:
 
 @rule("aten.constant_pad_nd")
 def padded(op: Op) -> Layout:
-    """Padded positions are positions of their own; a negative pad is a slice."""
+    """Padded positions are positions of their own, alike on both sides; a negative pad is a slice."""
     layout, pads = op.layout("self"), list(op["pad"])
     rank = len(layout.dims)
     for axis in range(len(pads) // 2):
@@ -40,17 +40,14 @@ def padded(op: Op) -> Layout:
         size = layout.shape[place]
         if min(before, after) < 0:
             layout = take(op.relations, layout, place, np.arange(max(0, -before), size - max(0, -after)))
-        around = (_blank(layout, place, max(0, before)), layout, _blank(layout, place, max(0, after)))
-        pieces = [piece for piece in around if piece is not None]
-        if len(pieces) > 1:
-            layout = concatenate(op.relations, pieces, place)
+        before, after, size = max(0, before), max(0, after), layout.shape[place]
+        if before + after:
+            shape = list(layout.shape)
+            shape[place] = before + after
+            layout = concatenate(op.relations, [layout, uniform_layout(shape)], place)
+            order = np.r_[size : size + before, :size, size + before : size + before + after]
+            layout = take(op.relations, layout, place, order)
     return layout
-
-
-def _blank(layout: Layout, place: int, size: int) -> Layout | None:
-    shape = list(layout.shape)
-    shape[place] = size
-    return uniform_layout(shape) if size else None
 
 
 @rule("aten.slice_scatter", "aten.select_scatter")

@@ -53,6 +53,17 @@ def dot(op: Op) -> Layout:
     )
 
 
+@rule("aten._trilinear")
+def trilinear(op: Op) -> Layout:
+    """Three tensors spread over common dimensions, multiplied, and summed over some of them."""
+    rank = len(op.layout("i1").dims) + len(op["expand1"])
+    operands = [
+        (op.layout(f"i{which}"), [place for place in range(rank) if place not in op[f"expand{which}"]])
+        for which in (1, 2, 3)
+    ]
+    return combine(op.relations, operands, [place for place in range(rank) if place not in op["sumdim"]])
+
+
 @rule("aten.linear")
 def linear(op: Op) -> Layout:
     """`input @ weight.T + bias`, where it was not taken apart."""

@@ -75,9 +75,10 @@ def permuted(op: Op) -> Layout:
 
 @rule("aten.unsqueeze")
 def unsqueezed(op: Op) -> Layout:
-    layout = released(op.layout("self"))
+    layout = op.layout("self")
     place = op.dim("dim", len(layout.dims) + 1)
-    return replace(layout, dims=(*layout.dims[:place], (), *layout.dims[place:]))
+    axes = () if layout.leaf is None else (*layout.axes[:place], -1, *layout.axes[place:])
+    return replace(layout, dims=(*layout.dims[:place], (), *layout.dims[place:]), axes=axes)
 
 
 @rule("aten.squeeze")
