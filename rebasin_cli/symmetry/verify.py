@@ -25,6 +25,7 @@ from rebasin_cli.model.example_input import ExampleInput
 from rebasin_cli.model.state import load_state, state_tensors, ties
 from rebasin_cli.spec import PermutationSpec
 from rebasin_cli.trace.outputs import opened
+from rebasin_cli.trace.weightless import unchanged_attributes
 
 TOLERANCE = 1e-9
 """Largest relative error of an output that counts as rounding."""
@@ -122,22 +123,28 @@ def _perturbed(state: Mapping[str, Tensor], seed: int) -> dict[str, Tensor]:
 
 
 def run_in_float64(module: nn.Module, example: ExampleInput, seed: int) -> list[Tensor]:
-    """All tensors of the output, computed in float64 throughout, whatever precisions the model asks for."""
+    """All tensors of the output, computed in float64 throughout, whatever precisions the model asks for.
+
+    What the pass leaves behind in the module (a cache of biases, made from these weights) does not outlive it.
+    """
     args, kwargs = tree_map_only(Tensor, _widened, (example.args, example.kwargs))
-    buffers = {id(b): b for b in module.buffers() if b.is_floating_point() and b.dtype != torch.float64}
-    for owner in module.modules():
-        for name, buffer in owner._buffers.items():
-            if buffer is not None and id(buffer) in buffers:
-                owner._buffers[name] = buffer.to(torch.float64)
     default = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     torch.manual_seed(seed)
     try:
-        with torch.no_grad(), _Float64():
+        with unchanged_attributes(module), torch.no_grad(), _Float64():
+            _widen_buffers(module)
             output = module(*args, **kwargs)
     finally:
         torch.set_default_dtype(default)
     return [leaf for leaf in tree_leaves(opened(output)) if isinstance(leaf, Tensor)]
+
+
+def _widen_buffers(module: nn.Module) -> None:
+    for owner in module.modules():
+        for name, buffer in owner._buffers.items():
+            if buffer is not None:
+                owner._buffers[name] = _widened(buffer)
 
 
 def relative_error(before: Iterable[Tensor], after: Iterable[Tensor]) -> float:
