@@ -116,11 +116,14 @@ class Trace:
 
     @cached_property
     def live(self) -> tuple[Call, ...]:
-        """The calls on which an output depends, in order; the others cannot constrain anything."""
+        """The calls on which an output depends, in order; the others cannot constrain anything.
+
+        A result without elements holds no numbers: what ran on no rows (an expert that no token reached) was not read.
+        """
         needed = set(self.outputs)
         kept: list[Call] = []
         for call in reversed(self.calls):
-            if any(result in needed for result in call.results if result is not None):
+            if any(r in needed and 0 not in self.values[r].shape for r in call.results if r is not None):
                 needed.update(call.inputs)
                 kept.append(call)
         return tuple(reversed(kept))
