@@ -30,7 +30,7 @@ _rebasin() {
                 '*--model-arg[A model argument - num_classes=10]:value: ' \
                 '*--input[Example input - 1,3,224,224 or ids=1,16 -int64. Repeatable]:value: ' \
                 '*--input-file[Example input from an .npz file]:value:_files' \
-                '*--method[How permutations are looked for - weight]:value: ' \
+                '*--method[How permutations are looked for - weight, activation]:value: ' \
                 '*--effort[How much is tried]:value:(fast standard thorough)' \
                 '*--start[identity, forward, barycentre or random; repeatable]:value: ' \
                 '*--restarts[How often the search is taken up again]:value: ' \
@@ -38,6 +38,10 @@ _rebasin() {
                 '*--time-limit[Bound on the matching]:value: ' \
                 '*--seed[Decides every random choice; it is in the result]:value: ' \
                 '*--device[Where the products are computed - cpu, cuda, cuda -1, mps]:value: ' \
+                '*--data[Inputs to run both networks on - see interpolate --data]:value: ' \
+                '*--limit[Use N samples of the data]:value: ' \
+                '*--batch-size[Samples at a time]:value: ' \
+                '*--mix[Share of activations against weights for activation matching]:value: ' \
                 '*--spec[Take the groups from a file instead of tracing]:value:_files' \
                 '*--pin[Tensors that keep their order, such as '\''head.*'\''. Repeatable]:value: ' \
                 '*--save-spec[Write the groups too]:value:_files' \

@@ -31,7 +31,9 @@ def align(
     model_arg: options.ModelArgs = None,
     input_: options.Inputs = None,
     input_file: options.InputFile = None,
-    method: Annotated[str, typer.Option("--method", help="How permutations are looked for: weight.")] = "weight",
+    method: Annotated[
+        str, typer.Option("--method", help="How permutations are looked for: weight, activation.")
+    ] = "weight",
     effort: Annotated[Effort, typer.Option("--effort", help="How much is tried.")] = Effort.standard,
     start: Annotated[
         list[str] | None,
@@ -49,6 +51,16 @@ def align(
     ] = None,
     seed: options.Seed = 0,
     device: options.Device = "cpu",
+    data: Annotated[
+        str | None,
+        typer.Option("--data", metavar="DATA", help="Inputs to run both networks on: see interpolate --data."),
+    ] = None,
+    limit: Annotated[int | None, typer.Option("--limit", metavar="N", min=1, help="Use N samples of the data.")] = None,
+    batch_size: Annotated[int, typer.Option("--batch-size", metavar="N", min=1, help="Samples at a time.")] = 64,
+    mix: Annotated[
+        float,
+        typer.Option("--mix", min=0.001, max=1.0, help="Share of activations against weights for activation matching."),
+    ] = 1.0,
     spec: Annotated[
         Path | None, typer.Option("--spec", metavar="FILE", help="Take the groups from a file instead of tracing.")
     ] = None,
@@ -103,6 +115,10 @@ def align(
             time_limit=time_limit,
             seed=seed,
             device=device,
+            data=data,
+            limit=limit,
+            batch_size=batch_size,
+            mix=mix,
             spec=spec,
             pins=pin or [],
             save_spec=save_spec,

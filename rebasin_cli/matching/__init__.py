@@ -1,6 +1,6 @@
 """Named tensors and a permutation spec in, permutations out."""
 
-from rebasin_cli.matching.activation_matching import activation_matching
+from rebasin_cli.matching.activation_matching import activation_matching, match_activations
 from rebasin_cli.matching.problem import prepare
 from rebasin_cli.matching.result import Candidate, MatchResult, PassReport
 from rebasin_cli.matching.search import search
@@ -11,6 +11,7 @@ __all__ = [
     "MatchResult",
     "PassReport",
     "activation_matching",
+    "match_activations",
     "prepare",
     "search",
     "weight_matching",

@@ -1,7 +1,7 @@
-"""Activations as terms of the matching problem: correlations written as tensors that the matching of weights understands.
+"""Activations as terms of the matching problem: correlations written as tensors that weight matching understands.
 
-A correlation matrix C between the units of A and B at a tap is the pair of tensors (C, identity) with a site on their first
-axes: permuting the second by p makes their inner product `sum_i C[i, p(i)]`, which is what activation matching maximises.
+A correlation matrix C between the units of A and B at a tap is the pair of tensors (C, identity) with a site on their
+first axes: permuting the second by p makes their inner product `sum_i C[i, p(i)]`, what activation matching maximises.
 So nested groups, several taps for one group, and any mixture with the weights need no search of their own.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import sqrt
 
 import torch
 from torch import Tensor
@@ -75,7 +76,7 @@ def _tap_sites(taps: Sequence[Tap]) -> dict[str, list[Site]]:
 
 
 def _key(tap: Tap) -> str:
-    return f"{PREFIX}{tap.ordinal}, axis {tap.axis}"
+    return f"{PREFIX}{tap.ordinal}, {tap.operand or 'result'}, axis {tap.axis}"
 
 
 def _terms(spec: PermutationSpec, taps: Sequence[Tap], correlations: Sequence[Tensor], scale: float) -> Terms:
@@ -85,7 +86,7 @@ def _terms(spec: PermutationSpec, taps: Sequence[Tap], correlations: Sequence[Te
 
 
 def _norm(tensors: Mapping[str, Tensor], keys: Collection[str]) -> float:
-    return float(sum(float(tensors[key].float().square().sum()) for key in keys)) ** 0.5
+    return sqrt(sum(float(tensors[key].float().square().sum()) for key in keys))
 
 
 class _Joined(Mapping[str, Tensor]):

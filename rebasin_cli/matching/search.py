@@ -9,7 +9,8 @@ All choices hang on the seed and on the work done in products, never on the cloc
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -31,6 +32,8 @@ Effort = Literal["fast", "standard", "thorough"]
 STARTS = ("identity", "forward", "barycentre", "random", "activations")
 BuildStart = Callable[[], Permutations]
 
+SMALL = 2e9
+"""Multiply-adds of a full pass below which one thread computes it."""
 _KICKS = ((0.7, 4), (0.5, 1), (0.8, 4), (0.6, 2))
 """Strength and number of random arrangements of one kick after another."""
 _PERFECT = 1e-12
@@ -112,7 +115,19 @@ def search(
     if memory is None:
         memory = max(1 << 29, sum(a[key].nbytes for key in problem.keys))
     portfolio = _Portfolio(problem, settings, plan, seed, activations or {}, memory_needed(problem) <= memory)
-    return conclude(problem, portfolio.run(), "weight", seed, settings)
+    with _fitting_threads(problem.full_pass):
+        return conclude(problem, portfolio.run(), "weight", seed, settings)
+
+
+@contextmanager
+def _fitting_threads(work: float) -> Iterator[None]:
+    """One thread for products so small that handing them out costs more than computing them."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1 if work < SMALL else threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _plan(plan: Plan, starts: Sequence[str] | None, restarts: int | None) -> Plan:

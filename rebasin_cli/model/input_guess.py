@@ -14,7 +14,7 @@ from rebasin_cli.model.example_input import ExampleInput, Sampler
 from rebasin_cli.model.failures import foreign_code
 from rebasin_cli.model.weightless import without_weights
 
-IMAGE_SIDES = (224, 32, 28, 64, 96, 128, 256, 384, 512)
+IMAGE_SIDES = (32, 64, 28, 224, 96, 128, 256, 384, 512)
 CLIP_SIDES = ((8, 112), (16, 112), (16, 224), (8, 32))
 LENGTHS = (1024, 128, 16000)
 TOKENS = (16, 32, 64, 128)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 from rebasin_cli.spec import Site
 from rebasin_cli.symmetry.positions import Layout
-from rebasin_cli.symmetry.readout import FibreSite, sites_of_leaf
+from rebasin_cli.symmetry.readout import sites_of_leaf
 from rebasin_cli.symmetry.relations import Relations
 from rebasin_cli.symmetry.solver import Closure
 from rebasin_cli.trace.capture import Tap, counts
-from rebasin_cli.trace.graph import Trace
+from rebasin_cli.trace.graph import Ref, Trace
 
 CONTRACTIONS = frozenset(
     f"aten.{name}" for name in ("addmm", "baddbmm", "bmm", "convolution", "linear", "mm", "native_layer_norm")
@@ -22,6 +22,20 @@ TAPS_PER_GROUP = 4
 """A residual stream is seen at many places; so many of them, spread over the pass, speak for it."""
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """An axis along which units lie: of an operation's argument, or of its result where `operand` is empty."""
+
+    ordinal: int
+    operand: str
+    axis: int
+    length: int
+
+    @property
+    def key(self) -> tuple[int, str, int]:
+        return self.ordinal, self.operand, self.axis
+
+
 def choose_taps(
     trace: Trace,
     relations: Relations,
@@ -29,53 +43,56 @@ def choose_taps(
     layouts: Mapping[int, Layout],
     names: Mapping[tuple[int, int], str],
 ) -> tuple[Tap, ...]:
-    """Taps for all groups whose units lie along one axis of some result; those that weights read are preferred."""
-    read = {value for call in trace.live if call.name in CONTRACTIONS for value in call.inputs}
-    seen: dict[str, list[tuple[bool, int, FibreSite]]] = {}
-    ordinal = -1
-    live = {id(call) for call in trace.live}
-    for call in trace.calls:
-        counted = not call.synthetic and counts(call.overload)
-        ordinal += counted
-        if not counted or id(call) not in live or not call.results or call.results[0] is None:
-            continue
-        value = call.results[0]
-        layout = layouts.get(value)
-        if layout is None or not trace.values[value].dtype.is_floating_point or not layout.entries:
-            continue
-        for placed in sites_of_leaf(closure, relations, str(value), layout):
-            name = names.get((placed.family, placed.fibre))
-            if name is not None and placed.site.span == 1:
-                seen.setdefault(name, []).append((value in read, ordinal, placed))
-    return _gathered(trace, seen)
-
-
-def _gathered(trace: Trace, seen: Mapping[str, list[tuple[bool, int, FibreSite]]]) -> tuple[Tap, ...]:
-    taps: dict[tuple[int, int], list[tuple[str, Site]]] = {}
-    for name, places in seen.items():
-        best = [place for place in places if place[0]] or places
-        shortest = min(_length(trace, placed) for _, _, placed in best)
-        best = [place for place in best if _length(trace, place[2]) == shortest]
-        for _, ordinal, placed in _spread(best):
-            taps.setdefault((ordinal, placed.site.axis), []).append((name, placed.site))
+    """Taps for all groups whose units lie along one axis somewhere; where weights read them is preferred."""
+    seen: dict[str, list[Place]] = {}
+    present: dict[tuple[int, str, int], list[tuple[str, Site]]] = {}
+    for read in (True, False):
+        if len(seen) == len(names):
+            break
+        found: dict[str, list[Place]] = {}
+        for ordinal, operand, value in _visible(trace, layouts, read):
+            for placed in sites_of_leaf(closure, relations, "", layouts[value]):
+                name, site = names.get((placed.family, placed.fibre)), placed.site
+                if name is not None and site.span == 1:
+                    place = Place(ordinal, operand or "", site.axis, trace.values[value].shape[site.axis])
+                    present.setdefault(place.key, []).append((name, site))
+                    if name not in seen:
+                        found.setdefault(name, []).append(place)
+        seen.update(found)
+    chosen = {place.key: place.length for places in seen.values() for place in _best(places)}
     return tuple(
-        Tap(ordinal, axis, site_length(trace, sites), tuple((name, replace(site, key="")) for name, site in sites))
-        for (ordinal, axis), sites in sorted(taps.items())
+        Tap(ordinal, operand or None, axis, length, tuple(present[ordinal, operand, axis]))
+        for (ordinal, operand, axis), length in sorted(chosen.items())
     )
 
 
-def _spread(places: list[tuple[bool, int, FibreSite]]) -> Iterable[tuple[bool, int, FibreSite]]:
-    """A few of them, evenly over the pass, the last always among them."""
+def _best(places: Sequence[Place]) -> Sequence[Place]:
+    """Of the shortest axes a few, evenly over the pass, the last always among them."""
+    shortest = min(place.length for place in places)
+    places = [place for place in places if place.length == shortest]
     if len(places) <= TAPS_PER_GROUP:
         return places
     last = len(places) - 1
     return [places[round(last * k / (TAPS_PER_GROUP - 1))] for k in range(TAPS_PER_GROUP)]
 
 
-def _length(trace: Trace, placed: FibreSite) -> int:
-    return trace.values[int(placed.site.key)].shape[placed.site.axis]
-
-
-def site_length(trace: Trace, sites: list[tuple[str, Site]]) -> int:
-    site = sites[0][1]
-    return trace.values[int(site.key)].shape[site.axis]
+def _visible(trace: Trace, layouts: Mapping[int, Layout], read: bool) -> Iterable[tuple[int, str | None, int]]:
+    """Ordinal, argument name and value of what contractions read, or of what counted operations give."""
+    ordinal = -1
+    live = {id(call) for call in trace.live}
+    weights = set(trace.state.values())
+    for call in trace.calls:
+        counted = not call.synthetic and counts(call.overload)
+        ordinal += counted
+        if not counted or id(call) not in live:
+            continue
+        values: list[tuple[str | None, int]] = []
+        if not read and call.results and call.results[0] is not None:
+            values.append((None, call.results[0]))
+        elif read and call.name in CONTRACTIONS:
+            values.extend((name, ref.value) for name, ref in call.arguments.items() if isinstance(ref, Ref))
+        for name, value in values:
+            layout = layouts.get(value)
+            floating = trace.values[value].dtype.is_floating_point
+            if layout is not None and layout.entries and layout.leaf is None and floating and value not in weights:
+                yield ordinal, name, value

@@ -1,8 +1,8 @@
-"""Runs a model as it was traced and hands out the results of chosen operations: where units' activations are read."""
+"""Runs a model as it was traced and hands out what chosen operations read or give: where activations are seen."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,35 +16,48 @@ from rebasin_cli.errors import ModelError
 from rebasin_cli.model.example_input import ExampleInput
 from rebasin_cli.spec import Site
 from rebasin_cli.trace.graph import Trace
+from rebasin_cli.trace.recorder import bind, full_name
 from rebasin_cli.trace.tracer import plain_operations
-
-OnResult = Callable[[int, Tensor], None]
 
 
 @dataclass(frozen=True, slots=True)
 class Tap:
-    """One axis of one operation's result, and the groups whose units lie along it.
+    """One axis of what an operation reads or gives, and the groups whose units lie along it.
 
     Args:
-        ordinal: which operation, counted over those that the model itself called.
-        axis: the axis of its first result.
+        ordinal: which operation, counted over those that count (`counts`).
+        operand: name of the argument that is looked at; None for the first result.
+        axis: the axis of that tensor.
         length: of that axis in the trace.
         sites: for each group that the tap speaks for, its name and its site; sites lie on this axis alone.
     """
 
     ordinal: int
+    operand: str | None
     axis: int
     length: int
     sites: tuple[tuple[str, Site], ...]
 
 
-_UNCOUNTED = ("prim.", "aten.alias", "aten.detach", "aten.empty", "aten.lift")
-"""Operations that come and go with how tensors are represented, not with what the model does."""
+_UNCOUNTED = frozenset(
+    f"aten.{name}"
+    for name in (
+        *("_reshape_alias", "_unsafe_view", "alias", "clone", "contiguous", "detach", "empty", "expand", "lift_fresh"),
+        *("permute", "reshape", "squeeze", "t", "transpose", "unsqueeze", "view"),
+    )
+)
+"""Operations that come and go with the batch size and with strides, not with what the model does."""
 
 
 def counts(overload: str) -> bool:
     """Whether an operation is counted when a pass is followed by number."""
-    return not overload.startswith(_UNCOUNTED)
+    return not overload.startswith("prim.") and overload.rpartition(".")[0] not in _UNCOUNTED
+
+
+class OtherPath(ModelError):
+    """The model did not do what it did when it was traced."""
+
+    default_slug = "other-path"
 
 
 def called_operations(trace: Trace) -> list[str]:
@@ -52,46 +65,56 @@ def called_operations(trace: Trace) -> list[str]:
     return [call.overload for call in trace.calls if not call.synthetic and counts(call.overload)]
 
 
+OnTensor = Callable[[Tap, Tensor], None]
+
+
 def capture(
-    module: nn.Module, example: ExampleInput, expected: list[str], wanted: Collection[int], on_result: OnResult
+    module: nn.Module, example: ExampleInput, expected: Sequence[str], taps: Collection[Tap], on_tensor: OnTensor
 ) -> None:
-    """Run `module` once and hand the first tensor result of every wanted operation to `on_result`.
+    """Run `module` once and hand what every tap looks at to `on_tensor`.
 
     Args:
         module: with real parameters, in eval mode.
         expected: overloads in the order of the trace (`called_operations`).
-        wanted: ordinals among them.
-        on_result: is given the ordinal and the tensor; it must not keep the tensor without copying it.
+        taps: where to look.
+        on_tensor: is given the tap and the tensor, which it must copy if it keeps it.
 
     Raises:
-        ModelError: the model took another path than when it was traced.
+        OtherPath: the model took another path than when it was traced.
     """
-    mode = _Capture(expected, frozenset(wanted), on_result)
+    mode = _Capture(expected, taps, on_tensor)
     with torch.no_grad(), plain_operations(), mode:
         module(*example.args, **example.kwargs)
-    if mode.place < max(wanted, default=-1) + 1:
-        raise ModelError("the model took another path on this input than on the one it was traced with")
+    if mode.place != len(expected):
+        raise OtherPath(f"the model did {mode.place} operations where it did {len(expected)} when it was traced")
 
 
 class _Capture(TorchDispatchMode):
-    def __init__(self, expected: list[str], wanted: frozenset[int], on_result: OnResult) -> None:
+    def __init__(self, expected: Sequence[str], taps: Collection[Tap], on_tensor: OnTensor) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.expected, self.wanted, self.on_result = expected, wanted, on_result
+        self.expected, self.on_tensor = expected, on_tensor
+        self.taps: dict[int, list[Tap]] = {}
+        for tap in taps:
+            self.taps.setdefault(tap.ordinal, []).append(tap)
         self.place = 0
 
     def __torch_dispatch__(self, func: OpOverload, types: Iterable[type], args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        name = f"{func._schema.name.replace('::', '.')}.{func._schema.overload_name or 'default'}"
+        kwargs = kwargs or {}
+        name = full_name(func)
         if not counts(name):
-            return out
-        if self.place in self.wanted:
-            if self.expected[self.place] != name:
-                raise ModelError(
-                    f"the model took another path on this input than on the one it was traced with: {name} "
-                    f"where the trace has {self.expected[self.place]}"
-                )
-            result = next((leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)), None)
-            if result is not None:
-                self.on_result(self.place, result)
-        self.place += 1
+            return func(*args, **kwargs)
+        place, self.place = self.place, self.place + 1
+        if place >= len(self.expected) or self.expected[place] != name:
+            known = self.expected[place] if place < len(self.expected) else "the end"
+            raise OtherPath(f"the model took another path than when it was traced: {name} where the trace has {known}")
+        taps = self.taps.get(place, ())
+        if any(tap.operand is not None for tap in taps):
+            given = bind(func, args, kwargs)
+            for tap in taps:
+                if tap.operand is not None:
+                    self.on_tensor(tap, given[tap.operand])
+        out = func(*args, **kwargs)
+        for tap in taps:
+            if tap.operand is None:
+                self.on_tensor(tap, next(leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)))
         return out

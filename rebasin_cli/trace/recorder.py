@@ -87,7 +87,7 @@ class Recorder(TorchDispatchMode):
         names = {id(tensor): self.value_of(tensor) for tensor in tensors}
         if func._schema.is_mutable:
             self._keep_numbers(tensors)
-        given = _bind(func, args, kwargs)
+        given = bind(func, args, kwargs)
         arguments = tree_map_only(Tensor, lambda tensor: Ref(names[id(tensor)]), given)
         out = self._run(func, args, kwargs, tensors)
         self._record(func, given, arguments, out)
@@ -115,7 +115,7 @@ class Recorder(TorchDispatchMode):
         name = name[:-1] if name.endswith("_") and not name.endswith("__") else name
         constant = not any(value in self._variable for value in refs_in(arguments))
         arguments = {key: value for key, value in arguments.items() if key not in _outs(func)}
-        self.calls.append(Call(name, _full_name(func), arguments, results, self.scope()))
+        self.calls.append(Call(name, full_name(func), arguments, results, self.scope()))
         viewed = _viewed(func)
         for place, (tensor, index) in enumerate(zip(leaves, results, strict=True)):
             changed = next((w for w in written if w is tensor), None)
@@ -126,7 +126,7 @@ class Recorder(TorchDispatchMode):
                 self.aliases.add_stand_in(tensor, changed)
             elif viewed is not None:
                 if tensor is not given[viewed]:
-                    step = ViewStep(name, _full_name(func), arguments, described, place, viewed)
+                    step = ViewStep(name, full_name(func), arguments, described, place, viewed)
                     self.aliases.add_view(tensor, index, given[viewed], step)
             elif self.aliases.read(tensor) is None:
                 self.aliases.add_root(tensor, index)
@@ -150,12 +150,13 @@ class Recorder(TorchDispatchMode):
             self.constants[index] = tensor
 
 
-def _full_name(func: OpOverload) -> str:
+def full_name(func: OpOverload) -> str:
+    """Namespace, operator and overload: `aten.add.Tensor`."""
     overload = func._schema.overload_name or "default"
     return f"{func._schema.name.replace('::', '.')}.{overload}"
 
 
-def _bind(func: OpOverload, args: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+def bind(func: OpOverload, args: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
     """Every argument by its name in the schema, defaults filled in."""
     bound: dict[str, Any] = {}
     for place, argument in enumerate(func._schema.arguments):

@@ -32,6 +32,10 @@ def align(
     time_limit: float | None = None,
     seed: int = 0,
     device: str = "cpu",
+    data: str | None = None,
+    limit: int | None = None,
+    batch_size: int = 64,
+    mix: float = 1.0,
     spec: str | Path | None = None,
     pins: Sequence[str] = (),
     save_spec: str | Path | None = None,
@@ -62,6 +66,9 @@ def align(
         max_passes, time_limit: bounds for the matching, in passes over all groups and in seconds.
         seed: decides every random choice.
         device: where the matching's products are computed.
+        data: inputs to see the units at work on: for `activation` matching, and as one more start for `weight`.
+        limit, batch_size: how many samples of the data are used, and how many at a time.
+        mix: share of the activations against the weights in `activation` matching, above 0 and at most 1.
         spec: take the groups from this file instead of tracing the model.
         pins: patterns of tensor names, such as `head.*`, whose axes all keep their order.
         save_spec, save_permutations: also write the groups, or all that `apply` needs, to these files.
@@ -81,7 +88,9 @@ def align(
         a=Source(path_a, key_a, ema_a),
         b=Source(path_b, key_b, ema_b),
         choice=ModelChoice(model, dict(model_args or {}), tuple(inputs), optional_path(input_file), seed),
-        matching=Matching(method, effort, chosen_starts, restarts, max_passes, time_limit, seed, device),
+        matching=Matching(
+            method, effort, chosen_starts, restarts, max_passes, time_limit, seed, device, data, limit, batch_size, mix
+        ),
         files=OutputFiles.plan(path_b, out, permutations=save_permutations, spec=save_spec),
         spec_file=optional_path(spec),
         pins=tuple(pins),

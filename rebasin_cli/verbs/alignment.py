@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from torch import Tensor
@@ -12,8 +13,11 @@ from torch import Tensor
 from rebasin_cli import __version__
 from rebasin_cli.checkpoint.write import check_output
 from rebasin_cli.errors import UsageError
+from rebasin_cli.matching.activation_matching import activation_matching
 from rebasin_cli.matching.result import MatchResult, PassReport
 from rebasin_cli.matching.search import Effort, search
+from rebasin_cli.permutation import Permutations
+from rebasin_cli.verbs.activations import data_inputs, measured, start_from, synthetic_starts
 from rebasin_cli.verbs.align_report import compose, write_beside
 from rebasin_cli.verbs.align_result import AlignResult
 from rebasin_cli.verbs.closeness import Closeness
@@ -28,7 +32,7 @@ from rebasin_cli.verbs.same_function import FunctionCheck
 from rebasin_cli.verbs.subject import ModelChoice
 from rebasin_cli.verbs.understanding import understand
 
-METHODS = ("weight",)
+METHODS = ("weight", "activation")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +47,10 @@ class Matching:
     time_limit: float | None
     seed: int
     device: str
+    data: str | None = None
+    limit: int | None = None
+    batch_size: int = 64
+    mix: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +96,7 @@ class Alignment:
                 spec_file=request.spec_file,
                 pins=request.pins,
                 strict=request.strict,
+                with_taps=self._runs_networks,
             )
         self.progress.phase("matching")
         with self.clock.phase("match"):
@@ -107,6 +116,14 @@ class Alignment:
             inputs = [request.a.path, request.b.path]
             check_outputs(request.files.named(), inputs, force=request.force, mkdir=request.mkdir)
         self.device = resolve_device(request.matching.device)
+
+    @property
+    def _runs_networks(self) -> bool:
+        """Whether the networks are run to see their units at work: for a method, or for starts of the search."""
+        matching = self.request.matching
+        starts = matching.starts
+        searching = matching.effort != "fast" if starts is None else "activations" in starts
+        return matching.method == "activation" or searching
 
     def _read(self) -> None:
         """Headers first (keys, shapes, space on the disk), then every tensor once."""
@@ -130,7 +147,43 @@ class Alignment:
 
     def _match(self) -> None:
         matching = self.request.matching
-        self.match: MatchResult = search(
+        self.match = self._by_activations() if matching.method == "activation" else self._by_weights()
+        self.rearrangement = Rearrangement(
+            self.understood.spec, self.match.permutations, self.pair.b, self.pair.subject.ties
+        )
+
+    def _by_activations(self) -> MatchResult:
+        matching, choice = self.request.matching, self.request.choice
+        if self.understood.derivation is None or matching.data is None:
+            raise UsageError(
+                "activation matching needs data to run the networks on, and a model that was traced",
+                hint="give --data, and leave out --spec",
+            )
+        inputs = data_inputs(
+            self.pair,
+            self.understood,
+            matching.data,
+            model=choice.spec,
+            limit=matching.limit,
+            batch_size=matching.batch_size,
+            seed=matching.seed,
+        )
+        return activation_matching(
+            self.understood.spec,
+            self.pair.a,
+            self.pair.b,
+            parameters=self.pair.subject.parameters,
+            taps=self.understood.derivation.taps,
+            correlations=measured(self.pair, self.understood, inputs),
+            share=matching.mix,
+            effort=matching.effort,
+            seed=matching.seed,
+            time_limit=matching.time_limit,
+        )
+
+    def _by_weights(self) -> MatchResult:
+        matching = self.request.matching
+        return search(
             self.understood.spec,
             self.pair.a,
             self.pair.b,
@@ -143,10 +196,26 @@ class Alignment:
             time_limit=matching.time_limit,
             device=self.device,
             on_pass=self._tell,
+            activations=self._activation_starts() if self._runs_networks else {},
         )
-        self.rearrangement = Rearrangement(
-            self.understood.spec, self.match.permutations, self.pair.b, self.pair.subject.ties
-        )
+
+    def _activation_starts(self) -> Mapping[str, Callable[[], Permutations]]:
+        """Starts from what the units say: on noise, and on data where there are some."""
+        matching = self.request.matching
+        starts = dict(synthetic_starts(self.pair, self.understood, matching.seed))
+        if matching.data is not None and starts:
+            inputs = partial(
+                data_inputs,
+                self.pair,
+                self.understood,
+                matching.data,
+                model=self.request.choice.spec,
+                limit=matching.limit,
+                batch_size=matching.batch_size,
+                seed=matching.seed,
+            )
+            starts["data"] = partial(start_from, self.pair, self.understood, inputs, matching.seed)
+        return starts
 
     def _tell(self, done: PassReport) -> None:
         """One pass is over; nobody can know how many there will be."""

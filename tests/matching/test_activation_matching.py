@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from itertools import pairwise
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
-from rebasin_cli.errors import DataError, NumericalError
-from rebasin_cli.matching.activation_matching import activation_matching
+from rebasin_cli.errors import DataError, ModelError, NumericalError
+from rebasin_cli.matching.activation_matching import activation_matching, match_activations
+from rebasin_cli.matching.activation_statistics import correlations
 from rebasin_cli.matching.covariance import CrossCovariance
-from rebasin_cli.matching.problem import prepare
-from rebasin_cli.permutation import apply, random
-from rebasin_cli.spec import AxisGroup, ParentBlock, PermutationSpec, Site
-from tests.benchmarks.matching_specs import Tensors, mlp, random_tensors
+from rebasin_cli.model.example_input import ExampleInput
+from rebasin_cli.model.state import load_state
+from rebasin_cli.permutation import Permutations, apply, random
+from rebasin_cli.symmetry.derive import Derivation, derive
+from rebasin_cli.trace.capture import called_operations
+from rebasin_cli.trace.tracer import trace_model
 
 
 @settings(max_examples=20, deadline=None)
@@ -45,54 +50,111 @@ def test_a_unit_that_never_varies_correlates_with_nothing() -> None:
     assert covariance.correlation()[0, 0] == pytest.approx(1.0)
 
 
-def mlp_activations(weights: Tensors, x: Tensor) -> dict[str, Tensor]:
-    first = torch.relu(x @ weights["0.weight"].T + weights["0.bias"])
-    second = torch.relu(first @ weights["1.weight"].T + weights["1.bias"])
-    return {"layer0": first, "layer1": second}
+WIDTHS = (6, 20, 20, 3)
 
 
-def test_a_permuted_network_is_recovered_from_what_it_computes() -> None:
-    spec, shapes = mlp([6, 20, 20, 3])
-    a = random_tensors(shapes, 0)
-    b = apply(spec, random(spec, 1), a)
+class Net(nn.Module):
+    """A perceptron; a branching one does more for large inputs, or where many come at once."""
 
-    def run() -> Iterator[tuple[dict[str, Tensor], dict[str, Tensor]]]:
-        for seed in range(4):
-            x = torch.randn(64, 6, generator=torch.Generator().manual_seed(seed))
-            yield mlp_activations(a, x), mlp_activations(b, x)
+    def __init__(self, *, branching: bool = False) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(n, m) for n, m in pairwise(WIDTHS))
+        self.branching = branching
 
-    problem = prepare(spec, a, b, a.keys())
-    for measure in ("correlation", "covariance"):
-        back = apply(spec, activation_matching(problem, run, measure=measure), b)  # type: ignore[arg-type]
-        assert all(torch.equal(back[key], a[key]) for key in a)
-
-
-def test_blocks_are_matched_through_the_units_inside_them() -> None:
-    groups = [AxisGroup("heads", 3, (Site("w", 0, inner=4),))]
-    groups += [AxisGroup(f"h{i}", 4, (Site("w", 0, 4 * i),), ParentBlock("heads", i)) for i in range(3)]
-    spec = PermutationSpec(tuple(groups))
-    a = random_tensors({"w": (12, 9)}, 0)
-    b = apply(spec, random(spec, 5), a)
-    x = torch.randn(200, 9)
-
-    def seen(weights: Tensors) -> dict[str, Tensor]:
-        units = x @ weights["w"].T
-        return {f"h{i}": units[:, 4 * i : 4 * i + 4] for i in range(3)}
-
-    found = activation_matching(prepare(spec, a, b, ["w"]), lambda: [(seen(a), seen(b))])
-    assert torch.equal(apply(spec, found, b)["w"], a["w"])
+    def forward(self, x: Tensor) -> Tensor:
+        large = self.branching and (len(x) > 4 or float(x.abs().max()) > 100)
+        for layer in self.layers[:-1]:
+            x = torch.relu(layer(x))
+            if large:
+                x = x.square()
+        return self.layers[-1](x)
 
 
-def test_faulty_activations_are_named() -> None:
-    spec, shapes = mlp([6, 5, 3])
-    a = random_tensors(shapes, 0)
-    problem = prepare(spec, a, a, a.keys())
-    good = {"layer0": torch.ones(2, 5)}
-    with pytest.raises(DataError, match="no activations came"):
-        activation_matching(problem, lambda: [])
-    with pytest.raises(DataError, match="layer0 came from one of the two networks only"):
-        activation_matching(problem, lambda: [(good, {})])
-    with pytest.raises(DataError, match=r"layer0: A has shape \(2, 5\), B has \(3, 5\)"):
-        activation_matching(problem, lambda: [(good, {"layer0": torch.ones(3, 5)})])
+class Heads(nn.Module):
+    """Attention whose heads, and the units inside them, may all be reordered."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(24, 4, batch_first=True)
+        self.out = nn.Linear(24, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.attention(x, x, x, need_weights=False)[0].mean(1))
+
+
+def batches(shape: tuple[int, ...], sizes: Sequence[int]) -> list[ExampleInput]:
+    whole = torch.randn(sum(sizes), *shape, generator=torch.Generator().manual_seed(5))
+    return [ExampleInput((part,)) for part in whole.split(list(sizes))]
+
+
+def planted(net: nn.Module, example: ExampleInput) -> tuple[Derivation, list[str], nn.Module, Permutations]:
+    """The network's groups, its operations, a copy with every group permuted at random, and how."""
+    trace = trace_model(net, example)
+    found = derive(trace, with_taps=True)
+    moved = random(found.spec, 3)
+    other = deepcopy(net)
+    load_state(other, apply(found.spec, moved, net.state_dict()))
+    return found, called_operations(trace), other, moved
+
+
+@pytest.mark.parametrize(("build", "shape"), [(Net, (6,)), (Heads, (7, 24))])
+def test_a_permuted_network_is_recovered_from_what_it_computes(
+    build: Callable[[], nn.Module], shape: tuple[int, ...]
+) -> None:
+    torch.manual_seed(0)
+    net = build().eval()
+    found, expected, other, _ = planted(net, ExampleInput((torch.randn(1, *shape),)))
+    seen = correlations((net, other), batches(shape, [64, 32]), found.taps, expected)
+    back = apply(found.spec, match_activations(found.spec, found.taps, seen), other.state_dict())
+    assert all(torch.equal(back[key], value) for key, value in net.state_dict().items())
+
+
+def test_any_batch_size_gives_the_same_correlations() -> None:
+    torch.manual_seed(0)
+    net = Net().eval()
+    found, expected, other, _ = planted(net, ExampleInput((torch.randn(1, 6),)))
+    one, many = (
+        correlations((net, other), batches((6,), sizes), found.taps, expected) for sizes in ([60], [7, 1, 22, 30])
+    )
+    assert one
+    for left, right in zip(one, many, strict=True):
+        assert torch.allclose(left, right, atol=1e-6)
+
+
+def test_weights_have_a_say_in_a_mixture_and_the_result_is_theirs() -> None:
+    torch.manual_seed(0)
+    net = Net().eval()
+    found, expected, other, _ = planted(net, ExampleInput((torch.randn(1, 6),)))
+    seen = correlations((net, other), batches((6,), [40]), found.taps, expected)
+    a, b = net.state_dict(), other.state_dict()
+    for share in (1.0, 0.3):
+        result = activation_matching(
+            found.spec, a, b, parameters=list(a), taps=found.taps, correlations=seen, share=share
+        )
+        assert result.method == "activation"
+        assert result.cosine_after == pytest.approx(1.0, abs=1e-6)
+        assert result.cosine_before < 0.9
+
+
+def test_a_path_that_was_not_traced_is_refused() -> None:
+    torch.manual_seed(0)
+    net = Net(branching=True).eval()
+    found, expected, other, _ = planted(net, ExampleInput((torch.randn(1, 6),)))
+    one_by_one = correlations((net, other), batches((6,), [8]), found.taps, expected)
+    in_pairs = correlations((net, other), batches((6,), [2, 2, 2, 2]), found.taps, expected)
+    assert all(torch.allclose(x, y, atol=1e-6) for x, y in zip(one_by_one, in_pairs, strict=True))
+    with pytest.raises(ModelError, match="another path"):
+        correlations((net, other), [ExampleInput((torch.full((1, 6), 1000.0),))], found.taps, expected)
+
+
+def test_no_input_is_a_fault_of_the_data() -> None:
+    net = Net().eval()
+    found, expected, other, _ = planted(net, ExampleInput((torch.randn(1, 6),)))
+    with pytest.raises(DataError, match="no input"):
+        correlations((net, other), [], found.taps, expected)
+
+
+def test_activations_that_are_not_finite_are_named() -> None:
+    covariance = CrossCovariance("layer0", 2)
     with pytest.raises(NumericalError, match="non-finite activations in layer0"):
-        activation_matching(problem, lambda: [(good, {"layer0": torch.full((2, 5), float("nan"))})])
+        covariance.add(torch.full((2, 2), float("nan")), torch.ones(2, 2))

@@ -1,0 +1,89 @@
+"""Running both networks to see their units at work: on synthetic inputs for starts, on data for activation matching."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+
+import torch
+from torch import nn
+
+from rebasin_cli.data import DataOptions, open_data
+from rebasin_cli.data.preset import model_transform
+from rebasin_cli.data.source import ModelView
+from rebasin_cli.errors import NumericalError
+from rebasin_cli.matching.activation_matching import match_activations
+from rebasin_cli.matching.activation_statistics import correlations
+from rebasin_cli.model.example_input import ExampleInput
+from rebasin_cli.model.state import load_state
+from rebasin_cli.permutation import Permutations, identity
+from rebasin_cli.trace.capture import called_operations
+from rebasin_cli.verbs.pair import Pair
+from rebasin_cli.verbs.synthetic_inputs import is_image, natural_noise, white_noise
+from rebasin_cli.verbs.understanding import Understanding
+from rebasin_cli.verbs.weights import Weights
+
+ROOM = 1 << 30
+"""Largest number of parameters of a model that is run for a start; a larger one costs more than the start is worth."""
+
+
+def synthetic_starts(pair: Pair, understood: Understanding, seed: int) -> Mapping[str, Callable[[], Permutations]]:
+    """Makers of starts that need no data, by name; none where the model was not traced or is too large to run."""
+    numbers = sum(tensor.numel() for tensor in pair.subject.module.parameters())
+    if understood.trace is None or understood.derivation is None or numbers > ROOM:
+        return {}
+    makers = {"noise": white_noise}
+    if is_image(understood.example):
+        makers["natural noise"] = natural_noise
+    return {
+        name: partial(start_from, pair, understood, partial(make, understood.example, seed), seed)
+        for name, make in makers.items()
+    }
+
+
+def start_from(
+    pair: Pair, understood: Understanding, inputs: Callable[[], Iterable[ExampleInput]], seed: int
+) -> Permutations:
+    """The permutations that the units' activations on these inputs suggest; none where the networks go out of range."""
+    try:
+        found = measured(pair, understood, inputs())
+    except NumericalError:  # noise may drive a network out of range: then it is no start
+        return identity(understood.spec)
+    assert understood.derivation is not None
+    return match_activations(understood.spec, understood.derivation.taps, found, seed=seed)
+
+
+def measured(pair: Pair, understood: Understanding, inputs: Iterable[ExampleInput]) -> list[torch.Tensor]:
+    """Correlations of A's units with B's at every tap, on the given inputs.
+
+    Raises:
+        DataError, ModelError, NumericalError: as for `correlations`.
+    """
+    assert understood.trace is not None
+    assert understood.derivation is not None
+    networks = (_network(pair, pair.a), _network(pair, pair.b))
+    return correlations(networks, inputs, understood.derivation.taps, called_operations(understood.trace))
+
+
+def _network(pair: Pair, weights: Weights) -> nn.Module:
+    """The model with these weights, in float32 where the file is narrower."""
+    return load_state(pair.subject.factory.build_weightless(), weights, dtype=torch.float32).eval()
+
+
+def data_inputs(
+    pair: Pair, understood: Understanding, data: str, *, model: str, limit: int | None, batch_size: int, seed: int
+) -> Iterable[ExampleInput]:
+    """The inputs of a data set, batch by batch, prepared as the model wants them.
+
+    Raises:
+        DataError: there is no such data, or it does not fit the model.
+    """
+    transform, names = model_transform(model, pair.subject.module)
+    shapes = [tuple(tensor.shape) for _, tensor in understood.example.tensors()]
+    image = shapes[0] if len(shapes) == 1 and len(shapes[0]) == 4 else None
+    view = ModelView(
+        classes_of=lambda batch: None, names=names, transform=transform, input_shape=image, input_certain=False
+    )
+    options = DataOptions(limit, seed, batch_size, 0, False, shuffle=False)
+    for batch in open_data(data, options, view).batches():
+        yield ExampleInput(batch.args, dict(batch.kwargs))
