@@ -18,6 +18,13 @@ SCATTER = "rebasin.scatter"
 """The name of the synthetic call that writes a changed view back into the value it was a view of."""
 
 
+DECIDING = frozenset(
+    f"aten.{name}"
+    for name in ("_local_scalar_dense", "_unique2", "allclose", "equal", "is_nonzero", "item", "masked_select", "nonzero")
+)
+"""Operations that tell the model's code numbers, or how many: what it does next may depend on them."""
+
+
 class Ref(NamedTuple):
     """Stands for a tensor among the arguments of a call: the index of its value."""
 
@@ -43,6 +50,7 @@ class Call:
         results: value indices of the tensors returned, flattened; None where a result is not a tensor.
         scope: path of the module that was speaking (empty for the model itself).
         synthetic: made while resolving views, not called by the model.
+        place: file and line of the model's code, for operations that tell it numbers (`DECIDING`).
     """
 
     name: str
@@ -51,6 +59,7 @@ class Call:
     results: tuple[int | None, ...]
     scope: str
     synthetic: bool = False
+    place: str = ""
 
     @property
     def inputs(self) -> list[int]:
@@ -110,8 +119,8 @@ class Trace:
 
     @cached_property
     def op_counts(self) -> dict[str, int]:
-        """How often each overload was called, by name."""
-        counts = Counter(call.overload for call in self.calls if not call.synthetic)
+        """How often each overload was called, by name; what weightless tensors ask about themselves is left out."""
+        counts = Counter(c.overload for c in self.calls if not c.synthetic and not c.overload.startswith("prim."))
         return dict(sorted(counts.items()))
 
     @cached_property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -120,14 +121,17 @@ def _tensors(nested: Any) -> list[Tensor]:
 
 @contextlib.contextmanager
 def plain_operations() -> Iterator[None]:
-    """Fused fast paths off: what they fuse must be seen."""
+    """Fused fast paths off: what they fuse must be seen. PyTorch's own log of failures too: the error says it all."""
     fastpath = torch.backends.mha.get_fastpath_enabled()
     onednn = torch._C._get_mkldnn_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     torch._C._set_mkldnn_enabled(False)
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    silent, log.disabled = log.disabled, True
     try:
         with torch.jit._fuser.optimized_execution(False):
             yield
     finally:
+        log.disabled = silent
         torch._C._set_mkldnn_enabled(onednn)
         torch.backends.mha.set_fastpath_enabled(fastpath)
