@@ -13,7 +13,7 @@ _rebasin() {
         'align --input') COMPREPLY=(); return ;;
         'align --input-file') COMPREPLY=($(compgen -f -- "$current")); return ;;
         'align --method') COMPREPLY=(); return ;;
-        'align --effort') COMPREPLY=($(compgen -W 'fast standard thorough' -- "$current")); return ;;
+        'align --effort') COMPREPLY=($(compgen -W 'auto fast standard thorough' -- "$current")); return ;;
         'align --start') COMPREPLY=(); return ;;
         'align --restarts') COMPREPLY=(); return ;;
         'align --max-passes') COMPREPLY=(); return ;;

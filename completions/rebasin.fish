@@ -19,7 +19,7 @@ complete -c rebasin -n '__fish_seen_subcommand_from align' -l model-arg -x -d 'A
 complete -c rebasin -n '__fish_seen_subcommand_from align' -l input -x -d 'Example input: 1,3,224,224 or ids=1,16:int64. Repeatable'
 complete -c rebasin -n '__fish_seen_subcommand_from align' -l input-file -r -F -d 'Example input from an .npz file'
 complete -c rebasin -n '__fish_seen_subcommand_from align' -l method -x -d 'How permutations are looked for: weight, activation'
-complete -c rebasin -n '__fish_seen_subcommand_from align' -l effort -x -a 'fast standard thorough' -d 'How much is tried'
+complete -c rebasin -n '__fish_seen_subcommand_from align' -l effort -x -a 'auto fast standard thorough' -d 'How much is tried'
 complete -c rebasin -n '__fish_seen_subcommand_from align' -l start -x -d 'identity, forward, barycentre or random; repeatable'
 complete -c rebasin -n '__fish_seen_subcommand_from align' -l restarts -x -d 'How often the search is taken up again'
 complete -c rebasin -n '__fish_seen_subcommand_from align' -l max-passes -x -d 'Bound on the passes from each start'

@@ -31,7 +31,7 @@ _rebasin() {
                 '*--input[Example input - 1,3,224,224 or ids=1,16 -int64. Repeatable]:value: ' \
                 '*--input-file[Example input from an .npz file]:value:_files' \
                 '*--method[How permutations are looked for - weight, activation]:value: ' \
-                '*--effort[How much is tried]:value:(fast standard thorough)' \
+                '*--effort[How much is tried]:value:(auto fast standard thorough)' \
                 '*--start[identity, forward, barycentre or random; repeatable]:value: ' \
                 '*--restarts[How often the search is taken up again]:value: ' \
                 '*--max-passes[Bound on the passes from each start]:value: ' \

@@ -15,6 +15,7 @@ from rebasin_cli.cli.output import Output
 class Effort(str, Enum):
     """How much the search tries."""
 
+    auto = "auto"
     fast = "fast"
     standard = "standard"
     thorough = "thorough"
@@ -34,7 +35,7 @@ def align(
     method: Annotated[
         str, typer.Option("--method", help="How permutations are looked for: weight, activation.")
     ] = "weight",
-    effort: Annotated[Effort, typer.Option("--effort", help="How much is tried.")] = Effort.standard,
+    effort: Annotated[Effort, typer.Option("--effort", help="How much is tried.")] = Effort.auto,
     start: Annotated[
         list[str] | None,
         typer.Option("--start", metavar="NAME", help="identity, forward, barycentre or random; repeatable."),

@@ -28,10 +28,12 @@ from rebasin_cli.matching.result import MatchResult, OnPass
 from rebasin_cli.permutation import Permutations, random
 from rebasin_cli.spec import PermutationSpec
 
-Effort = Literal["fast", "standard", "thorough"]
+Effort = Literal["auto", "fast", "standard", "thorough"]
 STARTS = ("identity", "forward", "barycentre", "random", "activations")
 BuildStart = Callable[[], Permutations]
 
+SECONDS_OF_WORK = 4e9
+"""Multiply-adds of a full pass below which the standard search is a matter of seconds."""
 SMALL = 2e9
 """Multiply-adds of a full pass below which one thread computes it."""
 _KICKS = ((0.7, 4), (0.5, 1), (0.8, 4), (0.6, 2))
@@ -74,7 +76,7 @@ def search(
     b: Mapping[str, Tensor],
     *,
     parameters: Collection[str],
-    effort: Effort = "standard",
+    effort: Effort = "auto",
     starts: Sequence[str] | None = None,
     restarts: int | None = None,
     seed: int = 0,
@@ -93,7 +95,8 @@ def search(
     Args:
         spec, a, b, parameters, order, max_passes, relative_tolerance, time_limit, on_pass, budget, device: as for
             `weight_matching`.
-        effort: `fast` is descents only; `standard` adds Frank–Wolfe and kicks; `thorough` has more of both.
+        effort: `fast` is descents only; `standard` adds Frank–Wolfe and kicks; `thorough` has more of both; `auto` is
+            `standard` where that costs seconds, and `fast` for larger networks.
         starts: only these instead of the effort's own: names in `STARTS`.
         restarts: kicks (or random starts, if they are asked for alone) instead of the effort's number.
         activations: makers of starts from activations, by the name that the result shows (`noise`, `images`, …).
@@ -105,12 +108,16 @@ def search(
         UsageError: an unknown start or effort.
     """
     began = time.monotonic()
-    if effort not in PLANS or any(name not in STARTS for name in starts or ()):
-        unknown = effort if effort not in PLANS else next(name for name in starts or () if name not in STARTS)
+    if effort not in (*PLANS, "auto") or any(name not in STARTS for name in starts or ()):
+        unknown = (
+            effort if effort not in (*PLANS, "auto") else next(name for name in starts or () if name not in STARTS)
+        )
         raise UsageError(f"unknown effort or start {unknown!r}: efforts are {', '.join(PLANS)}; {', '.join(STARTS)}")
     problem = prepare(spec, a, b, parameters, budget=budget, device=device)
     deadline = None if time_limit is None else began + time_limit
     settings = Settings(order, max_passes, relative_tolerance, deadline, began, on_pass)
+    if effort == "auto":
+        effort = "standard" if problem.full_pass < SECONDS_OF_WORK else "fast"
     plan = _plan(PLANS[effort], starts, restarts)
     if memory is None:
         memory = max(1 << 29, sum(a[key].nbytes for key in problem.keys))

@@ -25,7 +25,7 @@ def align(
     inputs: Sequence[str] = (),
     input_file: str | Path | None = None,
     method: str = "weight",
-    effort: Effort = "standard",
+    effort: Effort = "auto",
     starts: Sequence[str] | None = None,
     restarts: int | None = None,
     max_passes: int | None = None,
@@ -60,7 +60,7 @@ def align(
         model_args: keyword arguments for the model.
         inputs, input_file: what the model is run on where no zoo knows it; texts such as `1,3,224,224`.
         method: how the permutations are looked for; `weight` is weight matching.
-        effort: how much is tried: `fast`, `standard` or `thorough`.
+        effort: how much is tried: `fast`, `standard`, `thorough`, or `auto`: `standard` where that costs seconds.
         starts: where the search starts from instead (`identity`, `forward`, `barycentre`, `random`); the best end wins.
         restarts: how often it is taken up again instead of the effort's own number.
         max_passes, time_limit: bounds for the matching, in passes over all groups and in seconds.

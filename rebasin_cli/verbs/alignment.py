@@ -96,7 +96,6 @@ class Alignment:
                 spec_file=request.spec_file,
                 pins=request.pins,
                 strict=request.strict,
-                with_taps=self._runs_networks,
             )
         self.progress.phase("matching")
         with self.clock.phase("match"):
@@ -116,14 +115,6 @@ class Alignment:
             inputs = [request.a.path, request.b.path]
             check_outputs(request.files.named(), inputs, force=request.force, mkdir=request.mkdir)
         self.device = resolve_device(request.matching.device)
-
-    @property
-    def _runs_networks(self) -> bool:
-        """Whether the networks are run to see their units at work: for a method, or for starts of the search."""
-        matching = self.request.matching
-        starts = matching.starts
-        searching = matching.effort != "fast" if starts is None else "activations" in starts
-        return matching.method == "activation" or searching
 
     def _read(self) -> None:
         """Headers first (keys, shapes, space on the disk), then every tensor once."""
@@ -196,7 +187,7 @@ class Alignment:
             time_limit=matching.time_limit,
             device=self.device,
             on_pass=self._tell,
-            activations=self._activation_starts() if self._runs_networks else {},
+            activations=self._activation_starts(),
         )
 
     def _activation_starts(self) -> Mapping[str, Callable[[], Permutations]]:

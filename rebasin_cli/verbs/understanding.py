@@ -41,7 +41,6 @@ def understand(
     spec_file: Path | None = None,
     pins: Sequence[str] = (),
     strict: bool = False,
-    with_taps: bool = False,
 ) -> Understanding:
     """Find the axis groups of the model.
 
@@ -49,7 +48,6 @@ def understand(
         spec_file: read the spec from this file instead of tracing.
         pins: patterns of tensor names whose axes all keep their order.
         strict: an operation that no rule understands is an error.
-        with_taps: also find where the units can be seen at work.
 
     Raises:
         ModelError: the model does not run, the spec does not fit it, or `strict` is violated.
@@ -60,7 +58,7 @@ def understand(
         spec.check(subject.shapes)
         return Understanding(spec, example, free_fraction(spec, subject))
     trace = trace_model(subject.module, example, with_numbers=subject.factory.build)
-    derivation = derive(trace, pins=tuple(pins), with_taps=with_taps)
+    derivation = derive(trace, pins=tuple(pins))
     understanding = Understanding(derivation.spec, example, derivation.free_fraction, trace, derivation)
     if strict and understanding.unknown_ops:
         raise ModelError(

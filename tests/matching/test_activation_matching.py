@@ -90,7 +90,7 @@ def batches(shape: tuple[int, ...], sizes: Sequence[int]) -> list[ExampleInput]:
 def planted(net: nn.Module, example: ExampleInput) -> tuple[Derivation, list[str], nn.Module, Permutations]:
     """The network's groups, its operations, a copy with every group permuted at random, and how."""
     trace = trace_model(net, example)
-    found = derive(trace, with_taps=True)
+    found = derive(trace)
     moved = random(found.spec, 3)
     other = deepcopy(net)
     load_state(other, apply(found.spec, moved, net.state_dict()))
