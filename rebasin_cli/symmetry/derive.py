@@ -4,40 +4,25 @@ groups.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from fnmatch import fnmatchcase
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from math import prod
 
 import numpy as np
 
-from rebasin_cli.errors import ModelError
 from rebasin_cli.spec import AxisGroup, ParentBlock, PermutationSpec, PinnedAxis
-from rebasin_cli.symmetry import rules as _rules  # noqa: F401  (the rules register themselves)
+from rebasin_cli.symmetry.analysis import Analysis, UnknownOp
 from rebasin_cli.symmetry.naming import group_names
-from rebasin_cli.symmetry.positions import Layout, Leaf, fixed_layout, free_layout
+from rebasin_cli.symmetry.positions import Layout
 from rebasin_cli.symmetry.readout import FibreSite, sites_of_leaf
-from rebasin_cli.symmetry.registry import RULES, Op, constant_layout, fixed_results, hold_all
 from rebasin_cli.symmetry.relations import Relations
-from rebasin_cli.symmetry.rules.pointwise import is_pointwise, pointwise
-from rebasin_cli.symmetry.solver import Closure, solve
-from rebasin_cli.symmetry.taps import Tap, choose_taps
-from rebasin_cli.trace.graph import Call, Trace
+from rebasin_cli.symmetry.solver import Closure
+from rebasin_cli.symmetry.taps import choose_taps
+from rebasin_cli.trace.capture import Tap
+from rebasin_cli.trace.graph import Trace
 
-INPUT = "the model's input keeps its order"
-OUTPUT = "the model's output keeps its order"
-TABLE = "a counter or an index table"
-UNREAD = "not read in this forward pass"
 DEAD = "the model does not read these numbers: they are overwritten or cancel out"
-ASKED = "pinned by request"
-
-
-@dataclass(frozen=True, slots=True)
-class UnknownOp:
-    """An operation without a rule: everything that it touches keeps its order."""
-
-    op: str
-    scope: str
-    pinned_axes: int
 
 
 @dataclass(frozen=True)
@@ -50,7 +35,6 @@ class Derivation:
         roots, families: groups that act on their own; families of inner groups, one group for each block of a parent.
         parameters: number of floating-point elements in the state.
         free_fraction: share of them that at least one group moves.
-        taps: where the units of the groups can be seen at work, if that was asked for.
     """
 
     spec: PermutationSpec
@@ -59,128 +43,36 @@ class Derivation:
     families: int
     parameters: int
     free_fraction: float
-    taps: tuple[Tap, ...] = ()
+    look: Callable[[], tuple[Tap, ...]] = tuple
+
+    @cached_property
+    def taps(self) -> tuple[Tap, ...]:
+        """Where the units of the groups can be seen at work."""
+        return self.look()
 
     @property
     def units(self) -> int:
         return self.spec.units
 
 
-def derive(trace: Trace, *, pins: tuple[str, ...] = (), strict: bool = False, with_taps: bool = False) -> Derivation:
+def derive(trace: Trace, *, pins: tuple[str, ...] = (), strict: bool = False) -> Derivation:
     """Find every permutation symmetry of the recorded pass.
 
     Args:
         trace: the record.
         pins: patterns of tensor names (`*.bias`) whose axes all keep their order.
-        strict: refuse operations without a rule instead of pinning what they touch.
-        with_taps: also say where activations of every group can be read.
+        strict: refuse operations that no rule covers instead of pinning what they touch.
 
     Raises:
-        ModelError: `strict`, and an operation has no rule.
+        ModelError: `strict`, and an operation has no rule, or one that does not cover how it is used.
     """
-    analysis = _Analysis(trace, pins)
+    analysis = Analysis(trace, pins, strict)
     analysis.run()
-    if strict and analysis.unknown:
-        worst = analysis.unknown[0]
-        where = f" (in module {worst.scope!r})" if worst.scope else ""
-        raise ModelError(
-            f"no rule covers the operation {worst.op}{where}", hint="leave out --strict to pin what it touches"
-        )
-    closure = analysis.close(with_taps)
-    return _read_out(trace, analysis, closure, with_taps)
+    closure = analysis.close()
+    return _read_out(trace, analysis, closure)
 
 
-@dataclass
-class _Analysis:
-    trace: Trace
-    pins: tuple[str, ...]
-    relations: Relations = field(default_factory=Relations)
-    layouts: dict[int, Layout] = field(default_factory=dict)
-    leaves: dict[int, Leaf] = field(default_factory=dict)
-    unknown: list[UnknownOp] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        for key, value in self.trace.state.items():
-            described = self.trace.values[value]
-            if value in self.leaves or value in self.layouts:
-                continue
-            if value in self.trace.constants or not described.dtype.is_floating_point:
-                self.layouts[value] = fixed_layout(described.shape, TABLE)
-            elif any(fnmatchcase(key, pattern) for pattern in self.pins):
-                self.layouts[value] = fixed_layout(described.shape, ASKED)
-            else:
-                self.leaves[value] = Leaf(key, free_layout(described.shape))
-        for value in self.trace.inputs:
-            self.layouts[value] = fixed_layout(self.trace.values[value].shape, INPUT)
-
-    def layout_of(self, value: int) -> Layout:
-        if value in self.leaves:
-            return self.leaves[value].view(range(len(self.leaves[value].layout.dims)))
-        layout = self.layouts.get(value)
-        if layout is None:
-            numbers = self.trace.constants.get(value)
-            shape = self.trace.values[value].shape
-            layout = fixed_layout(shape, TABLE) if numbers is None else constant_layout(numbers)
-            self.layouts[value] = layout
-        if layout.leaf is not None:
-            return layout.leaf.view(layout.axes)
-        return layout
-
-    def shape_of(self, value: int) -> tuple[int, ...]:
-        return self.trace.values[value].shape
-
-    def run(self) -> None:
-        for call in self.trace.live:
-            results = [value for value in call.results if value is not None]
-            if all(value in self.trace.constants for value in results):
-                continue
-            op = Op(call, self.relations, self.layout_of, self.shape_of, self.trace.constants.get)
-            if all(0 in shape for shape in op.result_shapes):
-                found: list[Layout | None] = list(fixed_results(op, "empty"))
-            else:
-                found = self._apply(op, call)
-            for value, layout in zip(results, found, strict=True):
-                if layout is not None:
-                    self._check(call, value, layout)
-                    self.layouts[value] = layout
-        for value in self.trace.outputs:
-            hold_all(self.relations, self.layout_of(value), OUTPUT)
-
-    def _apply(self, op: Op, call: Call) -> list[Layout | None]:
-        rule = RULES.get(call.name) or (pointwise if is_pointwise(call.overload) else None)
-        if rule is None:
-            return self._pin(op, call)
-        result = rule(op)
-        return [result] if isinstance(result, Layout) else list(result)
-
-    def _pin(self, op: Op, call: Call) -> list[Layout | None]:
-        reason = f"the operation {call.name} has no rule"
-        pinned = 0
-        for layout in op.tensors:
-            pinned += sum(1 for factor in layout.factors if factor not in layout.fixed)
-            hold_all(self.relations, layout, reason)
-        self.unknown.append(UnknownOp(call.overload, call.scope, pinned))
-        return list(fixed_results(op, reason))
-
-    def _check(self, call: Call, value: int, layout: Layout) -> None:
-        if layout.shape != self.shape_of(value):
-            raise AssertionError(f"rule for {call.overload}: {layout.shape} for a tensor of {self.shape_of(value)}")
-
-    def close(self, with_activations: bool) -> Closure:
-        used = {value for call in self.trace.live for value in call.inputs}
-        for value, leaf in self.leaves.items():
-            if value not in used and value not in self.trace.outputs:
-                leaf.layout = fixed_layout(self.shape_of(value), UNREAD)
-            for entry in leaf.layout.entries:
-                self.relations.ids(entry)
-        if with_activations:
-            for layout in self.layouts.values():
-                for entry in layout.entries:
-                    self.relations.ids(entry)
-        return solve(self.relations)
-
-
-def _read_out(trace: Trace, analysis: _Analysis, closure: Closure, with_taps: bool) -> Derivation:
+def _read_out(trace: Trace, analysis: Analysis, closure: Closure) -> Derivation:
     order = _order_of_use(trace)
     found: dict[tuple[int, int], list[FibreSite]] = {}
     keys: dict[int, list[str]] = {}
@@ -214,7 +106,7 @@ def _read_out(trace: Trace, analysis: _Analysis, closure: Closure, with_taps: bo
         families=nested,
         parameters=parameters,
         free_fraction=moved / parameters if parameters else 0.0,
-        taps=choose_taps(trace, analysis.relations, closure, analysis.layouts, names) if with_taps else (),
+        look=partial(choose_taps, trace, analysis.relations, closure, analysis.layouts, names),
     )
 
 
@@ -261,7 +153,7 @@ def _parent(
 
 def _pinned(
     trace: Trace,
-    analysis: _Analysis,
+    analysis: Analysis,
     closure: Closure,
     moved_axes: set[tuple[str, int]],
     dead: set[tuple[str, int]],

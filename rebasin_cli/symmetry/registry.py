@@ -26,6 +26,7 @@ class Op:
     layout_of: Callable[[int], Layout]
     shape_of: Callable[[int], tuple[int, ...]]
     numbers_of: Callable[[int], Tensor | None]
+    dtype_of: Callable[[int], torch.dtype]
 
     def __getitem__(self, name: str) -> Any:
         return self.call.arguments[name]
@@ -137,6 +138,8 @@ def resized(layout: Layout, places: Sequence[int], shape: Sequence[int], reason:
 def constant_layout(numbers: Tensor) -> Layout:
     """Layout of a constant: uniform along the axes on which its numbers do not change, fixed along the others."""
     layout = uniform_layout(tuple(numbers.shape))
+    if not numbers.numel():
+        return layout
     fixed = {}
     for place, dim in enumerate(layout.dims):
         for factor in dim:

@@ -59,7 +59,7 @@ def solve(relations: Relations) -> Closure:
             continue
         pairs = np.unique(np.c_[colour[edges.source], colour[edges.target]][one_to_one], axis=0)
         family_of_colour = _components(len(size_of), pairs[:, 0], pairs[:, 1])
-        family = family_of_colour[colour]
+        family = _by_first_id(family_of_colour[colour])
         number = _number_units(family, unit)
         families = [Family(0) for _ in range(int(family.max()) + 1)] if len(family) else []
         _count_units(families, family, number)
@@ -69,6 +69,14 @@ def solve(relations: Relations) -> Closure:
         lay_out(families)
         reason, reasons = _reasons(relations, edges, size_of[colour] == 1)
         return Closure(family, number, colour, families, reason, reasons)
+
+
+def _by_first_id(family: Ids) -> Ids:
+    """Families numbered in the order of their smallest ids, so that names do not depend on how colours were found."""
+    _, first, index = np.unique(family, return_index=True, return_inverse=True)
+    rank = np.empty(len(first), dtype=np.int64)
+    rank[np.argsort(first)] = np.arange(len(first))
+    return rank[index.reshape(-1)]
 
 
 def _one_to_one(edges: Edges, colour: Ids, size_of: Ids) -> Ids:

@@ -20,7 +20,7 @@ SCATTER = "rebasin.scatter"
 
 DECIDING = frozenset(
     f"aten.{name}"
-    for name in ("_local_scalar_dense", "_unique2", "allclose", "equal", "is_nonzero", "item", "masked_select", "nonzero")
+    for name in ("_local_scalar_dense", "_unique2", "allclose", "equal", "is_nonzero", "masked_select", "nonzero")
 )
 """Operations that tell the model's code numbers, or how many: what it does next may depend on them."""
 
@@ -124,15 +124,30 @@ class Trace:
         return dict(sorted(counts.items()))
 
     @cached_property
+    def decisions(self) -> tuple[Call, ...]:
+        """The calls by which the model's code learnt numbers that depend on weights or inputs.
+
+        The record shows the path that was taken then; other numbers may lead to another one.
+        """
+        return tuple(
+            call
+            for call in self.calls
+            if call.name in DECIDING and any(value not in self.constants for value in call.inputs)
+        )
+
+    @cached_property
     def live(self) -> tuple[Call, ...]:
-        """The calls on which an output depends, in order; the others cannot constrain anything.
+        """The calls on which an output or a decision depends, in order; the others cannot constrain anything.
 
         A result without elements holds no numbers: what ran on no rows (an expert that no token reached) was not read.
         """
         needed = set(self.outputs)
+        deciding = {id(call) for call in self.decisions}
         kept: list[Call] = []
         for call in reversed(self.calls):
-            if any(r in needed and 0 not in self.values[r].shape for r in call.results if r is not None):
+            if id(call) in deciding or any(
+                r in needed and 0 not in self.values[r].shape for r in call.results if r is not None
+            ):
                 needed.update(call.inputs)
                 kept.append(call)
         return tuple(reversed(kept))

@@ -19,7 +19,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only
 
 from rebasin_cli.trace.aliases import AliasTable, ViewStep
-from rebasin_cli.trace.graph import Call, Ref, Value, refs_in
+from rebasin_cli.trace.code_place import code_place
+from rebasin_cli.trace.graph import DECIDING, Call, Ref, Value, refs_in
 
 NUMBERS_NEEDED = (
     DataDependentOutputException,
@@ -115,7 +116,8 @@ class Recorder(TorchDispatchMode):
         name = name[:-1] if name.endswith("_") and not name.endswith("__") else name
         constant = not any(value in self._variable for value in refs_in(arguments))
         arguments = {key: value for key, value in arguments.items() if key not in _outs(func)}
-        self.calls.append(Call(name, full_name(func), arguments, results, self.scope()))
+        spot = code_place() if name in DECIDING else ""
+        self.calls.append(Call(name, full_name(func), arguments, results, self.scope(), place=spot))
         viewed = _viewed(func)
         for place, (tensor, index) in enumerate(zip(leaves, results, strict=True)):
             changed = next((w for w in written if w is tensor), None)

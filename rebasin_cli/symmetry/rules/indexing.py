@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 
 from rebasin_cli.symmetry.algebra import elementwise
 from rebasin_cli.symmetry.arrange import take
@@ -101,6 +102,7 @@ def index_selected(op: Op) -> Layout:
     if numbers is not None:
         return take(op.relations, layout, place, numbers.reshape(-1).numpy() % layout.shape[place])
     held = hold_dims(op.relations, layout, [place], BY_VALUE)
+    hold_all(op.relations, op.layout("index"), BY_VALUE)
     return resized(held, [place], op.result_shape, BY_VALUE)
 
 
@@ -113,27 +115,37 @@ def indexed(op: Op) -> Layout | list[Layout]:
     if len(given) == 1 and numbers[0] is not None and numbers[0].dim() == 1 and numbers[0].dtype.is_signed:
         place = given[0][0]
         return take(op.relations, layout, place, numbers[0].numpy() % layout.shape[place])
-    places = [place for place, _ in given]
-    widths = [max(1, op_rank(op, ref.value)) for _, ref in given]
-    boolean = any(width > 1 for width in widths) and _is_mask(op, given)
-    covered = sorted({p + extra for p, w in zip(places, widths, strict=True) for extra in range(w if boolean else 1)})
+    masks = _is_mask(op)
+    widths = [max(1, op_rank(op, ref.value)) if masks else 1 for _, ref in given]
+    covered = sorted({place + extra for (place, _), width in zip(given, widths, strict=True) for extra in range(width)})
     held = released(hold_dims(op.relations, layout, covered, BY_VALUE))
     untouched = [place for place in range(len(layout.dims)) if place not in covered]
     new = len(op.result_shape) - len(untouched)
     adjacent = covered == list(range(covered[0], covered[0] + len(covered)))
     at = covered[0] if adjacent else 0
-    fresh = fixed_layout(op.result_shape[at : at + new], BY_VALUE)
+    fresh = _index_dims(op, [ref.value for _, ref in given], op.result_shape[at : at + new], masks)
     before = [held.dims[place] for place in untouched if adjacent and place < at]
     after = [held.dims[place] for place in untouched if not adjacent or place >= at]
-    return _without_lost(op, Layout((*before, *fresh.dims, *after), held.entries, {**held.fixed, **fresh.fixed}))
+    dims = (*before, *fresh.dims, *after)
+    return _without_lost(op, Layout(dims, (*held.entries, *fresh.entries), {**held.fixed, **fresh.fixed}))
+
+
+def _index_dims(op: Op, values: Sequence[int], shape: Sequence[int], masks: bool) -> Layout:
+    """The dimensions that indices bring along: theirs, run together; what masks pick has an order of its own."""
+    if not masks:
+        return elementwise(op.relations, [op.layout_of(value) for value in values], shape)
+    for value in values:
+        hold_all(op.relations, op.layout_of(value), BY_VALUE)
+    return fixed_layout(shape, BY_VALUE)
 
 
 def op_rank(op: Op, value: int) -> int:
     return len(op.shape_of(value))
 
 
-def _is_mask(op: Op, given: Sequence[tuple[int, object]]) -> bool:
-    return len(op.result_shape) < len(op.shape("self"))
+def _is_mask(op: Op) -> bool:
+    """Whether a mask is among the indices."""
+    return any(op.dtype_of(ref.value) in (torch.bool, torch.uint8) for ref in op["indices"] if ref is not None)
 
 
 def _without_lost(op: Op, layout: Layout) -> Layout:
@@ -178,6 +190,7 @@ def scattered(op: Op) -> Layout | list[Layout]:
     name = op.call.name.removeprefix("aten.")
     if name in ("index_add", "index_copy", "index_fill"):
         place = op.dim("dim", len(layout.dims))
+        hold_all(op.relations, op.layout("index"), BY_VALUE)
         return _written_rows(op, [place], op.layout("source") if op.has("source") else None, [place])
     if name in ("index_put", "_unsafe_index_put", "_index_put_impl"):
         return _index_put(op, layout)
@@ -206,7 +219,9 @@ def _uneven(op: Op, place: int) -> bool:
 
 def _index_put(op: Op, layout: Layout) -> Layout | list[Layout]:
     given = [(place, ref) for place, ref in enumerate(op["indices"]) if ref is not None]
-    widths = [max(1, op_rank(op, ref.value)) if _is_boolean(op, ref.value) else 1 for _, ref in given]
+    widths = [max(1, op_rank(op, ref.value)) if _is_mask(op) else 1 for _, ref in given]
+    for _, ref in given:
+        hold_all(op.relations, op.layout_of(ref.value), BY_VALUE)
     covered = sorted({place + extra for (place, _), w in zip(given, widths, strict=True) for extra in range(w)})
     values = op.layout("values")
     rest = len(layout.dims) - len(covered)
@@ -215,11 +230,6 @@ def _index_put(op: Op, layout: Layout) -> Layout | list[Layout]:
             hold_all(op.relations, piece, BY_VALUE)
         return fixed_results(op, BY_VALUE)
     return _written_rows(op, covered, values, range(len(values.dims) - rest))
-
-
-def _is_boolean(op: Op, value: int) -> bool:
-    numbers = op.numbers_of(value)
-    return (numbers is not None and not numbers.dtype.is_signed) or op_rank(op, value) > 1
 
 
 def _written_rows(op: Op, covered: Sequence[int], source: Layout | None, lost: Sequence[int]) -> Layout:

@@ -1,0 +1,180 @@
+"""Applies the rules to a recorded pass, call by call, and collects what they say.
+
+Nothing is silently wrong here: an operation without a rule, or one used in a way that its rule does not cover, pins all
+that it touches and is reported; positions of a parameter that no operation reads are pinned, because an input of
+another size or another path through the model may read them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+
+import torch
+
+from rebasin_cli.errors import ModelError, RebasinError
+from rebasin_cli.symmetry import rules as _rules  # noqa: F401  (the rules register themselves)
+from rebasin_cli.symmetry.positions import Layout, Leaf, fixed_layout, free_layout
+from rebasin_cli.symmetry.reading import Reading
+from rebasin_cli.symmetry.registry import RULES, Op, constant_layout, fixed_results, hold_all
+from rebasin_cli.symmetry.relations import Relations
+from rebasin_cli.symmetry.rules.pointwise import is_pointwise, pointwise
+from rebasin_cli.symmetry.solver import Closure, solve
+from rebasin_cli.trace.graph import Call, Trace
+
+INPUT = "the model's input keeps its order"
+OUTPUT = "the model's output keeps its order"
+TABLE = "a counter or an index table"
+UNREAD = "not read in this forward pass"
+ASKED = "pinned by request"
+DECISION = "the model's code decides by these numbers"
+
+
+@dataclass(frozen=True, slots=True)
+class UnknownOp:
+    """An operation that no rule covers: everything that it touches keeps its order.
+
+    Args:
+        op: full name of the operation.
+        scope: path of the module that asked for it.
+        pinned_axes: how many axes it pinned that were not pinned before.
+        reason: why it is not covered.
+    """
+
+    op: str
+    scope: str
+    pinned_axes: int
+    reason: str
+
+
+@dataclass
+class Analysis:
+    """What the rules say about one recorded pass.
+
+    Attributes:
+        trace: the record.
+        pins: patterns of tensor names whose axes all keep their order.
+        strict: refuse what no rule covers instead of pinning it.
+        relations: the relations found.
+        layouts: by value, for everything that is no leaf.
+        leaves: parameters and floating buffers, by value.
+        unknown: the operations that no rule covers.
+    """
+
+    trace: Trace
+    pins: tuple[str, ...] = ()
+    strict: bool = False
+    relations: Relations = field(default_factory=Relations)
+    layouts: dict[int, Layout] = field(default_factory=dict)
+    leaves: dict[int, Leaf] = field(default_factory=dict)
+    unknown: list[UnknownOp] = field(default_factory=list)
+    _reading: Reading = field(default_factory=Reading)
+
+    def __post_init__(self) -> None:
+        for key, value in self.trace.state.items():
+            described = self.trace.values[value]
+            if value in self.leaves or value in self.layouts:
+                continue
+            if value in self.trace.constants or not described.dtype.is_floating_point:
+                self.layouts[value] = fixed_layout(described.shape, TABLE)
+            elif any(fnmatchcase(key, pattern) for pattern in self.pins):
+                self.layouts[value] = fixed_layout(described.shape, ASKED)
+            else:
+                self.leaves[value] = Leaf(key, free_layout(described.shape))
+        for value in self.trace.inputs:
+            self.layouts[value] = fixed_layout(self.trace.values[value].shape, INPUT)
+
+    def layout_of(self, value: int) -> Layout:
+        if value in self.leaves:
+            return self.leaves[value].view(range(len(self.leaves[value].layout.dims)))
+        layout = self.layouts.get(value)
+        if layout is None:
+            numbers = self.trace.constants.get(value)
+            shape = self.trace.values[value].shape
+            layout = fixed_layout(shape, TABLE) if numbers is None else constant_layout(numbers)
+            self.layouts[value] = layout
+        if layout.leaf is not None:
+            return layout.leaf.view(layout.axes)
+        return layout
+
+    def shape_of(self, value: int) -> tuple[int, ...]:
+        return self.trace.values[value].shape
+
+    def _dtype_of(self, value: int) -> torch.dtype:
+        return self.trace.values[value].dtype
+
+    def run(self) -> None:
+        """Apply a rule to every live call, and hold the outputs.
+
+        Raises:
+            ModelError: `strict`, and an operation is not covered.
+        """
+        decisions = {id(call) for call in self.trace.decisions}
+        for call in self.trace.live:
+            results = [value for value in call.results if value is not None]
+            if id(call) in decisions:
+                self._hold_inputs(call)
+            if all(value in self.trace.constants for value in results):
+                continue
+            op = Op(call, self.relations, self.layout_of, self.shape_of, self.trace.constants.get, self._dtype_of)
+            for value, layout in zip(results, self._apply(op), strict=True):
+                if layout is not None:
+                    self.layouts[value] = layout
+            self._reading.note(call, self.layout_of, self.trace.constants)
+        for value in self.trace.outputs:
+            hold_all(self.relations, self.layout_of(value), OUTPUT)
+
+    def close(self) -> Closure:
+        """The solution of all relations; ids of intermediate results have a place in it too."""
+        used = {value for call in self.trace.live for value in call.inputs} | set(self.trace.outputs)
+        for value, leaf in self.leaves.items():
+            if value not in used:
+                leaf.layout = fixed_layout(self.shape_of(value), UNREAD)
+        layouts = [leaf.layout for leaf in self.leaves.values()]
+        for layout in (*layouts, *self.layouts.values()):
+            for entry in layout.entries:
+                self.relations.ids(entry)
+        self._reading.pin_unread(self.relations, layouts, UNREAD)
+        return solve(self.relations)
+
+    def _hold_inputs(self, call: Call) -> None:
+        for value in call.inputs:
+            hold_all(self.relations, self.layout_of(value), DECISION)
+
+    def _apply(self, op: Op) -> list[Layout | None]:
+        if all(0 in shape for shape in op.result_shapes):
+            return list(fixed_results(op, "empty"))
+        call = op.call
+        rule = RULES.get(call.name) or (pointwise if is_pointwise(call.overload) else None)
+        if rule is None:
+            return self._pin(op, f"the operation {call.name} has no rule")
+        try:
+            result = rule(op)
+            found: list[Layout | None] = [result] if isinstance(result, Layout) else list(result)
+            self._check(op, found)
+        except RebasinError:
+            raise
+        except Exception as error:
+            said = " ".join(str(error).split())
+            return self._pin(
+                op, f"the rule for {call.name} does not cover this use of it ({type(error).__name__}: {said})", error
+            )
+        return found
+
+    def _pin(self, op: Op, reason: str, error: Exception | None = None) -> list[Layout | None]:
+        if self.strict:
+            where = f" (in module {op.call.scope!r})" if op.call.scope else ""
+            raise ModelError(f"{reason}{where}", hint="leave out --strict to pin what it touches") from error
+        pinned = 0
+        for layout in op.tensors:
+            pinned += sum(1 for factor in layout.factors if factor not in layout.fixed)
+            hold_all(self.relations, layout, reason)
+        self.unknown.append(UnknownOp(op.call.overload, op.call.scope, pinned, reason))
+        return list(fixed_results(op, reason))
+
+    def _check(self, op: Op, found: list[Layout | None]) -> None:
+        """A rule that gives a wrong shape did not understand what it saw."""
+        values = [value for value in op.call.results if value is not None]
+        for value, layout in zip(values, found, strict=True):
+            if layout is not None and layout.shape != self.shape_of(value):
+                raise ValueError(f"positions of shape {layout.shape} for a result of shape {self.shape_of(value)}")

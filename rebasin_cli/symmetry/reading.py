@@ -1,0 +1,75 @@
+"""Which positions of the parameters the pass reads.
+
+A slice of a table reads its rows and no others. Those others look free, because nothing was said about them, but a
+longer input, or a router that picks another expert, would read them too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from rebasin_cli.symmetry.positions import Block, Layout
+from rebasin_cli.symmetry.relations import Relations
+from rebasin_cli.trace.graph import Call, refs_in
+
+_VIEWS = (
+    "_reshape_alias", "_unsafe_view", "alias", "chunk", "contiguous", "detach", "expand", "flatten", "lift_fresh",
+    "movedim", "narrow", "permute", "reshape", "select", "slice", "split", "split_with_sizes", "squeeze", "t",
+    "tensor_split", "transpose", "unbind", "unflatten", "unsafe_chunk", "unsafe_split", "unsafe_split_with_sizes",
+    "unsqueeze", "view",
+)  # fmt: skip
+_COPIES = ("_to_copy", "cat", "clone", "constant_pad_nd", "flip", "lift_fresh_copy", "repeat", "roll", "stack")
+_PICKS = ("_unsafe_index", "index", "index_select")
+
+ARRANGING = frozenset(f"aten.{name}" for name in (*_VIEWS, *_COPIES)) | {"rebasin.scatter"}
+"""Operations that only bring positions elsewhere: what is read is what others read of their results."""
+
+PICKING = frozenset(f"aten.{name}" for name in _PICKS)
+"""Operations that do so where their indices are constant."""
+
+
+@dataclass(slots=True)
+class Reading:
+    """Ids that some operation reads."""
+
+    _blocks: set[Block] = field(default_factory=set)
+
+    def note(self, call: Call, layout_of: Callable[[int], Layout], constants: Collection[int]) -> None:
+        """Note what a call reads, once its rule has been applied."""
+        if call.name in ARRANGING:
+            return
+        if call.name in PICKING and all(
+            v in constants for v in refs_in([call.arguments.get("indices"), call.arguments.get("index")])
+        ):
+            return
+        for value in call.inputs:
+            self._blocks.update(entry.block for entry in layout_of(value).entries)
+
+    def pin_unread(self, relations: Relations, layouts: Iterable[Layout], reason: str) -> None:
+        """Pin those positions of the given layouts, whose ids must all be given out, that nothing reads."""
+        read = np.zeros(relations.size, dtype=bool)
+        for block in self._blocks:
+            if block.ids is not None:
+                read[block.ids] = True
+        self._spread(relations, read)
+        for layout in layouts:
+            for entry in layout.entries:
+                ids = relations.ids(entry).ravel()
+                if not np.all(read[ids]):
+                    relations.pin(ids[~read[ids]], reason)
+
+    @staticmethod
+    def _spread(relations: Relations, read: np.ndarray) -> None:
+        """Who reads a position that follows another one reads that one; linked ones are read together."""
+        pairs = [*relations.functions, *relations.links, *((right, left) for left, right in relations.links)]
+        if not pairs:
+            return
+        source = np.concatenate([source for source, _ in pairs])
+        target = np.concatenate([target for _, target in pairs])
+        count = -1
+        while count != int(np.count_nonzero(read)):
+            count = int(np.count_nonzero(read))
+            read[target[read[source]]] = True
