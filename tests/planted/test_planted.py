@@ -18,6 +18,7 @@ from rebasin_cli.spec import PermutationSpec
 from tests.benchmarks.zoo_table import derive_model
 from tests.planted import by_hand, from_spec
 from tests.planted.by_hand import Arrays, Planter
+from tests.symmetry.small_zoo import load, zoo_names
 
 BY_HAND: dict[str, Callable[[Planter], None]] = {
     "densenet121": by_hand.densenet121,
@@ -45,7 +46,7 @@ FROM_SPEC = (
     "swin_v2_t",
 )
 
-SLOW = {"vgg11_bn", "vit_b_16"}
+SLOW = {"densenet121", "maxvit_t", "resnext50_32x4d", "vgg11_bn", "vit_b_16"}
 
 
 def models(names: object) -> list[object]:
@@ -89,5 +90,15 @@ def test_what_was_planted_from_the_spec_comes_back(name: str) -> None:
     factory = load_factory(f"torchvision:{name}")
     module = factory.build_weightless()
     spec = derive_model(factory, module).spec
+    a = random_arrays(module, seed=1)
+    assert_comes_back(spec, module, a, from_spec.plant(spec, a, seed=2))
+
+
+@pytest.mark.parametrize("name", zoo_names())
+def test_what_was_planted_in_the_small_zoo_comes_back(name: str) -> None:
+    """Nested groups of every kind: heads and their units, grouped queries, experts, blocks of norms."""
+    model = load(name)
+    module = model.module.build()
+    spec = model.derive().spec
     a = random_arrays(module, seed=1)
     assert_comes_back(spec, module, a, from_spec.plant(spec, a, seed=2))
