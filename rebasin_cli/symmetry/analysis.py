@@ -116,7 +116,8 @@ class Analysis:
                 self._hold_inputs(call)
             if all(value in self.trace.constants for value in results):
                 continue
-            op = Op(call, self.relations, self.layout_of, self.shape_of, self.trace.constants.get, self._dtype_of)
+            facts = (self.layout_of, self.shape_of, self.trace.constants.get, self._dtype_of)
+            op = Op(call, self.relations, *facts, self.trace.read.__contains__)
             for value, layout in zip(results, self._apply(op), strict=True):
                 if layout is not None:
                     self.layouts[value] = layout
@@ -126,9 +127,8 @@ class Analysis:
 
     def close(self) -> Closure:
         """The solution of all relations; ids of intermediate results have a place in it too."""
-        used = {value for call in self.trace.live for value in call.inputs} | set(self.trace.outputs)
         for value, leaf in self.leaves.items():
-            if value not in used:
+            if value not in self.trace.read:
                 leaf.layout = fixed_layout(self.shape_of(value), UNREAD)
         layouts = [leaf.layout for leaf in self.leaves.values()]
         for layout in (*layouts, *self.layouts.values()):

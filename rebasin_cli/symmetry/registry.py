@@ -27,6 +27,7 @@ class Op:
     shape_of: Callable[[int], tuple[int, ...]]
     numbers_of: Callable[[int], Tensor | None]
     dtype_of: Callable[[int], torch.dtype]
+    is_read: Callable[[int], bool]
 
     def __getitem__(self, name: str) -> Any:
         return self.call.arguments[name]

@@ -153,6 +153,11 @@ class Trace:
         return tuple(reversed(kept))
 
     @cached_property
+    def read(self) -> frozenset[int]:
+        """Values that a live call or the output looks at."""
+        return frozenset(value for call in self.live for value in call.inputs) | frozenset(self.outputs)
+
+    @cached_property
     def paths(self) -> tuple[tuple[str, ...], ...]:
         """Linear paths through the modules, see `paths.py`."""
         from rebasin_cli.trace.paths import linear_paths

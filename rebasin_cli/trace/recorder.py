@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import (
@@ -30,7 +31,7 @@ NUMBERS_NEEDED = (
 )
 """Raised where the model's code asks a weightless tensor for its numbers."""
 
-_RANDOM = ("bernoulli", "dropout", "multinomial", "normal", "rand", "randint", "randn", "randperm", "uniform")
+_SHAPES_FOR_BFLOAT16 = ("aten::_grouped_mm",)
 
 
 class Recorder(TorchDispatchMode):
@@ -98,6 +99,8 @@ class Recorder(TorchDispatchMode):
         if self._mode is None or not any(isinstance(tensor, FakeTensor) for tensor in tensors):
             return func(*args, **kwargs)
         with self._mode:
+            if func._schema.name in _SHAPES_FOR_BFLOAT16 and not any(t.dtype is torch.bfloat16 for t in tensors):
+                return _as_bfloat16(func, args, kwargs)
             return func(*args, **kwargs)
 
     def _keep_numbers(self, tensors: list[Tensor]) -> None:
@@ -114,7 +117,8 @@ class Recorder(TorchDispatchMode):
         results = tuple(self.new_value(value) for value in described)
         name = func._schema.name.replace("::", ".")
         name = name[:-1] if name.endswith("_") and not name.endswith("__") else name
-        constant = not any(value in self._variable for value in refs_in(arguments))
+        drawn = torch.Tag.nondeterministic_seeded in func.tags  # other numbers in the next pass
+        constant = not drawn and not any(value in self._variable for value in refs_in(arguments))
         arguments = {key: value for key, value in arguments.items() if key not in _outs(func)}
         spot = code_place() if name in DECIDING else ""
         self.calls.append(Call(name, full_name(func), arguments, results, self.scope(), place=spot))
@@ -150,6 +154,13 @@ class Recorder(TorchDispatchMode):
             self._variable.add(index)
         elif not isinstance(tensor, FakeTensor):
             self.constants[index] = tensor
+
+
+def _as_bfloat16(func: OpOverload, args: Any, kwargs: dict[str, Any]) -> Any:
+    """What the operation gives in shape and in the dtype asked for, where its shape function knows bfloat16 alone."""
+    asked = next(leaf.dtype for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor))
+    args, kwargs = tree_map_only(Tensor, lambda t: t.bfloat16() if t.is_floating_point() else t, (args, kwargs))
+    return tree_map_only(Tensor, lambda t: t.to(asked), func(*args, **kwargs))
 
 
 def full_name(func: OpOverload) -> str:

@@ -18,6 +18,7 @@ from rebasin_cli.symmetry.registry import Op, rule
     "aten.clamp_max",
     "aten.clamp_min",
     "aten.clone",
+    "aten.complex",
     "aten.copy",
     "aten.div",
     "aten.hardswish",

@@ -62,9 +62,14 @@ def extreme(op: Op) -> list[Layout]:
 
 def _with_positions(op: Op, layout: Layout, keep: bool) -> list[Layout]:
     place = op.dim("dim", len(layout.dims))
-    held = hold_dims(op.relations, layout, [place], INDEX)
-    result = reduced(op, held, [place], keep)
+    if _positions_are_read(op):
+        layout = hold_dims(op.relations, layout, [place], INDEX)
+    result = reduced(op, layout, [place], keep)
     return [result for _ in op.call.results]
+
+
+def _positions_are_read(op: Op) -> bool:
+    return any(value is not None and op.is_read(value) for value in op.call.results[1:])
 
 
 @rule("aten.argmax", "aten.argmin")
@@ -103,8 +108,9 @@ def ranked(op: Op) -> list[Layout]:
 
     layout = op.layout("self")
     place = op.dim("dim", len(layout.dims))
-    held = hold_dims(op.relations, layout, [place], INDEX)
-    result = resized(held, [place], op.result_shape, INDEX)
+    if op.call.name == "aten.argsort" or _positions_are_read(op):
+        layout = hold_dims(op.relations, layout, [place], INDEX)
+    result = resized(reduced(op, layout, [place], True), [place], op.result_shape, INDEX)
     return [result for _ in op.call.results]
 
 

@@ -137,3 +137,8 @@ def test_branches_on_numbers_fall_back_to_a_real_run() -> None:
     trace = trace_model(Net(run, one=nn.Linear(3, 6), two=nn.Linear(6, 2)), ExampleInput((X,)))
     assert not trace.weightless
     assert len(derive(trace).spec.groups) == 1
+
+
+def test_an_index_that_is_drawn_in_the_pass_pins() -> None:
+    net = Net(lambda m, x: m.two(m.one(x)[:, torch.randperm(6)]), one=nn.Linear(3, 6), two=nn.Linear(6, 2))
+    assert axes(found(net, X)) == []
