@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import sys
+
+_STOPPED = (130, 141, 143)
 
 
 def main() -> int:
-    """Run the program on the process's arguments."""
+    """Run the program on the process's arguments.
+
+    A run that was told to stop ends at once: all is cleaned up by then, and taking the libraries down takes seconds.
+    """
     from rebasin_cli.cli.app import main as run
 
-    return run()
+    code = run()
+    if code in _STOPPED:
+        sys.stderr.flush()
+        os._exit(code)
+    return code
 
 
 if __name__ == "__main__":

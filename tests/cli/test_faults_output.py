@@ -8,7 +8,6 @@ import resource
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -35,9 +34,10 @@ def test_a_report_that_exists_is_kept(run: Runner, place: Path) -> None:
 
 def test_an_existing_output_is_refused_before_torch_is_imported(process: Runner, place: Path) -> None:
     (place / "b-aligned.safetensors").write_bytes(b"old")
-    began = time.monotonic()
-    assert process(*ALIGN).code == 6
-    assert time.monotonic() - began < 3.0
+    (place / "torch.py").write_text("raise AssertionError('torch was imported')")  # first on the path of the process
+    done = process(*ALIGN)
+    assert done.code == 6
+    assert "torch was imported" not in done.err
 
 
 @pytest.mark.parametrize("way", ["itself", "dots", "symlink", "hardlink"])
@@ -110,10 +110,8 @@ def test_a_signal_ends_the_run_at_once_and_leaves_nothing(place: Path, number: i
     for line in started.stderr:
         if "ready" in line:
             break
-    began = time.monotonic()
     started.send_signal(number)
-    out, err = started.communicate(timeout=30)
-    assert time.monotonic() - began < 2.0
+    out, err = started.communicate(timeout=30)  # the model's own code would sleep for a minute
     assert (started.returncode, out) == (code, "")
     assert "Traceback" not in err
     assert sorted(path.name for path in place.iterdir() if path.name != "__pycache__") == files

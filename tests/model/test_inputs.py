@@ -145,7 +145,7 @@ class Language(nn.Module):
 
 GUESSES = [
     (nn.Sequential(nn.Linear(6, 2)), "1x6"),
-    (nn.Sequential(nn.Conv2d(4, 8, 3, groups=2), nn.AdaptiveAvgPool2d(1)), "1x4x224x224"),
+    (nn.Sequential(nn.Conv2d(4, 8, 3, groups=2), nn.AdaptiveAvgPool2d(1)), "1x4x32x32"),
     (Cifar(), "1x3x32x32"),
     (nn.Sequential(nn.Flatten(), nn.Linear(784, 10)), "1x784"),
     (nn.Sequential(nn.Conv1d(2, 3, 5)), "1x2x1024"),
