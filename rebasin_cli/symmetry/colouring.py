@@ -45,10 +45,16 @@ class Edges:
         )
 
 
-def refine(relations: Relations, edges: Edges) -> Ids:
-    """Colour by id, numbered from 0: int64 (ids,)."""
-    colour = _first_colours(relations)
-    touched = np.unique(np.concatenate([edges.source, edges.target]))
+def refine(relations: Relations, edges: Edges, known: Ids | None = None) -> Ids:
+    """Colour by id, numbered from 0: int64 (ids,).
+
+    Args:
+        relations: what is said.
+        edges: its links and functions.
+        known: colours of the first ids from fewer relations, which more relations can only split further.
+    """
+    colour = _first_colours(relations, known)
+    touched = np.flatnonzero(np.bincount(np.r_[edges.source, edges.target], minlength=relations.size))
     if not len(touched):
         return colour
     place = np.zeros(relations.size, dtype=np.int64)
@@ -56,32 +62,47 @@ def refine(relations: Relations, edges: Edges) -> Ids:
     source, target = place[edges.source], place[edges.target]
     label = edges.label.astype(np.uint64)
     down, up = _mix(2 * label), _mix(2 * label + np.uint64(1))
-    local = np.unique(colour[touched], return_inverse=True)[1]
-    count = int(local.max()) + 1
+    local = _mix(colour[touched].astype(np.uint64) + np.uint64(1))
+    count = len(np.unique(local))
     while True:
-        hashed = _mix(local.astype(np.uint64) + np.uint64(1))
-        seen = _mix(hashed)
-        np.add.at(seen, source, _mix(hashed[target] + down))
-        np.add.at(seen, target, _mix(hashed[source] + up))
-        local = np.unique(seen, return_inverse=True)[1]
-        new_count = int(local.max()) + 1
+        seen = _mix(local)
+        np.add.at(seen, source, _mix(local[target] + down))
+        np.add.at(seen, target, _mix(local[source] + up))
+        local = _mix(seen)
+        new_count = len(np.unique(local))
         if new_count == count:
             break
         count = new_count
-    colour[touched] = local + colour.max() + 1
-    return np.unique(colour, return_inverse=True)[1].astype(np.int64)
+    colour[touched] = np.unique(local, return_inverse=True)[1] + colour.max() + 1
+    return _in_order(colour)
 
 
-def _first_colours(relations: Relations) -> Ids:
-    births = np.array(relations.births, dtype=np.int64)
-    colour = np.searchsorted(births, np.arange(relations.size), side="right").astype(np.int64)
-    told = _mix(colour.astype(np.uint64))
+def first_places(numbers: Ids) -> Ids:
+    """For every number from 0 on, all of which occur, where it occurs first."""
+    first = np.empty(int(numbers.max(initial=-1)) + 1, dtype=np.int64)
+    first[numbers[::-1]] = np.arange(len(numbers))[::-1]
+    return first
+
+
+def _in_order(values: Ids | Hashes) -> Ids:
+    """Numbers from 0 on for equal values, in the order in which they occur first: nothing depends on the hashes."""
+    numbers: Ids = np.unique(values, return_inverse=True)[1].reshape(-1)
+    rank = np.empty(int(numbers.max(initial=-1)) + 1, dtype=np.int64)
+    rank[np.argsort(first_places(numbers))] = np.arange(len(rank))
+    return rank[numbers]
+
+
+def _first_colours(relations: Relations, known: Ids | None) -> Ids:
+    births = np.array([*relations.births, relations.size], dtype=np.int64)
+    told = _mix(np.repeat(np.arange(len(births) - 1, dtype=np.uint64), np.diff(births)))
+    if known is not None:
+        told[: len(known)] = _mix(told[: len(known)] + _mix(known.astype(np.uint64)))
     for number, (ids, labels) in enumerate(relations.colours):
         salt = _mix(np.array([number], dtype=np.uint64))
         np.add.at(told, ids, _mix(labels.astype(np.uint64) * np.uint64(2) + salt))
     for ids, _ in relations.pins:
         told[ids] = _mix(_mix(ids.astype(np.uint64)) + np.uint64(7))
-    return np.unique(told, return_inverse=True)[1].astype(np.int64)
+    return _in_order(told)
 
 
 def _mix(values: Hashes) -> Hashes:

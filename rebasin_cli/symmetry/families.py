@@ -194,10 +194,14 @@ def _first_ids(families: list[Family], family: Ids, number: Ids, colour: Ids) ->
     """For each family, the id of every unit that has the family's smallest colour: all of one colour, so that what is
     said of them tells no unit from another.
     """
-    order = np.argsort(colour, kind="stable")
-    keys, index = np.unique(np.c_[family, number][order], axis=0, return_index=True)
-    cuts = np.searchsorted(keys[:, 0], np.arange(len(families) + 1))
-    return [order[index[start:end]].astype(np.int64) for start, end in itertools.pairwise(cuts)]
+    sizes = np.array([entry.size for entry in families], dtype=np.int64)
+    lowest = np.full(len(families), np.iinfo(np.int64).max)
+    np.minimum.at(lowest, family, colour)
+    chosen = np.flatnonzero(colour == lowest[family])
+    starts = np.cumsum(sizes) - sizes
+    firsts = np.empty(int(sizes.sum()), dtype=np.int64)
+    firsts[starts[family[chosen]] + number[chosen]] = chosen
+    return np.split(firsts, starts[1:])
 
 
 def _rank_within(fibre: Ids) -> Ids:

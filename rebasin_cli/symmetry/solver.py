@@ -13,10 +13,11 @@ import itertools
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from rebasin_cli.symmetry.colouring import Edges, refine
+from rebasin_cli.symmetry.colouring import Edges, first_places, refine
 from rebasin_cli.symmetry.families import Family, lay_out, mend
 from rebasin_cli.symmetry.positions import Ids
 from rebasin_cli.symmetry.relations import Relations
@@ -32,7 +33,7 @@ class Closure:
         family: family number by id.
         unit: unit number within its family, by id.
         colour: colour by id; the ids of one unit all differ in colour.
-        families: all families, trivial ones included.
+        families: all families; the last one holds all ids that stand alone.
         reason: number of the pin's reason by id, -1 where none is known.
         reasons: the reasons.
     """
@@ -47,22 +48,24 @@ class Closure:
 
 def solve(relations: Relations) -> Closure:
     """Close the relations; those that have no solution in blocks are pinned on the way."""
+    colour: Ids | None = None
     while True:
         edges = Edges.of(relations)
-        colour = refine(relations, edges)
+        colour = refine(relations, edges, colour)
         size_of = np.bincount(colour)
-        one_to_one = _one_to_one(edges, colour, size_of)
-        unit = _components(relations.size, edges.source[one_to_one], edges.target[one_to_one])
-        twisted = _twisted(unit, colour)
-        if len(twisted):
-            relations.pin(twisted, TWISTED)
+        # Refinement gives all ids of a colour the same edges, so a relation between two colours of one size pairs them.
+        one_to_one = size_of[colour[edges.source]] == size_of[colour[edges.target]]
+        source, target = edges.source[one_to_one], edges.target[one_to_one]
+        unit = _components(relations.size, source, target)
+        family_of_colour = _components(len(size_of), colour[source], colour[target])
+        # A component holds as many ids of one colour as of any other of its family: one, or it is twisted.
+        twisted = np.bincount(unit)[unit] != np.bincount(family_of_colour)[family_of_colour[colour]]
+        if np.any(twisted):
+            relations.pin(np.flatnonzero(twisted), TWISTED)
             continue
-        pairs = np.unique(np.c_[colour[edges.source], colour[edges.target]][one_to_one], axis=0)
-        family_of_colour = _components(len(size_of), pairs[:, 0], pairs[:, 1])
-        family = _by_first_id(family_of_colour[colour])
-        number = _number_units(family, unit)
-        families = [Family(0) for _ in range(int(family.max()) + 1)] if len(family) else []
-        _count_units(families, family, number)
+        family = _in_order(family_of_colour[colour], size_of[colour] == 1)
+        number = np.where(size_of[colour] == 1, 0, _number_units(family, unit))
+        families = [Family(int(last) + 1) for last in _largest(number, family)]
         _find_parents(families, edges, ~one_to_one, family, number)
         if mend(relations, families, family, number, colour):
             continue
@@ -71,23 +74,23 @@ def solve(relations: Relations) -> Closure:
         return Closure(family, number, colour, families, reason, reasons)
 
 
-def _by_first_id(family: Ids) -> Ids:
-    """Families numbered in the order of their smallest ids, so that names do not depend on how colours were found."""
-    _, first, index = np.unique(family, return_index=True, return_inverse=True)
+def _in_order(family: Ids, alone: NDArray[np.bool_]) -> Ids:
+    """Families numbered in the order of their smallest ids, so that names do not depend on how colours were found.
+
+    All ids that stand alone are the last family together: nothing can move there.
+    """
+    first = first_places(family)
+    trivial = alone[first]
     rank = np.empty(len(first), dtype=np.int64)
-    rank[np.argsort(first)] = np.arange(len(first))
-    return rank[index.reshape(-1)]
+    rank[np.argsort(np.where(trivial, len(family), first), kind="stable")] = np.arange(len(first))
+    return np.minimum(rank, np.count_nonzero(~trivial))[family]
 
 
-def _one_to_one(edges: Edges, colour: Ids, size_of: Ids) -> Ids:
-    """Which edges belong to a relation that pairs two colours one to one."""
-    if not len(edges.source):
-        return np.zeros(0, dtype=bool)
-    source, target = colour[edges.source], colour[edges.target]
-    _, group, count = np.unique(np.c_[edges.label, source, target], axis=0, return_inverse=True, return_counts=True)
-    count = count[group.reshape(-1)]
-    paired: Ids = (size_of[source] == size_of[target]) & (count == size_of[source])
-    return paired
+def _largest(values: Ids, groups: Ids) -> Ids:
+    """For every group from 0 on, the largest of its values."""
+    largest = np.zeros(int(groups.max(initial=-1)) + 1, dtype=np.int64)
+    np.maximum.at(largest, groups, values)
+    return largest
 
 
 def _components(count: int, source: Ids, target: Ids) -> Ids:
@@ -96,38 +99,22 @@ def _components(count: int, source: Ids, target: Ids) -> Ids:
     return component
 
 
-def _twisted(unit: Ids, colour: Ids) -> Ids:
-    """Ids of components that hold one colour more than once."""
-    if not len(unit):
-        return unit
-    _, index, count = np.unique(np.c_[unit, colour], axis=0, return_inverse=True, return_counts=True)
-    bad = np.unique(unit[count[index.reshape(-1)] > 1])
-    return np.flatnonzero(np.isin(unit, bad))
-
-
 def _number_units(family: Ids, unit: Ids) -> Ids:
     """Units numbered within their family, in the order of their smallest id."""
-    if not len(unit):
-        return unit
-    _, first, index = np.unique(unit, return_index=True, return_inverse=True)
+    first = first_places(unit)
     order = np.lexsort((first, family[first]))
     owner = family[first][order]
     starts = np.searchsorted(owner, owner, side="left")
     rank = np.empty(len(first), dtype=np.int64)
     rank[order] = np.arange(len(first)) - starts
-    return rank[index.reshape(-1)]
+    return rank[unit]
 
 
-def _count_units(families: list[Family], family: Ids, number: Ids) -> None:
-    sizes = np.zeros(len(families), dtype=np.int64)
-    np.maximum.at(sizes, family, number + 1)
-    for which, size in enumerate(sizes):
-        families[which].size = int(size)
-
-
-def _find_parents(families: list[Family], edges: Edges, many: Ids, family: Ids, number: Ids) -> None:
+def _find_parents(families: list[Family], edges: Edges, many: NDArray[np.bool_], family: Ids, number: Ids) -> None:
     """Distinct maps from families to the families that their units follow; trivial ones left out."""
-    source, target, label = edges.source[many], edges.target[many], edges.label[many]
+    sizes = np.array([entry.size for entry in families], dtype=np.int64)
+    kept = many & (sizes[family[edges.target]] > 1)
+    source, target, label = edges.source[kept], edges.target[kept], edges.label[kept]
     keys = np.c_[label, family[source], family[target]]
     order = np.lexsort(keys.T[::-1])
     keys, source, target = keys[order], source[order], target[order]
@@ -137,7 +124,7 @@ def _find_parents(families: list[Family], edges: Edges, many: Ids, family: Ids, 
         if start == end:
             continue
         child, parent = int(keys[start, 1]), int(keys[start, 2])
-        if families[parent].size <= 1 or child == parent:
+        if child == parent:
             continue
         upward = np.full(families[child].size, -1, dtype=np.int64)
         upward[number[source[start:end]]] = number[target[start:end]]

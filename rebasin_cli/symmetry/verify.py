@@ -179,6 +179,8 @@ class _Float64(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: OpOverload, types: Iterable[type], args: Any = (), kwargs: Any = None) -> Any:
         args, kwargs = tree_map(self._wide, (args, kwargs or {}))
+        if func is torch.ops.aten._grouped_mm.default and args[0].dim() == 2 and args[1].dim() == 3:
+            return _grouped_product(args[0], args[1], args[2] if len(args) > 2 else kwargs["offs"])
         return func(*args, **kwargs)
 
     @staticmethod
@@ -188,3 +190,13 @@ class _Float64(TorchDispatchMode):
         if isinstance(value, torch.dtype) and value in _NARROW:
             return torch.float64
         return value
+
+
+def _grouped_product(rows: Tensor, matrices: Tensor, ends: Tensor) -> Tensor:
+    """Each matrix times its run of rows, which ends where `ends` says; PyTorch's own has no float64."""
+    product = rows.new_zeros(rows.shape[0], matrices.shape[2])
+    start = 0
+    for matrix, end in zip(matrices, ends.tolist(), strict=True):
+        product[start:end] = rows[start:end] @ matrix
+        start = end
+    return product
