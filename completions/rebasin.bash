@@ -26,6 +26,7 @@ _rebasin() {
         'align --mix') COMPREPLY=(); return ;;
         'align --spec') COMPREPLY=($(compgen -f -- "$current")); return ;;
         'align --pin') COMPREPLY=(); return ;;
+        'align --rules') COMPREPLY=(); return ;;
         'align --save-spec') COMPREPLY=($(compgen -f -- "$current")); return ;;
         'align --save-permutations') COMPREPLY=($(compgen -f -- "$current")); return ;;
         'align --key') COMPREPLY=(); return ;;
@@ -73,7 +74,9 @@ _rebasin() {
         'trace --input') COMPREPLY=(); return ;;
         'trace --input-file') COMPREPLY=($(compgen -f -- "$current")); return ;;
         'trace --out'|'trace -o') COMPREPLY=($(compgen -f -- "$current")); return ;;
+        'trace --spec') COMPREPLY=($(compgen -f -- "$current")); return ;;
         'trace --pin') COMPREPLY=(); return ;;
+        'trace --rules') COMPREPLY=(); return ;;
         'trace --save-spec') COMPREPLY=($(compgen -f -- "$current")); return ;;
         'trace --seed') COMPREPLY=(); return ;;
         'trace --color') COMPREPLY=($(compgen -W 'auto always never' -- "$current")); return ;;
@@ -84,11 +87,11 @@ _rebasin() {
         'demo --color') COMPREPLY=($(compgen -W 'auto always never' -- "$current")); return ;;
     esac
     case "${COMP_WORDS[1]}" in
-        align) options='--model -m --out -o --model-arg --input --input-file --method --effort --start --restarts --max-passes --time-limit --seed --device --data --limit --batch-size --mix --spec --pin --save-spec --save-permutations --key --key-a --key-b --ema --ema-a --ema-b --ignore-extra --strict --dry-run --force -f --mkdir --json --quiet -q --verbose -v --color --help' ;;
+        align) options='--model -m --out -o --model-arg --input --input-file --method --effort --start --restarts --max-passes --time-limit --seed --device --data --limit --batch-size --mix --spec --pin --rules --save-spec --save-permutations --key --key-a --key-b --ema --ema-a --ema-b --ignore-extra --strict --dry-run --force -f --mkdir --json --quiet -q --verbose -v --color --help' ;;
         interpolate) options='--data -d --steps --report --model -m --model-arg --input --input-file --mode --loss --metric --recalibrate --recalibrate-limit --repair --transform --limit --batch-size --workers --skip-corrupt --device --amp --seed --key --ema --ignore-extra --out -o --plot --save-best --save-all --fail-above --force -f --mkdir --json --quiet -q --verbose -v --color --help' ;;
         verify) options='--model -m --model-arg --input --input-file --samples --seed --key --ema --ignore-extra --json --quiet -q --verbose -v --color --help' ;;
         apply) options='--out -o --key --ema --ignore-extra --force -f --mkdir --json --quiet -q --verbose -v --color --help' ;;
-        trace) options='--model -m --model-arg --input --input-file --out -o --pin --save-spec --verify --no-verify --seed --strict --force -f --mkdir --json --quiet -q --verbose -v --color --help' ;;
+        trace) options='--model -m --model-arg --input --input-file --out -o --spec --pin --rules --save-spec --verify --no-verify --seed --strict --force -f --mkdir --json --quiet -q --verbose -v --color --help' ;;
         inspect) options='--key --ema --json --verbose -v --color --help' ;;
         models) options='--json --color --help' ;;
         env) options='--json --color --help' ;;

@@ -42,8 +42,9 @@ _rebasin() {
                 '*--limit[Use N samples of the data]:value: ' \
                 '*--batch-size[Samples at a time]:value: ' \
                 '*--mix[Share of activations against weights for activation matching]:value: ' \
-                '*--spec[Take the groups from a file instead of tracing]:value:_files' \
+                '*--spec[Take the groups from a file instead of deriving them]:value:_files' \
                 '*--pin[Tensors that keep their order, such as '\''head.*'\''. Repeatable]:value: ' \
+                '*--rules[Your file with rules for your own operations. Repeatable]:value: ' \
                 '*--save-spec[Write the groups too]:value:_files' \
                 '*--save-permutations[Write what '\''rebasin apply'\'' takes]:value:_files' \
                 '*--key[Where in the file the state dict lies, such as ema.model]:value: ' \
@@ -163,9 +164,11 @@ _rebasin() {
                 '*--model-arg[A model argument - num_classes=10]:value: ' \
                 '*--input[Example input - 1,3,224,224 or ids=1,16 -int64. Repeatable]:value: ' \
                 '*--input-file[Example input from an .npz file]:value:_files' \
-                '*--out[Write the trace too]:value:_files' \
-                '*-o[Write the trace too]:value:_files' \
+                '*--out[Write it as .json, or draw it as .svg, .dot or .mmd]:value:_files' \
+                '*-o[Write it as .json, or draw it as .svg, .dot or .mmd]:value:_files' \
+                '*--spec[Take the groups from a file instead of deriving them]:value:_files' \
                 '*--pin[Tensors that keep their order, such as '\''head.*'\''. Repeatable]:value: ' \
+                '*--rules[Your file with rules for your own operations. Repeatable]:value: ' \
                 '*--save-spec[Write the groups, as '\''align --spec'\'' reads them]:value:_files' \
                 '*--verify[Prove the groups by running the model, with weights]' \
                 '*--no-verify[Prove the groups by running the model, with weights]' \

@@ -50,6 +50,13 @@ Pins = Annotated[
     list[str] | None,
     typer.Option("--pin", metavar="PATTERN", help="Tensors that keep their order, such as 'head.*'. Repeatable."),
 ]
+Rules = Annotated[
+    list[Path] | None,
+    typer.Option("--rules", metavar="FILE.py", help="Your file with rules for your own operations. Repeatable."),
+]
+SpecFile = Annotated[
+    Path | None, typer.Option("--spec", metavar="FILE", help="Take the groups from a file instead of deriving them.")
+]
 Strict = Annotated[bool, typer.Option("--strict", help="An operation that no rule understands is an error.")]
 Json = Annotated[bool, typer.Option("--json", help="Print exactly one JSON document on stdout, also for an error.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no notes; print only the path written.")]

@@ -62,10 +62,9 @@ def align(
         float,
         typer.Option("--mix", min=0.001, max=1.0, help="Share of activations against weights for activation matching."),
     ] = 1.0,
-    spec: Annotated[
-        Path | None, typer.Option("--spec", metavar="FILE", help="Take the groups from a file instead of tracing.")
-    ] = None,
+    spec: options.SpecFile = None,
     pin: options.Pins = None,
+    rules: options.Rules = None,
     save_spec: Annotated[Path | None, typer.Option("--save-spec", metavar="FILE", help="Write the groups too.")] = None,
     save_permutations: Annotated[
         Path | None, typer.Option("--save-permutations", metavar="FILE", help="Write what 'rebasin apply' takes.")
@@ -122,6 +121,7 @@ def align(
             mix=mix,
             spec=spec,
             pins=pin or [],
+            rules=rules or [],
             save_spec=save_spec,
             save_permutations=save_permutations,
             key_a=key_a or key,

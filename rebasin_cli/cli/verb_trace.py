@@ -16,8 +16,13 @@ def trace(
     model_arg: options.ModelArgs = None,
     input_: options.Inputs = None,
     input_file: options.InputFile = None,
-    out: Annotated[Path | None, typer.Option("--out", "-o", metavar="FILE.json", help="Write the trace too.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", metavar="FILE", help="Write it as .json, or draw it as .svg, .dot or .mmd."),
+    ] = None,
+    spec: options.SpecFile = None,
     pin: options.Pins = None,
+    rules: options.Rules = None,
     save_spec: Annotated[
         Path | None, typer.Option("--save-spec", metavar="FILE", help="Write the groups, as 'align --spec' reads them.")
     ] = None,
@@ -37,6 +42,7 @@ def trace(
     output = Output("trace", json=json, quiet=quiet, verbose=verbose, color=color)
     with output.working() as progress:
         from rebasin_cli.model.model_spec import parse_model_args
+        from rebasin_cli.report.graph_file import picture
         from rebasin_cli.verbs.trace import trace as run
 
         result = run(
@@ -45,7 +51,10 @@ def trace(
             inputs=input_ or [],
             input_file=input_file,
             out=out,
+            draw=picture,
+            spec=spec,
             pins=pin or [],
+            rules=rules or [],
             save_spec=save_spec,
             check=verify,
             seed=seed,

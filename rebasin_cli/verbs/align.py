@@ -38,6 +38,7 @@ def align(
     mix: float = 1.0,
     spec: str | Path | None = None,
     pins: Sequence[str] = (),
+    rules: Sequence[str | Path] = (),
     save_spec: str | Path | None = None,
     save_permutations: str | Path | None = None,
     key_a: str | None = None,
@@ -71,6 +72,7 @@ def align(
         mix: share of the activations against the weights in `activation` matching, above 0 and at most 1.
         spec: take the groups from this file instead of tracing the model.
         pins: patterns of tensor names, such as `head.*`, whose axes all keep their order.
+        rules: Python files that register rules for the model's own operations.
         save_spec, save_permutations: also write the groups, or all that `apply` needs, to these files.
         key_a, key_b, ema_a, ema_b: which state dict inside a file.
         ignore_extra: tensors that the model does not have are passed on instead of refused.
@@ -94,6 +96,7 @@ def align(
         files=OutputFiles.plan(path_b, out, permutations=save_permutations, spec=save_spec),
         spec_file=optional_path(spec),
         pins=tuple(pins),
+        rules=tuple(Path(file) for file in rules),
         ignore_extra=ignore_extra,
         strict=strict,
         dry_run=dry_run,

@@ -21,7 +21,7 @@ from rebasin_cli.verbs.activations import data_inputs, measured, start_from, syn
 from rebasin_cli.verbs.align_report import compose, write_beside
 from rebasin_cli.verbs.align_result import AlignResult
 from rebasin_cli.verbs.closeness import Closeness
-from rebasin_cli.verbs.cost import PhaseClock
+from rebasin_cli.verbs.cost import PhaseClock, release_freed_memory
 from rebasin_cli.verbs.device import resolve_device
 from rebasin_cli.verbs.output_paths import OutputFiles, check_outputs
 from rebasin_cli.verbs.pair import Pair, Source, check_all_finite, open_pair
@@ -64,6 +64,7 @@ class AlignRequest:
     files: OutputFiles
     spec_file: Path | None
     pins: tuple[str, ...]
+    rules: tuple[Path, ...]
     ignore_extra: bool
     strict: bool
     dry_run: bool
@@ -95,11 +96,15 @@ class Alignment:
                 request.choice,
                 spec_file=request.spec_file,
                 pins=request.pins,
+                rules=request.rules,
                 strict=request.strict,
             )
+        for sentence in self.understood.unused_rules:
+            self.progress.note(sentence)
         self.progress.phase("matching")
         with self.clock.phase("match"):
             self._match()
+            release_freed_memory()
         self._write()
         result = compose(self)
         if not self.request.dry_run:

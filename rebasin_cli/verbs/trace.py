@@ -21,6 +21,9 @@ from rebasin_cli.verbs.progress import Progress, Silent
 from rebasin_cli.verbs.subject import ModelChoice, open_subject
 from rebasin_cli.verbs.understanding import Understanding, understand
 
+PICTURES = (".svg", ".dot", ".mmd")
+"""Suffixes of files that a trace is drawn into."""
+
 
 @dataclass(frozen=True, slots=True)
 class TracedModule:
@@ -77,8 +80,11 @@ def trace(
     inputs: Sequence[str] = (),
     input_file: str | Path | None = None,
     out: str | Path | None = None,
+    draw: Callable[[Understanding, str, str], str] | None = None,
     save_spec: str | Path | None = None,
+    spec: str | Path | None = None,
     pins: Sequence[str] = (),
+    rules: Sequence[str | Path] = (),
     check: bool = True,
     seed: int = 0,
     strict: bool = False,
@@ -89,23 +95,32 @@ def trace(
     """Trace a model, derive its axis groups, and prove them by execution.
 
     Args:
-        out: also write the result, as JSON, to this file.
+        out: also write the result to this file: as JSON, or as a picture where its name ends in .svg, .dot or .mmd.
+        draw: makes the picture of an understood model, given the model's name and the suffix; it is
+            `rebasin_cli.report.graph_file.picture`.
         save_spec: also write the spec, as `align --spec` reads it, to this file.
+        spec: take the groups from this file instead of deriving them.
         pins: patterns of tensor names whose axes all keep their order.
+        rules: Python files that register rules for the model's own operations.
         check: build the model with weights and check that random permutations of all groups leave its outputs alone.
         model, model_args, inputs, input_file, seed, strict, force, mkdir, progress: as for `align`.
 
     Raises:
         ModelError: the model cannot be built or run, or `strict` is violated.
-        NumericalError: the groups do not keep the model's function: a rule is wrong.
+        NumericalError: the groups do not keep the model's function: a rule, or the spec file, is wrong.
         OutputError: an output cannot be written.
     """
     listener = progress or Silent()
     clock = PhaseClock("build", "trace", "verify")
     outputs = {"output": optional_path(out), "spec": optional_path(save_spec)}
     wanted = {what: path for what, path in outputs.items() if path is not None}
-    if outputs["output"] is not None and outputs["output"].suffix != ".json":
-        raise UsageError(f"{out}: a trace is written as .json", hint="name a file that ends in .json")
+    suffix = "" if outputs["output"] is None else outputs["output"].suffix
+    if outputs["output"] is not None and suffix not in (".json", *PICTURES):
+        raise UsageError(
+            f"{out}: unknown format {suffix!r}", hint=f"name a file that ends in .json or {', '.join(PICTURES)}"
+        )
+    if suffix in PICTURES and draw is None:
+        raise UsageError(f"{out}: nothing was given to draw with", hint="draw=rebasin_cli.report.graph_file.picture")
     check_outputs(wanted, [], force=force, mkdir=mkdir)
     choice = ModelChoice(model, dict(model_args or {}), tuple(inputs), optional_path(input_file), seed)
     listener.phase("building")
@@ -113,14 +128,21 @@ def trace(
         subject = open_subject(choice)
     listener.phase("tracing")
     with clock.phase("trace"):
-        understood = understand(subject, choice, pins=pins, strict=strict)
+        understood = understand(
+            subject,
+            choice,
+            spec_file=optional_path(spec),
+            pins=pins,
+            rules=[Path(file) for file in rules],
+            strict=strict,
+            with_trace=True,
+        )
     assert understood.trace is not None
-    assert understood.derivation is not None
     verified = None
     if check:
         listener.phase("verifying")
         with clock.phase("verify"):
-            verified = _check(model, subject.factory.build_weightless, understood, seed)
+            verified = _check(spec or model, subject.factory.build_weightless, understood, seed)
     result = TraceResult(
         model=model,
         input=understood.example.describe(),
@@ -128,9 +150,7 @@ def trace(
         modules=tuple(TracedModule(m.name, m.type, m.calls) for m in understood.trace.modules),
         paths=tuple(tuple(path) for path in understood.trace.paths),
         ops=dict(understood.trace.op_counts),
-        unknown_ops=tuple(
-            UnknownOperation(op.op, op.scope, op.pinned_axes) for op in understood.derivation.unknown_ops
-        ),
+        unknown_ops=_unknown(understood),
         units=understood.spec.units,
         parameters=subject.elements,
         free_fraction=understood.free_fraction,
@@ -138,7 +158,10 @@ def trace(
         seconds=clock.seconds(),
         peak_rss_bytes=peak_rss_bytes(),
         out=outputs["output"],
-        warnings=tuple(f"no rule for {op}: what it touches keeps its order" for op in understood.unknown_ops),
+        warnings=(
+            *(f"no rule for {op}: what it touches keeps its order" for op in understood.unknown_ops),
+            *understood.unused_rules,
+        ),
     )
     if mkdir:
         for path in wanted.values():
@@ -146,16 +169,27 @@ def trace(
     if outputs["spec"] is not None:
         write_text_atomically(outputs["spec"], json.dumps(result.spec.to_json(), indent=1) + "\n", force)
     if outputs["output"] is not None:
-        write_text_atomically(outputs["output"], pretty(envelope("trace", result, warnings=result.warnings)), force)
+        text = (
+            draw(understood, model, suffix)
+            if draw is not None and suffix in PICTURES
+            else pretty(envelope("trace", result, warnings=result.warnings))
+        )
+        write_text_atomically(outputs["output"], text, force)
     return result
 
 
-def _check(model: str, build: Callable[[], nn.Module], understood: Understanding, seed: int) -> Soundness:
+def _unknown(understood: Understanding) -> tuple[UnknownOperation, ...]:
+    found = () if understood.derivation is None else understood.derivation.unknown_ops
+    return tuple(UnknownOperation(op.op, op.scope, op.pinned_axes) for op in found)
+
+
+def _check(source: str | Path, build: Callable[[], nn.Module], understood: Understanding, seed: int) -> Soundness:
     check = verify_by_execution(build, understood.example, understood.spec, seed)
     if not check.ok:
+        hint = "a rule of this program is wrong for this model: please report it with the model"
         raise NumericalError(
-            f"{model}: permuting the groups found changes the function: relative error {check.max_relative_error:.3g}",
-            hint="a rule of this program is wrong for this model: please report it with the model",
+            f"{source}: permuting the groups changes the function: relative error {check.max_relative_error:.3g}",
+            hint="the spec's groups do not fit this model" if understood.derivation is None else hint,
             slug="unsound",
         )
     return Soundness(check.max_relative_error, check.noise_floor, check.seed)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from math import prod
 from pathlib import Path
 
-from rebasin_cli.errors import ModelError
+from rebasin_cli.errors import ModelError, UsageError
 from rebasin_cli.model.example_input import ExampleInput
-from rebasin_cli.spec import PermutationSpec
+from rebasin_cli.model.failures import did_you_mean
+from rebasin_cli.spec import AxisGroup, PermutationSpec, PinnedAxis
+from rebasin_cli.symmetry.analysis import ASKED
 from rebasin_cli.symmetry.derive import Derivation, derive
+from rebasin_cli.symmetry.user_rules import user_rules
 from rebasin_cli.trace.graph import Trace
 from rebasin_cli.trace.tracer import trace_model
 from rebasin_cli.verbs.subject import ModelChoice, Subject, example_for
@@ -18,13 +22,17 @@ from rebasin_cli.verbs.subject import ModelChoice, Subject, example_for
 
 @dataclass(frozen=True, slots=True)
 class Understanding:
-    """What moves together in a model. `trace` and `derivation` are None where the spec came from a file."""
+    """What moves together in a model.
+
+    Where the spec came from a file, `derivation` is None, and so is `trace` unless it was asked for.
+    """
 
     spec: PermutationSpec
     example: ExampleInput
     free_fraction: float
     trace: Trace | None = None
     derivation: Derivation | None = None
+    unused_rules: tuple[str, ...] = ()
 
     @property
     def unknown_ops(self) -> tuple[str, ...]:
@@ -41,6 +49,8 @@ def understand(
     spec_file: Path | None = None,
     pins: Sequence[str] = (),
     strict: bool = False,
+    with_trace: bool = False,
+    rules: Sequence[Path] = (),
 ) -> Understanding:
     """Find the axis groups of the model.
 
@@ -49,21 +59,31 @@ def understand(
         pins: patterns of tensor names whose axes all keep their order.
         strict: an operation that no rule understands is an error.
 
+        with_trace: trace the model also where the spec comes from a file.
+        rules: the user's files with rules for their own operations.
+
     Raises:
-        ModelError: the model does not run, the spec does not fit it, or `strict` is violated.
+        UsageError: a pattern matches no tensor, or a file of rules is absent.
+        ModelError: the model does not run, the spec does not fit it, a user's rule fails, or `strict` is violated.
     """
+    _check_pins(pins, subject)
     example = example_for(choice, subject)
     if spec_file is not None:
         spec = read_spec(spec_file)
         spec.check(subject.shapes)
-        return Understanding(spec, example, free_fraction(spec, subject))
-    trace = trace_model(subject.module, example, with_numbers=subject.factory.build)
-    derivation = derive(trace, pins=tuple(pins))
-    understanding = Understanding(derivation.spec, example, derivation.free_fraction, trace, derivation)
+        spec = with_pins(spec, pins)
+        traced = trace_model(subject.module, example, with_numbers=subject.factory.build) if with_trace else None
+        return Understanding(spec, example, free_fraction(spec, subject), traced)
+    with user_rules(rules) as own:
+        trace = trace_model(subject.module, example, with_numbers=subject.factory.build)
+        derivation = derive(trace, pins=tuple(pins))
+    understanding = Understanding(
+        derivation.spec, example, derivation.free_fraction, trace, derivation, unused_rules=own.unused
+    )
     if strict and understanding.unknown_ops:
         raise ModelError(
             f"{choice.spec}: no rule for {understanding.unknown_ops[0]}",
-            hint="without --strict, what it touches keeps its order",
+            hint="give a rule with --rules; without --strict, what it touches keeps its order",
             slug="unknown-op",
         )
     return understanding
@@ -83,6 +103,37 @@ def read_spec(path: Path) -> PermutationSpec:
         raise ModelError(f"{path}: a spec is JSON text, and this is not text", path=path) from error
     except ModelError as error:
         raise ModelError(f"{path}: {error.message}", path=path, hint=error.hint) from error
+
+
+def _check_pins(pins: Sequence[str], subject: Subject) -> None:
+    for pattern in pins:
+        if not any(fnmatchcase(key, pattern) for key in subject.shapes):
+            raise UsageError(
+                f"--pin {pattern}: the model has no such tensor{did_you_mean(pattern, subject.shapes)}",
+                hint="patterns are matched against whole names: 'head.*', '*.bias'",
+                slug="no-such-tensor",
+            )
+
+
+def with_pins(spec: PermutationSpec, pins: Sequence[str]) -> PermutationSpec:
+    """The spec without the groups that move a tensor whose name matches; what lay in their blocks lies one level up."""
+    held = {
+        group.name: group
+        for group in spec.groups
+        if any(fnmatchcase(site.key, pattern) for site in group.sites for pattern in pins)
+    }
+    kept = tuple(_lifted(group, held) for group in spec.groups if group.name not in held)
+    moved = {(site.key, site.axis) for group in kept for site in group.sites}
+    axes = dict.fromkeys((site.key, site.axis) for group in held.values() for site in group.sites)
+    pinned = tuple(PinnedAxis(key, axis, ASKED) for key, axis in axes if (key, axis) not in moved)
+    return PermutationSpec(kept, (*spec.pinned, *pinned))
+
+
+def _lifted(group: AxisGroup, held: Mapping[str, AxisGroup]) -> AxisGroup:
+    parent = group.parent
+    while parent is not None and parent.group in held:
+        parent = held[parent.group].parent
+    return replace(group, parent=parent)
 
 
 def free_fraction(spec: PermutationSpec, subject: Subject) -> float:

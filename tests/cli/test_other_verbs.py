@@ -39,7 +39,17 @@ def test_a_pinned_tensor_keeps_its_order(run: Runner) -> None:
 def test_a_trace_is_not_written_over_what_exists(run: Runner, place: Path) -> None:
     (place / "t.json").write_text("mine")
     expect_refusal(run("trace", *MODEL, "-o", "t.json"), 6, r"exists")
-    expect_refusal(run("trace", *MODEL, "-o", "t.gif"), 2, r"\.json")
+    expect_refusal(run("trace", *MODEL, "-o", "t.gif"), 2, r"\.json.*\.svg")
+
+
+@pytest.mark.parametrize(("name", "begins"), [("g.svg", "<svg"), ("g.dot", "digraph"), ("g.mmd", "%%")])
+def test_a_trace_is_drawn_by_the_suffix(run: Runner, place: Path, name: str, begins: str) -> None:
+    done = run("trace", *MODEL, "-o", name, "-q")
+    assert (done.code, done.out) == (0, f"{name}\n"), done.err
+    text = (place / name).read_text()
+    assert text.startswith(begins)
+    assert "Conv2d" in text
+    expect_refusal(run("trace", *MODEL, "-o", name), 6, r"exists")
 
 
 def test_inspect_reads_headers_alone(run: Runner, place: Path) -> None:

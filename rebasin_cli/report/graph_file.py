@@ -1,0 +1,23 @@
+"""The picture of a model as text, by the suffix of the file it goes to."""
+
+from __future__ import annotations
+
+from rebasin_cli.report.graph_build import graph_of
+from rebasin_cli.report.graph_dot import dot
+from rebasin_cli.report.graph_mermaid import mermaid
+from rebasin_cli.report.graph_svg import svg
+from rebasin_cli.verbs.understanding import Understanding
+
+FORMATS = {".svg": svg, ".dot": dot, ".mmd": mermaid}
+
+
+def picture(understood: Understanding, title: str, suffix: str) -> str:
+    """Draw a model whose pass was recorded.
+
+    Args:
+        understood: with its trace.
+        title: what stands above the picture.
+        suffix: `.svg`, `.dot` (Graphviz) or `.mmd` (Mermaid).
+    """
+    assert understood.trace is not None
+    return FORMATS[suffix](graph_of(understood.trace, understood.spec, title))

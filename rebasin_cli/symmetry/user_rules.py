@@ -1,0 +1,146 @@
+"""Rules from the user's own file, for operations that this program has never heard of.
+
+The file runs because the user named it. What it registers holds while the context is open and is forgotten afterwards,
+so that one model's rules never touch another's; what it gets wrong is said with its file and line.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rebasin_cli.errors import ModelError, RebasinError, UsageError
+from rebasin_cli.model.failures import foreign_code, one_line, place_in
+from rebasin_cli.model.user_code import failed
+from rebasin_cli.model.user_file import importable, load_file
+from rebasin_cli.symmetry.positions import Layout
+from rebasin_cli.symmetry.registry import RULES, Op, Result, Rule
+
+_NAME = re.compile(r"[A-Za-z_]\w*\.[A-Za-z_]\w*")
+
+
+@dataclass(frozen=True, slots=True)
+class UserRules:
+    """What the files registered: the file by operator name, the names that were asked for so far, and what failed."""
+
+    files: dict[str, Path] = field(default_factory=dict)
+    used: set[str] = field(default_factory=set)
+    faults: list[ModelError] = field(default_factory=list)
+
+    @property
+    def unused(self) -> tuple[str, ...]:
+        """One sentence for each rule that no operation of the model asked for."""
+        missed = [(name, file) for name, file in self.files.items() if name not in self.used]
+        return tuple(f"{file}: the model never calls {name}, so its rule was not used" for name, file in missed)
+
+
+@contextmanager
+def user_rules(files: Sequence[Path]) -> Iterator[UserRules]:
+    """Load the files and let their rules hold for the duration of the context.
+
+    Args:
+        files: Python files that register rules by `rebasin_cli.symmetry.registry.rule("mylib.myop")`.
+
+    Raises:
+        UsageError: a file is absent. ModelError: it fails, registers nothing, or gives a rule a name that no operator
+            can have; and, while the rules are used, a rule that fails or gives what is no layout of the results.
+    """
+    found = UserRules()
+    before = dict(RULES)
+    try:
+        for file in files:
+            _load(file, found)
+        yield found
+        _tell_fault(found)
+    except Exception:
+        _tell_fault(found)
+        raise
+    finally:
+        RULES.clear()
+        RULES.update(before)
+
+
+def _tell_fault(found: UserRules) -> None:
+    """A rule that fails would merely pin what it was asked about; its author wants to know."""
+    if found.faults:
+        raise found.faults[0]
+
+
+def _load(file: Path, found: UserRules) -> None:
+    path = file.expanduser()
+    if not path.is_file():
+        seen = "is a directory" if path.is_dir() else "no such file"
+        raise UsageError(f"{file}: {seen}", path=file, hint="--rules takes a Python file that registers rules")
+    before = dict(RULES)
+    root = path.resolve()
+    try:
+        with importable(root.parent), foreign_code():
+            load_file(root)
+    except (Exception, SystemExit) as error:
+        raise failed(f"--rules {file}", error, root) from error
+    mine = {name: given for name, given in RULES.items() if before.get(name) is not given}
+    if not mine:
+        raise ModelError(
+            f"{file}: registers no rule",
+            path=file,
+            hint='put @rule("namespace.operator") from rebasin_cli.symmetry.registry above a function of one argument',
+            slug="no-rule",
+        )
+    for name, given in mine.items():
+        if not _NAME.fullmatch(name):
+            meant = ".".join(re.split(r"::|\.", name)[:2])
+            hint = f"write {meant!r}" if _NAME.fullmatch(meant) else "write 'namespace.operator'"
+            raise ModelError(
+                f"{_place(given, file)}: no operator can be named {name!r}", path=file, hint=hint, slug="rule-name"
+            )
+        RULES[name] = _guarded(name, given, file, found)
+        found.files[name] = file
+
+
+def _guarded(name: str, given: Rule, file: Path, found: UserRules) -> Rule:
+    """The rule, with its mistakes told as the user's, and not as a bug of this program."""
+
+    def guarded(op: Op) -> Result:
+        found.used.add(name)
+        try:
+            result = given(op)
+        except RebasinError:
+            raise
+        except Exception as error:
+            place = place_in(error, file.expanduser().resolve()) or _place(given, file)
+            raise _fault(found, f"{place}: {one_line(error)} (in the rule for {name})", op, file) from error
+        wrong = _wrong(result, op)
+        if wrong:
+            raise _fault(found, f"{_place(given, file)}: the rule for {name} {wrong}", op, file)
+        return result
+
+    return guarded
+
+
+def _wrong(result: object, op: Op) -> str | None:
+    """What is wrong with what a rule gave."""
+    layouts = [result] if isinstance(result, Layout) else result
+    if not isinstance(layouts, (list, tuple)) or not all(item is None or isinstance(item, Layout) for item in layouts):
+        return f"gave {type(result).__name__}, not a Layout or a list of them"
+    shapes = op.result_shapes
+    if len(layouts) != len(shapes):
+        return f"gave {len(layouts)} layouts for {len(shapes)} results"
+    for place, (layout, shape) in enumerate(zip(layouts, shapes, strict=True)):
+        if layout is not None and layout.shape != shape:
+            return f"gave a layout of shape {layout.shape} for result {place} of shape {shape}"
+    return None
+
+
+def _place(given: Rule, file: Path) -> str:
+    code = getattr(inspect.unwrap(given), "__code__", None)
+    return f"{file}:{code.co_firstlineno}" if code is not None else str(file)
+
+
+def _fault(found: UserRules, message: str, op: Op, file: Path) -> ModelError:
+    where = f", called in module {op.call.scope!r}" if op.call.scope else ""
+    found.faults.append(ModelError(f"{message}{where}", path=file, slug="user-rule"))
+    return found.faults[-1]
