@@ -49,6 +49,7 @@ def contest(
         if heat is not None and finalists and number == len(starts) - 1 and leads and not settings.out_of_time:
             run.advance(None)
         ends[number] = run.finish()
+        del run  # its similarities are large, and the next start makes its own
         if is_fixed(ends[number]):
             break
     ranked = sorted(ends, key=lambda number: -ends[number].value)

@@ -159,7 +159,7 @@ class _Portfolio:
         deep = self.roomy and bool(self.plan.barycentres or self.plan.kicks)
         simple = [Start(name, self.seed) for name in self.plan.starts if name in ("identity", "forward")]
         if simple:
-            heat = 2 if len(simple) > 1 or deep else None
+            heat = 1 if len(simple) > 1 or deep else None
             self.ends += contest(self.problem, simple, self.settings, heat=heat, finalists=0 if deep else 1)
         if not any(is_fixed(end) for end in self.ends):
             self._random_starts()

@@ -1,7 +1,8 @@
 """Similarities of a cluster's cells, kept and mended instead of computed anew.
 
 `S[i, j] = sum over tiles of <A's cell i, B's cell j with everything else permuted as it stands>`, accumulated in
-float32 within a tile, whatever the files hold, and in float64 between tiles. When a neighbour has moved, only the
+float32 within a tile, whatever the files hold, and in float64 between tiles; what is kept of wide clusters between
+visits is kept in float32, whose rounding is that of the products themselves. When a neighbour has moved, only the
 columns that it moved are computed again: `S += A[:, moved] (B_new - B_old)[:, moved]^T`.
 """
 
@@ -20,6 +21,9 @@ from rebasin_cli.matching.clusters import Axes, Cluster, Tile
 from rebasin_cli.matching.products import Products, Seen, Slabs
 
 Sums = dict[Axes, Tensor]
+
+_WIDE = 512
+"""Clusters of so many cells are kept in float32: their similarities are most of the memory that a matching takes."""
 
 _THIN = 512
 """Changes of up to so many columns wait for each other and become one product: few columns cost as much as many."""
@@ -74,7 +78,7 @@ class Similarity:
         )
 
     def of(self, cluster: Cluster, tiles: Sequence[int] | None = None) -> Sums:
-        """Similarities by axes, float64 (cells, cells) each; `tiles` restricts a first look to those.
+        """Similarities by axes, (cells, cells) each; `tiles` restricts a first look to those.
 
         The result belongs to the cache: read it, do not change it. Coupled tiles are left out.
 
@@ -108,7 +112,8 @@ class Similarity:
     def _total(self, sums: Sums, tile: Tile) -> Tensor:
         if tile.axes not in sums:
             cells = tile.positions.shape[0]
-            sums[tile.axes] = torch.zeros(cells, cells, dtype=torch.float64, device=self.device)
+            dtype = torch.float32 if cells >= _WIDE else torch.float64
+            sums[tile.axes] = torch.zeros(cells, cells, dtype=dtype, device=self.device)
         return sums[tile.axes]
 
     def _bring_up_to_date(self, total: Tensor, tile: Tile, now: Seen, before: Seen | None, thin: list[Slabs]) -> None:

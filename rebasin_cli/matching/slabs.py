@@ -14,8 +14,8 @@ from torch import Tensor
 
 from rebasin_cli.matching.folds import FoldedShape, Index
 
-PIECE = 1 << 22
-"""Elements of one piece: 16 MiB of float32."""
+PIECE = 1 << 20
+"""Elements of one piece: 4 MiB of float32."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,7 +35,7 @@ def weight_matching(
     order: Order = "random",
     max_passes: int | None = None,
     relative_tolerance: float = 1e-6,
-    heat: int | None = 2,
+    heat: int | None = 1,
     time_limit: float | None = None,
     on_pass: OnPass | None = None,
     budget: int | None = None,
