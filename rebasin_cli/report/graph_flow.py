@@ -1,7 +1,8 @@
 """Who hands data to whom in a recorded pass: a node for each leaf module, each functional use of a parameter, and each
 place where data join.
 
-A leaf module without parameters that keeps the shape (an activation, a dropout) is folded into what feeds it.
+A leaf module without parameters that keeps the shape (an activation, a dropout) is folded into what feeds it, where it
+is the only reader.
 """
 
 from __future__ import annotations
@@ -71,7 +72,7 @@ class _Reader:
                 self.parameters.setdefault(value, {key: None})
         self.source: dict[int, int] = {}
         self.modules: dict[str, int] = {}
-        self.keeping = self._shape_keeping()
+        self.alone = self._shape_keeping() - self._one_of_several()
         self.scope = ""
 
     def read(self) -> Flow:
@@ -124,7 +125,7 @@ class _Reader:
         if name not in self.owned and name in self.modules and self.scope != name:
             del self.modules[name]  # called again: without parameters, nothing ties it to its first use
         if name not in self.modules:
-            if name in self.keeping and len(sources) == 1 and nodes[sources[0]].kind != "input":
+            if name in self.alone and len(sources) == 1 and nodes[sources[0]].kind != "input":
                 nodes[sources[0]].folded.append(self.types[name])
                 self.modules[name] = sources[0]
                 return sources[0]
@@ -157,6 +158,16 @@ class _Reader:
             )
             kept[call.name] = kept.get(call.name, True) and same and call.leaf and call.name not in self.owned
         return {name for name, holds in kept.items() if holds}
+
+    def _one_of_several(self) -> set[str]:
+        """Leaf modules whose argument somebody else reads too: what they do is done on one branch only."""
+        readers: dict[int, set[str]] = {}
+        for call in self.trace.live:
+            for value in call.inputs:
+                readers.setdefault(value, set()).add(call.scope if call.scope in self.leaves else "")
+        return {
+            call.name for call in self.trace.module_calls for value in call.inputs if len(readers.get(value, ())) > 1
+        }
 
 
 def _parts(path: str) -> tuple[str, ...]:

@@ -76,6 +76,21 @@ def test_nodes_say_what_they_are_and_activations_are_folded_into_them() -> None:
     assert stream().blocks == {"blocks.0": "Block", "blocks.1": "Block"}
 
 
+def test_what_is_done_on_one_branch_only_is_not_folded() -> None:
+    class Branch(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.act, self.last = nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.first(x)
+            out: Tensor = self.last(x + self.act(x))
+            return out
+
+    seen = ways(drawn(Branch(), torch.randn(2, 5)))
+    assert seen["first", "act"] == seen["act", "add"] == seen["first", "add"] == ("first",)
+
+
 def test_a_transformer_shows_one_stream_and_its_heads() -> None:
     graph = drawn(transformer_encoder.build(), transformer_encoder.example_input())
     seen = ways(graph)
