@@ -82,7 +82,7 @@ def search(
     seed: int = 0,
     order: Order = "random",
     max_passes: int | None = None,
-    relative_tolerance: float = 1e-6,
+    relative_tolerance: float | None = None,
     time_limit: float | None = None,
     activations: Mapping[str, BuildStart] | None = None,
     on_pass: OnPass | None = None,
@@ -95,6 +95,7 @@ def search(
     Args:
         spec, a, b, parameters, order, max_passes, relative_tolerance, time_limit, on_pass, budget, device: as for
             `weight_matching`.
+        relative_tolerance: by default 1e-6, and 1e-5 for `fast`.
         effort: `fast` is descents only; `standard` adds Frank–Wolfe and kicks; `thorough` has more of both; `auto` is
             `standard` where that costs seconds, and `fast` for larger networks.
         starts: only these instead of the effort's own: names in `STARTS`.
@@ -115,9 +116,10 @@ def search(
         raise UsageError(f"unknown effort or start {unknown!r}: efforts are {', '.join(PLANS)}; {', '.join(STARTS)}")
     problem = prepare(spec, a, b, parameters, budget=budget, device=device)
     deadline = None if time_limit is None else began + time_limit
-    settings = Settings(order, max_passes, relative_tolerance, deadline, began, on_pass)
     if effort == "auto":
         effort = "standard" if problem.full_pass < SECONDS_OF_WORK else "fast"
+    tolerance = relative_tolerance or (1e-5 if effort == "fast" else 1e-6)
+    settings = Settings(order, max_passes, tolerance, deadline, began, on_pass)
     plan = _plan(PLANS[effort], starts, restarts)
     if memory is None:
         memory = max(1 << 29, sum(a[key].nbytes for key in problem.keys))

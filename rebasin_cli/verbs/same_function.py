@@ -22,6 +22,7 @@ from rebasin_cli.verbs.sample_inputs import sample_inputs
 
 FLOAT32_CLEAR = 1e-4
 FLOAT64_LIMIT = 1e-6
+LARGE = 10_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,10 +52,12 @@ def compare_functions(
     reference: Mapping[str, Tensor],
     candidate: Mapping[str, Tensor],
     *,
-    samples: int = 4,
+    samples: int | None = None,
     seed: int = 0,
 ) -> FunctionCheck:
     """Run the model with both sets of weights on the example and on `samples - 1` random inputs like it.
+
+    By default on four inputs, and on two where the model is large.
 
     Args:
         build_weightless: makes the module without memory for its weights; called once per precision.
@@ -63,6 +66,8 @@ def compare_functions(
     Raises:
         ModelError: the forward pass itself fails.
     """
+    if samples is None:
+        samples = 2 if sum(tensor.numel() for tensor in reference.values()) > LARGE else 4
     inputs = list(sample_inputs(example, samples, seed))
     run = _Run(build_weightless, inputs, reference, candidate, seed)
     try:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -84,7 +85,8 @@ def aligning(model: str) -> dict[str, float]:
 
 
 def output_of(command: list[str]) -> str:
-    done = subprocess.run(command, capture_output=True, text=True)
+    environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ}  # as the command-line program sets it
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode:
         raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr}")
     return done.stdout
@@ -107,8 +109,8 @@ def align_in_this_process(model: str, a: str, b: str) -> dict[str, Any]:
     """Aligns, watching memory; then times one similarity pass over the same two files."""
     from safetensors.torch import load_file
 
-    from rebasin_cli import align
     from rebasin_cli.model.factory import load_factory
+    from rebasin_cli.verbs.align import align
     from tests.benchmarks.zoo_table import derive_model
 
     factory = load_factory(model)
