@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from rebasin_cli.symmetry.algebra import elementwise
+from rebasin_cli.symmetry.algebra import elementwise, reduce
 from rebasin_cli.symmetry.arrange import take
 from rebasin_cli.symmetry.positions import Layout, dimension, fixed_layout, released
 from rebasin_cli.symmetry.registry import Op, fixed_results, hold_all, hold_dims, resized, rule
@@ -116,7 +116,7 @@ def indexed(op: Op) -> Layout | list[Layout]:
         place = given[0][0]
         return take(op.relations, layout, place, numbers[0].numpy() % layout.shape[place])
     masks = _is_mask(op)
-    widths = [max(1, op_rank(op, ref.value)) if masks else 1 for _, ref in given]
+    widths = [max(1, _rank(op, ref.value)) if masks else 1 for _, ref in given]
     covered = sorted({place + extra for (place, _), width in zip(given, widths, strict=True) for extra in range(width)})
     held = released(hold_dims(op.relations, layout, covered, BY_VALUE))
     untouched = [place for place in range(len(layout.dims)) if place not in covered]
@@ -127,7 +127,7 @@ def indexed(op: Op) -> Layout | list[Layout]:
     before = [held.dims[place] for place in untouched if adjacent and place < at]
     after = [held.dims[place] for place in untouched if not adjacent or place >= at]
     dims = (*before, *fresh.dims, *after)
-    return _without_lost(op, Layout(dims, (*held.entries, *fresh.entries), {**held.fixed, **fresh.fixed}))
+    return reduce(op.relations, Layout(dims, (*held.entries, *fresh.entries), {**held.fixed, **fresh.fixed}))
 
 
 def _index_dims(op: Op, values: Sequence[int], shape: Sequence[int], masks: bool) -> Layout:
@@ -139,19 +139,13 @@ def _index_dims(op: Op, values: Sequence[int], shape: Sequence[int], masks: bool
     return fixed_layout(shape, BY_VALUE)
 
 
-def op_rank(op: Op, value: int) -> int:
+def _rank(op: Op, value: int) -> int:
     return len(op.shape_of(value))
 
 
 def _is_mask(op: Op) -> bool:
     """Whether a mask is among the indices."""
     return any(op.dtype_of(ref.value) in (torch.bool, torch.uint8) for ref in op["indices"] if ref is not None)
-
-
-def _without_lost(op: Op, layout: Layout) -> Layout:
-    from rebasin_cli.symmetry.algebra import reduce
-
-    return reduce(op.relations, layout)
 
 
 @rule("aten.gather", "aten.take_along_dim")
@@ -219,7 +213,7 @@ def _uneven(op: Op, place: int) -> bool:
 
 def _index_put(op: Op, layout: Layout) -> Layout | list[Layout]:
     given = [(place, ref) for place, ref in enumerate(op["indices"]) if ref is not None]
-    widths = [max(1, op_rank(op, ref.value)) if _is_mask(op) else 1 for _, ref in given]
+    widths = [max(1, _rank(op, ref.value)) if _is_mask(op) else 1 for _, ref in given]
     for _, ref in given:
         hold_all(op.relations, op.layout_of(ref.value), BY_VALUE)
     covered = sorted({place + extra for (place, _), w in zip(given, widths, strict=True) for extra in range(w)})
@@ -245,5 +239,5 @@ def _written_rows(op: Op, covered: Sequence[int], source: Layout | None, lost: S
         dims[place] = source.dims[of]
     present = {factor for dim in dims for factor in dim}
     fixed = {factor: why for factor, why in source.fixed.items() if factor in present}
-    rows = _without_lost(op, Layout(tuple(dims), source.entries, fixed))
+    rows = reduce(op.relations, Layout(tuple(dims), source.entries, fixed))
     return elementwise(op.relations, [layout, rows], layout.shape)

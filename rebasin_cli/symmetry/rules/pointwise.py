@@ -7,6 +7,7 @@ import torch
 from rebasin_cli.symmetry.algebra import elementwise
 from rebasin_cli.symmetry.positions import Layout
 from rebasin_cli.symmetry.registry import Op, rule
+from rebasin_cli.symmetry.rules.indexing import segments
 
 
 @rule(
@@ -58,8 +59,6 @@ def prelu(op: Op) -> Layout:
 @rule("aten.glu")
 def glu(op: Op) -> Layout:
     """The first half of a dimension, gated by the second."""
-    from rebasin_cli.symmetry.rules.indexing import segments
-
     layout = op.layout("self")
     place = op.dim("dim", len(layout.dims))
     half = layout.shape[place] // 2

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from rebasin_cli.symmetry.algebra import combine
 from rebasin_cli.symmetry.arrange import view
-from rebasin_cli.symmetry.positions import Layout
+from rebasin_cli.symmetry.positions import Layout, fixed_layout
 from rebasin_cli.symmetry.registry import Op, hold_dims, resized, rule
 
 SPACE = "positions in space keep their order"
@@ -92,8 +92,6 @@ def im2col(op: Op) -> Layout:
     batch, channels = layout.dims[:2]
     _, rows, columns = op.result_shape
     kernel = rows // layout.shape[1]
-    from rebasin_cli.symmetry.positions import fixed_layout
-
     patch = fixed_layout((kernel, columns), SPACE)
     dims = (batch, (*channels, *patch.dims[0]), patch.dims[1])
     return Layout(dims, layout.entries, {**layout.fixed, **patch.fixed})

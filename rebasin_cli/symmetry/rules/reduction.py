@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from rebasin_cli.symmetry.algebra import reduce, rows_matter
 from rebasin_cli.symmetry.positions import Layout, released
-from rebasin_cli.symmetry.registry import Op, fixed_results, hold_dims, rule
+from rebasin_cli.symmetry.registry import Op, fixed_results, hold_dims, resized, rule
 
 ORDER = "the order along this axis matters to an operation"
 INDEX = "an operation returns positions along this axis"
@@ -104,8 +104,6 @@ def running(op: Op) -> list[Layout]:
 @rule("aten.sort", "aten.argsort", "aten.topk")
 def ranked(op: Op) -> list[Layout]:
     """Sorted along one dimension: positions are returned, and the results' order is the ranking's."""
-    from rebasin_cli.symmetry.registry import resized
-
     layout = op.layout("self")
     place = op.dim("dim", len(layout.dims))
     if op.call.name == "aten.argsort" or _positions_are_read(op):

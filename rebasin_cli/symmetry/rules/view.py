@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from rebasin_cli.symmetry.algebra import reduce
 from rebasin_cli.symmetry.arrange import view
 from rebasin_cli.symmetry.positions import Layout, dimension, permute_dims, released
 from rebasin_cli.symmetry.registry import Op, fixed_results, hold_all, hold_dims, resized, rule
@@ -121,18 +122,10 @@ def interleaved(op: Op) -> Layout | list[Layout]:
 
 @rule("aten.view_as_complex")
 def as_complex(op: Op) -> Layout:
+    """Pairs of real numbers in the last dimension become one number each."""
     layout = op.layout("self")
-    held = hold_dims(op.relations, layout, [len(layout.dims) - 1], "real and imaginary parts")
-    kept = held.dims[:-1]
-    dropped = set(held.dims[-1])
-    fixed = {factor: reason for factor, reason in held.fixed.items() if factor not in dropped}
-    entries = tuple(e for e in held.entries if not set(e.factors) & dropped)
-    joint = [e for e in held.entries if set(e.factors) & dropped]
-    from rebasin_cli.symmetry.algebra import reduce
-
-    if joint:
-        return reduce(op.relations, replace(released(held), dims=kept))
-    return Layout(kept, entries, fixed)
+    held = released(hold_dims(op.relations, layout, [len(layout.dims) - 1], "real and imaginary parts"))
+    return reduce(op.relations, replace(held, dims=held.dims[:-1]))
 
 
 @rule("aten.view_as_real")
