@@ -142,8 +142,6 @@ class Analysis:
             hold_all(self.relations, self.layout_of(value), DECISION)
 
     def _apply(self, op: Op) -> list[Layout | None]:
-        if all(0 in shape for shape in op.result_shapes):
-            return list(fixed_results(op, "empty"))
         call = op.call
         rule = RULES.get(call.name) or (pointwise if is_pointwise(call.overload) else None)
         if rule is None:

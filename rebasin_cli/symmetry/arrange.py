@@ -24,9 +24,13 @@ from rebasin_cli.symmetry.positions import (
 )
 from rebasin_cli.symmetry.relations import Relations
 
+TOO_MANY = "joint positions along this axis are too many to be followed one by one"
+
 
 def view(relations: Relations, layout: Layout, shape: Sequence[int]) -> Layout:
     """The layout under a view or reshape to `shape`; dimensions that are cut across are written out first."""
+    if 0 in shape:
+        return _view_of_nothing(relations, released(layout), shape)
     leaf = layout.leaf if layout.leaf is not None and layout.leaf.open else None
     if leaf is not None and [n for n in shape if n > 1] == [n for n in layout.shape if n > 1]:
         known = iter([pair for pair in zip(layout.dims, layout.axes, strict=True) if pair[0]])
@@ -49,6 +53,16 @@ def view(relations: Relations, layout: Layout, shape: Sequence[int]) -> Layout:
         entries, fixed = part.entries, part.fixed
         dims.extend(part.dims)
     return Layout(tuple(dims), entries, fixed)
+
+
+def _view_of_nothing(relations: Relations, layout: Layout, shape: Sequence[int]) -> Layout:
+    """A view of a tensor without elements: its dimension of length 0 becomes the one of `shape`."""
+    if layout.shape.count(0) != 1 or list(shape).count(0) != 1:
+        raise ValueError(f"cannot view {layout.shape} as {tuple(shape)}")
+    old, new = layout.shape.index(0), list(shape).index(0)
+    rest = replace(layout, dims=(*layout.dims[:old], *layout.dims[old + 1 :]))
+    seen = view(relations, rest, [*shape[:new], *shape[new + 1 :]])
+    return replace(seen, dims=(*seen.dims[:new], layout.dims[old], *seen.dims[new:]))
 
 
 def _joint_where_merged(leaf: Leaf, layout: Layout) -> Layout:
@@ -117,7 +131,22 @@ def materialise(relations: Relations, layout: Layout, place: int) -> Layout:
             return Layout(dims, others, fixed)
         if not held:
             return Layout(dims, others, fixed)
+    around = tuple(dict.fromkeys(f for entry in touched for f in entry.factors if f not in factors))
+    if prod(factor.size for factor in around) * merged.size > JOINT_LIMIT:
+        kept = given_up(relations, touched, factors)
+        return Layout(dims, (*others, *kept), {**fixed, merged: TOO_MANY})
     return Layout(dims, (*others, _joint_entry(relations, touched, factors, held, merged)), fixed)
+
+
+def given_up(relations: Relations, touched: Sequence[Entry], factors: Sequence[Factor]) -> list[Entry]:
+    """Entries that keep their order along `factors`, reduced to their other factors."""
+    kept = []
+    for entry in touched:
+        along = [factor for factor in entry.factors if factor in factors]
+        hold(relations, entry, dict.fromkeys(along, TOO_MANY))
+        if len(along) < len(entry.factors):
+            kept.append(relations.parents(entry, [factor for factor in entry.factors if factor not in along]))
+    return kept
 
 
 def _joint_entry(
@@ -164,7 +193,7 @@ def take(relations: Relations, layout: Layout, place: int, index: Ids) -> Layout
             return replace(layout, dims=_replaced(layout.dims, place, dimension(len(index))))
         old, rest = dim[0], ()
     new = Factor(len(index))
-    kept = (new,) if new.size > 1 else ()
+    kept = (new,) if new.size != 1 else ()
     dims = _replaced(layout.dims, place, (*kept, *rest))
     fixed = {factor: reason for factor, reason in layout.fixed.items() if factor is not old}
     if old in layout.fixed and kept:

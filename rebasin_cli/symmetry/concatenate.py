@@ -8,9 +8,9 @@ from math import prod
 import numpy as np
 
 from rebasin_cli.symmetry.algebra import align, join
-from rebasin_cli.symmetry.arrange import materialise
-from rebasin_cli.symmetry.joining import hold
-from rebasin_cli.symmetry.positions import Block, Entry, Factor, Ids, Layout, released
+from rebasin_cli.symmetry.arrange import TOO_MANY, given_up, materialise
+from rebasin_cli.symmetry.joining import absorb, hold
+from rebasin_cli.symmetry.positions import JOINT_LIMIT, Block, Entry, Factor, Ids, Layout, released
 from rebasin_cli.symmetry.relations import Relations
 
 PLACE = "positions that are laid end to end keep their order"
@@ -41,6 +41,9 @@ def concatenate(relations: Relations, pieces: Sequence[Layout], place: int) -> L
         kept_fixed[merged] = next((fixed[factor] for factor in along if factor in fixed), PLACE)
         return Layout(dims, rest, kept_fixed)
     extra = tuple(dict.fromkeys(f for found in touching for entry in found for f in entry.factors if f not in along))
+    if prod(factor.size for factor in extra) * merged.size > JOINT_LIMIT:
+        lost = [kept for found in touching for kept in given_up(relations, found, along)]
+        return Layout(dims, tuple(absorb(relations, [*rest, *lost])), {**kept_fixed, merged: TOO_MANY})
     parts = [_piece_ids(relations, found, extra, factor, fixed) for found, factor in zip(touching, along, strict=True)]
     joint = _joined(relations, parts)
     entry = Entry((*extra, merged), Block(joint.size, np.ascontiguousarray(joint).ravel()))

@@ -197,6 +197,8 @@ def regroup(layout: Layout, shape: Sequence[int]) -> Layout | None:
 
 def common_refinement(sizes: Sequence[Sequence[int]]) -> list[int] | None:
     """The coarsest product, outer to inner, that refines all the given products of one size; None if there is none."""
+    if all(list(product) == list(sizes[0]) for product in sizes):
+        return list(sizes[0])
     cuts = {prod(product[place:]) for product in sizes for place in range(len(product) + 1)}
     ordered = sorted(cuts, reverse=True)
     result = []

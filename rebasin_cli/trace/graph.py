@@ -139,15 +139,13 @@ class Trace:
     def live(self) -> tuple[Call, ...]:
         """The calls on which an output or a decision depends, in order; the others cannot constrain anything.
 
-        A result without elements holds no numbers: what ran on no rows (an expert that no token reached) was not read.
+        What ran on no rows (a head on the boxes of an empty picture) counts: other inputs have rows.
         """
         needed = set(self.outputs)
         deciding = {id(call) for call in self.decisions}
         kept: list[Call] = []
         for call in reversed(self.calls):
-            if id(call) in deciding or any(
-                r in needed and 0 not in self.values[r].shape for r in call.results if r is not None
-            ):
+            if id(call) in deciding or any(result in needed for result in call.results):
                 needed.update(call.inputs)
                 kept.append(call)
         return tuple(reversed(kept))
