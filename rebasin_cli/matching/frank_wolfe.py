@@ -103,7 +103,7 @@ def _step(slope: float, curvature: float) -> float:
 
 def _move(sums: Sums, there: Sums, step: float) -> None:
     for axes, matrix in sums.items():
-        matrix.lerp_(there[axes], step)
+        matrix.lerp_(there[axes].to(matrix.dtype), step)  # wide clusters are kept in float32
 
 
 def _round(problem: Problem, mixture: Mixture) -> tuple[Permutations, int]:
