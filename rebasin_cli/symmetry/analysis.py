@@ -59,6 +59,7 @@ class Analysis:
         layouts: by value, for everything that is no leaf.
         leaves: parameters and floating buffers, by value.
         unknown: the operations that no rule covers.
+        unread: leaves that are not read, or not all of them; known once the relations are closed.
     """
 
     trace: Trace
@@ -68,6 +69,7 @@ class Analysis:
     layouts: dict[int, Layout] = field(default_factory=dict)
     leaves: dict[int, Leaf] = field(default_factory=dict)
     unknown: list[UnknownOp] = field(default_factory=list)
+    unread: list[str] = field(default_factory=list)
     _reading: Reading = field(default_factory=Reading)
 
     def __post_init__(self) -> None:
@@ -130,11 +132,11 @@ class Analysis:
         for value, leaf in self.leaves.items():
             if value not in self.trace.read:
                 leaf.layout = fixed_layout(self.shape_of(value), UNREAD)
-        layouts = [leaf.layout for leaf in self.leaves.values()]
-        for layout in (*layouts, *self.layouts.values()):
+                self.unread.append(leaf.key)
+        for layout in (*(leaf.layout for leaf in self.leaves.values()), *self.layouts.values()):
             for entry in layout.entries:
                 self.relations.ids(entry)
-        self._reading.pin_unread(self.relations, layouts, UNREAD)
+        self.unread.extend(self._reading.pin_unread(self.relations, self.leaves.values(), UNREAD))
         return solve(self.relations)
 
     def _hold_inputs(self, call: Call) -> None:

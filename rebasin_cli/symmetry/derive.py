@@ -35,6 +35,8 @@ class Derivation:
         roots, families: groups that act on their own; families of inner groups, one group for each block of a parent.
         parameters: number of floating-point elements in the state.
         free_fraction: share of them that at least one group moves.
+        unread: parameters of which the pass read nothing, or not everything. Where the pass went by numbers
+            (`Trace.decisions`), another input may read them, and they would not fit what has moved around them.
     """
 
     spec: PermutationSpec
@@ -43,6 +45,7 @@ class Derivation:
     families: int
     parameters: int
     free_fraction: float
+    unread: tuple[str, ...] = ()
     look: Callable[[], tuple[Tap, ...]] = tuple
 
     @cached_property
@@ -106,6 +109,7 @@ def _read_out(trace: Trace, analysis: Analysis, closure: Closure) -> Derivation:
         families=nested,
         parameters=parameters,
         free_fraction=moved / parameters if parameters else 0.0,
+        unread=tuple(analysis.unread),
         look=partial(choose_taps, trace, analysis.relations, closure, analysis.layouts, names),
     )
 

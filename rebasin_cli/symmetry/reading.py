@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from rebasin_cli.symmetry.positions import Block, Layout
+from rebasin_cli.symmetry.positions import Block, Layout, Leaf
 from rebasin_cli.symmetry.relations import Relations
 from rebasin_cli.trace.graph import Call, refs_in
 
@@ -48,18 +48,22 @@ class Reading:
         for value in call.inputs:
             self._blocks.update(entry.block for entry in layout_of(value).entries)
 
-    def pin_unread(self, relations: Relations, layouts: Iterable[Layout], reason: str) -> None:
-        """Pin those positions of the given layouts, whose ids must all be given out, that nothing reads."""
+    def pin_unread(self, relations: Relations, leaves: Iterable[Leaf], reason: str) -> list[str]:
+        """Pin those positions of the leaves (whose ids are all given out) that nothing reads; names of such leaves."""
         read = np.zeros(relations.size, dtype=bool)
         for block in self._blocks:
             if block.ids is not None:
                 read[block.ids] = True
         self._spread(relations, read)
-        for layout in layouts:
-            for entry in layout.entries:
-                ids = relations.ids(entry).ravel()
-                if not np.all(read[ids]):
-                    relations.pin(ids[~read[ids]], reason)
+        found = []
+        for leaf in leaves:
+            ids = [relations.ids(entry).ravel() for entry in leaf.layout.entries]
+            for part in ids:
+                if not np.all(read[part]):
+                    relations.pin(part[~read[part]], reason)
+            if any(not np.all(read[part]) for part in ids):
+                found.append(leaf.key)
+        return found
 
     @staticmethod
     def _spread(relations: Relations, read: np.ndarray) -> None:
