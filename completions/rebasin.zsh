@@ -47,6 +47,10 @@ _rebasin() {
                 '*--rules[Your file with rules for your own operations. Repeatable]:value: ' \
                 '*--save-spec[Write the groups too]:value:_files' \
                 '*--save-permutations[Write what '\''rebasin apply'\'' takes]:value:_files' \
+                '*--interpolate[Then evaluate the line between the two on these data]:value: ' \
+                '*--steps[Steps of lam for --interpolate]:value: ' \
+                '*--recalibrate[Training data for --interpolate - see there]:value: ' \
+                '*--repair[REPAIR for --interpolate - see there]' \
                 '*--key[Where in the file the state dict lies, such as ema.model]:value: ' \
                 '*--key-a[--key for A alone]:value: ' \
                 '*--key-b[--key for B alone]:value: ' \

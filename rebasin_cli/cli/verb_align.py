@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import sys
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from rebasin_cli.cli import options
 from rebasin_cli.cli.output import Output
+from rebasin_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from rebasin_cli.verbs.align_result import AlignResult
+    from rebasin_cli.verbs.interpolate_after import SweepAfter
+    from rebasin_cli.verbs.interpolate_result import InterpolateResult
 
 
 class Effort(str, Enum):
@@ -69,6 +76,15 @@ def align(
     save_permutations: Annotated[
         Path | None, typer.Option("--save-permutations", metavar="FILE", help="Write what 'rebasin apply' takes.")
     ] = None,
+    interpolate: Annotated[
+        str | None,
+        typer.Option("--interpolate", metavar="DATA", help="Then evaluate the line between the two on these data."),
+    ] = None,
+    steps: Annotated[int, typer.Option("--steps", min=1, help="Steps of lam for --interpolate.")] = 10,
+    recalibrate: Annotated[
+        str | None, typer.Option("--recalibrate", metavar="DATA", help="Training data for --interpolate: see there.")
+    ] = None,
+    repair: Annotated[bool, typer.Option("--repair", help="REPAIR for --interpolate: see there.")] = False,
     key: options.Key = None,
     key_a: Annotated[str | None, typer.Option("--key-a", metavar="NAME", help="--key for A alone.")] = None,
     key_b: Annotated[str | None, typer.Option("--key-b", metavar="NAME", help="--key for B alone.")] = None,
@@ -90,12 +106,36 @@ def align(
     Both checkpoints are only read. Beside the output lies a report, <OUT's stem>.json.
     """
     output = Output("align", json=json, quiet=quiet, verbose=verbose, color=color)
+    sweep = None
     with output.working() as progress:
+        from rebasin_cli.verbs.interpolate_after import SweepAfter
         from rebasin_cli.verbs.output_paths import OutputFiles, check_outputs
+
+        if interpolate is not None:
+            if dry_run or key_a != key_b or ema_a != ema_b:
+                raise UsageError("--interpolate cannot follow a dry run, nor files that are read in different ways")
+            sweep = SweepAfter(
+                data=interpolate,
+                steps=steps,
+                recalibrate=recalibrate,
+                repair=repair,
+                limit=limit,
+                batch_size=batch_size,
+                device=device,
+                seed=seed,
+                key=key or key_a,
+                ema=ema or ema_a,
+                ignore_extra=ignore_extra,
+                force=force,
+            )
+        elif recalibrate is not None or repair:
+            raise UsageError("--recalibrate and --repair treat the networks between the two: give --interpolate DATA")
 
         if not dry_run:  # before torch is imported: a refusal should not take seconds
             files = OutputFiles.plan(b, out, permutations=save_permutations, spec=save_spec)
             check_outputs(files.named(), [a, b], force=force, mkdir=mkdir)
+            if sweep is not None:
+                sweep.check(files, (a, b), mkdir=mkdir)
         from rebasin_cli.model.model_spec import parse_model_args
         from rebasin_cli.verbs.align import align as run
 
@@ -135,6 +175,35 @@ def align(
             mkdir=mkdir,
             progress=progress,
         )
+    between = None if sweep is None else _sweep(sweep, result, output)
     from rebasin_cli.report.align import align_table
 
-    output.finish(result, lambda: align_table(result, verbose=verbose), short=result.out, warnings=result.warnings)
+    if between is None:
+        output.finish(result, lambda: align_table(result, verbose=verbose), short=result.out, warnings=result.warnings)
+        return
+    from rebasin_cli.report.interpolate import interpolate_table
+    from rebasin_cli.report.layout import stacked
+    from rebasin_cli.verbs.document import plain
+
+    output.finish(
+        {**plain(result), "interpolation": plain(between)} if json else result,
+        lambda: stacked(align_table(result, verbose=verbose, swept=True), interpolate_table(between, verbose=verbose)),
+        short=result.out,
+        warnings=[*result.warnings, *(text for text in between.warnings if text not in result.warnings)],
+    )
+
+
+def _sweep(sweep: SweepAfter, aligned: AlignResult, output: Output) -> InterpolateResult:
+    """Run it; whoever interrupts it keeps the alignment, and is told how to go on."""
+    assert aligned.report is not None
+    try:
+        with output.working() as progress:
+            return sweep.run(aligned, progress)
+    except KeyboardInterrupt:
+        from rebasin_cli.report.text import shell
+
+        command = shell(sweep.words(aligned.report))
+        print(
+            f"{aligned.out} is written, and what is done of the sweep is kept; resume with: {command}", file=sys.stderr
+        )
+        raise

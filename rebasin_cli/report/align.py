@@ -13,8 +13,8 @@ from rebasin_cli.verbs.align_result import AlignResult
 from rebasin_cli.verbs.same_function import FunctionCheck
 
 
-def align_table(result: AlignResult, *, verbose: bool = False) -> Group:
-    """The table a person wants first; with `verbose`, every group too."""
+def align_table(result: AlignResult, *, verbose: bool = False, swept: bool = False) -> Group:
+    """The table a person wants first; with `verbose`, every group too; `swept` says that the line follows."""
     entries: list[tuple[str, object]] = [
         ("understood", understood(result)),
         ("moved", f"{result.moved_units:,} of {counted(result.units, 'unit')}"),
@@ -32,7 +32,7 @@ def align_table(result: AlignResult, *, verbose: bool = False) -> Group:
         facts(entries),
         Text(verdict(result)),
         _groups(result) if verbose else None,
-        _next(result),
+        None if swept else _next(result),
     ]
     return stacked(*parts)
 

@@ -10,6 +10,7 @@ from typing import Any
 from rebasin_cli.errors import UsageError
 from rebasin_cli.interpolation.path import MODES, Mode
 from rebasin_cli.verbs.align_reports import AlignReport, newest_report, read_report
+from rebasin_cli.verbs.interpolate_after import result_beside
 from rebasin_cli.verbs.interpolate_result import InterpolateResult
 from rebasin_cli.verbs.interpolate_run import InterpolateRequest, SweepRun
 from rebasin_cli.verbs.output_paths import optional_path, split_name
@@ -63,7 +64,7 @@ def find_subjects(
 def default_result(subjects: Subjects) -> Path:
     """`<report's stem>-interpolation.json` beside the report; without one, named after the last checkpoint, here."""
     if subjects.report is not None:
-        return subjects.report.with_name(f"{subjects.report.stem}-interpolation.json")
+        return result_beside(subjects.report)
     return Path(f"{split_name(subjects.checkpoints[-1])[0]}-interpolation.json")
 
 

@@ -24,7 +24,7 @@ from rebasin_cli.verbs.interpolate_file import ResultFile, check_result_file
 from rebasin_cli.verbs.interpolate_models import LoadedModels
 from rebasin_cli.verbs.interpolate_result import InterpolateResult
 from rebasin_cli.verbs.interpolate_save import planned_files, save_networks
-from rebasin_cli.verbs.output_paths import check_outputs
+from rebasin_cli.verbs.output_paths import check_outputs, optional_path
 from rebasin_cli.verbs.progress import Progress, Silent
 from rebasin_cli.verbs.subject import ModelChoice
 
@@ -70,6 +70,12 @@ class InterpolateRequest:
         naive = {"naive": self.checkpoints}
         return naive if self.aligned is None else {**naive, "matched": (*self.checkpoints[:-1], self.aligned)}
 
+    @property
+    def inputs(self) -> tuple[Path, ...]:
+        """Every file that is named to be read; what only looks like one (a loader's name) does no harm here."""
+        read = (self.aligned, self.report, self.choice.input_file, *map(optional_path, (self.data, self.recalibrate)))
+        return (*self.checkpoints, *(path for path in read if path is not None))
+
     def asked(self) -> dict[str, Any]:
         """What decides the numbers, as far as the command line tells."""
         return {
@@ -113,6 +119,7 @@ class SweepRun:
             if self.request.report is not None:
                 self.progress.note(f"taking the alignment that {self.request.report} reports")
             self.models = LoadedModels.open(self.request, device, self.progress)
+            self._check_parts()
             self.data = SweepData.open(self.request, self.models)
             self._say_what_was_chosen()
             self.file = self._result_file(self.ranks)
@@ -129,13 +136,19 @@ class SweepRun:
     def _check_outputs(self) -> None:
         """What can be refused before a byte is read."""
         request = self.request
-        check_result_file(request.out, request.asked(), force=request.force)
         others = planned_files(request)
         if request.plot is not None:
             others["plot"] = request.plot
-        inputs = [*request.checkpoints, *([request.aligned] if request.aligned else [])]
-        check_outputs({"result": request.out}, inputs, force=True, mkdir=request.mkdir)
-        check_outputs(others, inputs, force=request.force, mkdir=request.mkdir)
+        check_outputs({"result": request.out}, request.inputs, force=True, mkdir=request.mkdir)
+        check_outputs(others, request.inputs, force=request.force, mkdir=request.mkdir)
+        check_outputs({"result": request.out, **others}, (), force=True, mkdir=request.mkdir)
+        check_result_file(request.out, request.asked(), force=request.force)
+
+    def _check_parts(self) -> None:
+        """The files that a checkpoint turned out to consist of are inputs too."""
+        outputs = {"result": self.request.out, **planned_files(self.request)}
+        parts = [file for held in self.models.weights.values() for file in held.checkpoint.files]
+        check_outputs(outputs, parts, force=True, mkdir=self.request.mkdir)
 
     def _say_what_was_chosen(self) -> None:
         if self.models.subject.note:

@@ -74,7 +74,7 @@ def check_outputs(outputs: Mapping[str, Path], inputs: Iterable[Path], *, force:
 
     Raises:
         UsageError: two outputs are one file.
-        OutputError: anything else.
+        OutputError: anything else. `force` lets existing files be overwritten; of the inputs, only by the "output".
     """
     seen: dict[str, str] = {}
     for what, path in outputs.items():
@@ -86,12 +86,13 @@ def check_outputs(outputs: Mapping[str, Path], inputs: Iterable[Path], *, force:
 
 
 def _check_output(what: str, path: Path, inputs: Iterable[Path], *, force: bool, mkdir: bool) -> None:
+    replaceable = what == "output"  # B's file may become B reordered; anything else would lose what it is made from
     for source in inputs:
-        if _same_file(path, source) and not force:
+        if _same_file(path, source) and not (force and replaceable):
             raise OutputError(
                 f"{path}: the {what} is the same file as the input {source}",
                 path=path,
-                hint="choose another name with -o, or --force to replace the input",
+                hint="choose another name" + (" with -o, or --force to replace the input" if replaceable else ""),
                 slug="same-file",
             )
     if os.path.lexists(path):
