@@ -61,9 +61,10 @@ def function_in_words(check: FunctionCheck) -> str:
         return f"every tensor is B's, reordered; not run: {check.left_out}"
     agreement = "" if check.argmax_agreement is None else f", argmax agreement {share(check.argmax_agreement)}"
     word = "unchanged" if check.same else "CHANGED"
+    note = "" if check.note is None else f"; {check.note}"
     return (
         f"{word}: largest error {number(check.max_absolute_error)}, relative {number(check.max_relative_error)}"
-        f"{agreement} ({counted(check.samples, 'input')}, {check.precision})"
+        f"{agreement} ({counted(check.samples, 'input')}, {check.precision}){note}"
     )
 
 

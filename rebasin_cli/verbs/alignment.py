@@ -252,6 +252,7 @@ class Alignment:
             self.understood.example,
             self.pair.b,
             permuted,
+            spec=self.understood.spec,
             seed=self.request.matching.seed,
         )
 

@@ -8,13 +8,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 
 from torch import Tensor, nn
 
 from rebasin_cli.errors import NumericalError
 from rebasin_cli.model.example_input import ExampleInput
+from rebasin_cli.spec import PermutationSpec
+from rebasin_cli.symmetry.verify import verify_by_execution
 from rebasin_cli.verbs.closeness import Closeness, same_bits
-from rebasin_cli.verbs.same_function import FunctionCheck, compare_functions
+from rebasin_cli.verbs.same_function import SILENT, FunctionCheck, compare_functions
 from rebasin_cli.verbs.weights import Weights
 
 SLACK = 1e-7
@@ -70,9 +73,12 @@ def prove_same_function(
     b: Mapping[str, Tensor],
     written: Mapping[str, Tensor],
     *,
+    spec: PermutationSpec,
     seed: int,
 ) -> FunctionCheck:
     """Check that B and the written file compute the same on sample inputs.
+
+    Where B's outputs are zero throughout, its groups are proved on random weights instead.
 
     Raises:
         NumericalError: they do not, or B's own outputs are not finite.
@@ -91,4 +97,23 @@ def prove_same_function(
             hint="a spec edited by hand may be wrong, or this is a bug worth reporting",
             slug="proof",
         )
-    return check
+    return _proved_on_random_weights(build_weightless, example, spec, seed, check) if check.note == SILENT else check
+
+
+def _proved_on_random_weights(
+    build_weightless: Callable[[], nn.Module],
+    example: ExampleInput,
+    spec: PermutationSpec,
+    seed: int,
+    check: FunctionCheck,
+) -> FunctionCheck:
+    soundness = verify_by_execution(build_weightless, example, spec, seed)
+    if not soundness.ok:
+        raise NumericalError(
+            f"reordering by these groups changes the function: relative error {soundness.max_relative_error:.3g} on "
+            "random weights, because B's own outputs are all zero; nothing was written",
+            hint="a spec edited by hand may be wrong, or this is a bug worth reporting",
+            slug="proof",
+        )
+    words = f"B's outputs are all zero; on random weights the relative error is {soundness.max_relative_error:.3g}"
+    return replace(check, note=words)

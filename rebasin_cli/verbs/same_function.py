@@ -23,6 +23,7 @@ from rebasin_cli.verbs.sample_inputs import sample_inputs
 FLOAT32_CLEAR = 1e-4
 FLOAT64_LIMIT = 1e-6
 LARGE = 10_000_000
+SILENT = "all outputs are zero, so that being equal proves nothing"
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +31,8 @@ class FunctionCheck:
     """What running both weights on the same inputs showed.
 
     Errors are maxima over all floating outputs of all samples; the relative one divides by the largest magnitude of the
-    same output of the reference. `left_out` says why nothing was run, and then the numbers are None.
+    same output of the reference. `left_out` says why nothing was run, and then the numbers are None. `note` says what
+    else has to be known: outputs that are zero throughout (a head that was never trained) prove nothing by being equal.
     """
 
     same: bool | None
@@ -40,6 +42,7 @@ class FunctionCheck:
     samples: int
     precision: str | None
     left_out: str | None = None
+    note: str | None = None
 
     @staticmethod
     def not_run(reason: str) -> FunctionCheck:
@@ -88,6 +91,7 @@ def compare_functions(
 class _Errors:
     absolute: float = 0.0
     relative: float = 0.0
+    largest: float = 0.0
     agreeing: int = 0
     decisions: int = 0
 
@@ -102,6 +106,7 @@ class _Errors:
         scale = float(y.abs().max())
         if error != error or scale in (float("inf"), float("nan")):
             return False
+        self.largest = max(self.largest, scale)
         self.absolute = max(self.absolute, error)
         self.relative = max(self.relative, error / scale if scale > 0.0 else error)
         return True
@@ -117,7 +122,8 @@ class _Errors:
 
     def verdict(self, same: bool, samples: int, precision: str) -> FunctionCheck:
         agreement = self.agreeing / self.decisions if self.decisions else None
-        return FunctionCheck(same, self.absolute, self.relative, agreement, samples, precision)
+        note = SILENT if same and self.largest == 0.0 else None
+        return FunctionCheck(same, self.absolute, self.relative, agreement, samples, precision, note=note)
 
 
 Forward = Callable[[nn.Module, ExampleInput, int], list[Tensor]]

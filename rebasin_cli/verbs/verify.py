@@ -97,7 +97,7 @@ def verify(
             samples=samples,
             seed=seed,
         )
-    warnings = tuple(text for text in (pair.subject.note, check.left_out) if text)
+    warnings = tuple(text for text in (pair.subject.note, check.left_out, check.note) if text)
     result = VerifyResult(Path(a), Path(b), model, check, len(pair.a), _identical(pair), clock.seconds(), warnings)
     if check.same is False:
         raise FunctionsDiffer(result)

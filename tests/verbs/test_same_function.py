@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import Tensor, nn
 
+from rebasin_cli.errors import NumericalError
 from rebasin_cli.model.example_input import ExampleInput
+from rebasin_cli.spec import AxisGroup, PermutationSpec, Site
+from rebasin_cli.verbs.proof import prove_same_function
 from rebasin_cli.verbs.same_function import compare_functions
 
 EXAMPLE = ExampleInput((torch.randn(4, 6),))
@@ -81,3 +85,25 @@ def test_a_forward_pass_that_does_not_fit_is_left_out_and_said() -> None:
     assert check.same is None
     assert check.left_out is not None
     assert "memory" in check.left_out
+
+
+def untrained() -> nn.Module:
+    """Its head is zero, as many vision transformers begin, so its output tells nothing of what lies before."""
+    net = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+    nn.init.zeros_(net[2].weight)
+    nn.init.zeros_(net[2].bias)
+    return net.eval()
+
+
+def spec_of(*sites: Site) -> PermutationSpec:
+    return PermutationSpec((AxisGroup("hidden", 8, sites),))
+
+
+def test_where_all_outputs_are_zero_the_groups_are_proved_on_random_weights() -> None:
+    state = untrained().state_dict()
+    whole = spec_of(Site("0.weight", 0), Site("0.bias", 0), Site("2.weight", 1))
+    check = prove_same_function(untrained, EXAMPLE, state, state, spec=whole, seed=0)
+    assert check.note is not None
+    assert "random weights" in check.note
+    with pytest.raises(NumericalError, match="random weights"):
+        prove_same_function(untrained, EXAMPLE, state, state, spec=spec_of(Site("0.weight", 0)), seed=0)
