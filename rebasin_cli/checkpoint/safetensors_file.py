@@ -1,8 +1,8 @@
 """Safetensors files: named tensors mapped straight from the bytes, and written back as a stream.
 
-No code of the safetensors package takes part: the checks its reader leaves out (duplicate keys, number of tensors) and
-what its writer does (mode 0600, symlinks replaced, no fsync, the whole model in memory) are why this reader is ours.
-The package reads in the tests what is written here.
+The checks that the safetensors package's reader leaves out (duplicate keys, number of tensors) and what its writer does
+(mode 0600, symlinks replaced, no fsync, the whole model in memory) are why both are ours. The package has the last
+word: what was written must be read by it too.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import BinaryIO
 
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from rebasin_cli.checkpoint.checkpoint import (
@@ -93,3 +94,12 @@ def _recorded_ties(metadata: Mapping[str, str], infos: Mapping[str, TensorInfo])
         if kept in infos and removed not in infos and not removed.startswith("rebasin.") and removed != "format":
             groups.setdefault(kept, [kept]).append(removed)
     return tuple(tuple(group) for group in groups.values())
+
+
+def stock_keys(path: Path) -> frozenset[str] | None:
+    """The tensors that the safetensors library itself finds in a file; None where it does not read it."""
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return frozenset(file.keys())
+    except (SafetensorError, OSError):
+        return None

@@ -19,7 +19,9 @@ from rebasin_cli.checkpoint.atomic import (
 from rebasin_cli.checkpoint.checkpoint import Checkpoint, Transform
 from rebasin_cli.checkpoint.disk import sync_directory
 from rebasin_cli.checkpoint.output import check_output, writes_directory
+from rebasin_cli.checkpoint.safetensors_file import stock_keys
 from rebasin_cli.checkpoint.sharded import INDEX_SUFFIX, ShardedCheckpoint
+from rebasin_cli.errors import NumericalError
 
 __all__ = ["check_output", "write_like"]
 
@@ -62,12 +64,22 @@ def write_like(
     with staged_file(out, bytes_needed=source.file_bytes, mkdir=mkdir) as staged:
         source.write_to(staged.handle, transform, provenance)
         settle(staged)
-        digest = _checked(source.reopen(staged.path), check)
+        digest = _checked(source, source.reopen(staged.path), check)
         commit_file(staged, out, force=force)
     return digest
 
 
-def _checked(written: Checkpoint, check: Check | None) -> str:
+def _checked(source: Checkpoint, written: Checkpoint, check: Check | None) -> str:
+    """Whoever reads safetensors with the stock library must find in the output what the input held."""
+    for before, after in zip(source.files, written.files, strict=True):
+        keys = stock_keys(before)
+        if keys is not None and stock_keys(after) != keys:
+            raise NumericalError(
+                f"{after}: the safetensors library does not read the tensors of {before} in what was written",
+                path=after,
+                hint="the disk or this program is at fault; nothing was kept",
+                slug="proof",
+            )
     if check is not None:
         check(written)
     return written.sha256()
@@ -103,7 +115,7 @@ def _write_sharded(
             handle.write(source.index_bytes(names, provenance))
             settle(StagedFile(index, handle))
         sync_directory(stage)
-        digest = _checked(source.reopen(index), check)
+        digest = _checked(source, source.reopen(index), check)
         if directory:
             os.replace(stage, target)
             sync_directory(target.parent)

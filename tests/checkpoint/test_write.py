@@ -16,8 +16,8 @@ import pytest
 import safetensors.torch
 import torch
 
-from rebasin_cli.checkpoint import Checkpoint, check_output, open_checkpoint, write_like, write_text_atomically
-from rebasin_cli.errors import CheckpointError, OutputError
+from rebasin_cli.checkpoint import Checkpoint, check_output, open_checkpoint, write, write_like, write_text_atomically
+from rebasin_cli.errors import CheckpointError, NumericalError, OutputError
 from tests.checkpoint.build import digest, one_line
 
 
@@ -335,3 +335,13 @@ def test_directories_without_one_checkpoint(tmp_path: Path, source: Checkpoint) 
     (tmp_path / "empty").mkdir()
     with pytest.raises(CheckpointError, match="without"):
         open_checkpoint(tmp_path / "empty")
+
+
+def test_what_the_safetensors_library_cannot_read_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "b.safetensors"
+    safetensors.torch.save_file({"w": torch.arange(4.0)}, path)
+    read = write.stock_keys
+    monkeypatch.setattr(write, "stock_keys", lambda file: read(file) if file == path else None)
+    with pytest.raises(NumericalError, match="the safetensors library does not read"):
+        write_like(open_checkpoint(path), tmp_path / "o.safetensors", lambda _, t: t, provenance={}, force=False)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["b.safetensors"]
