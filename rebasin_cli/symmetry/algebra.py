@@ -7,6 +7,7 @@ one label run together; labels that the result lacks are reduced.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
 from math import prod
@@ -19,6 +20,7 @@ from rebasin_cli.symmetry.positions import (
     Entry,
     Factor,
     Layout,
+    Picked,
     common_refinement,
     dimension,
     released,
@@ -72,7 +74,7 @@ def reduce(relations: Relations, layout: Layout) -> Layout:
     pool: list[Entry] = []
     whole = True
     for entry in layout.entries:
-        kept = [factor for factor in entry.factors if factor in present]
+        kept = [f for f in entry.factors if f in present or (isinstance(f, Picked) and f.alive(present))]
         if len(kept) == len(entry.factors):
             pool.append(entry)
             continue
@@ -121,13 +123,29 @@ def _told_apart(operands: Sequence[Operand]) -> list[Layout]:
     """
     label_of: dict[Factor, Label] = {}
     layouts = []
+    seen: dict[Picked, list[Label]] = {}
     for layout, labels in operands:
         met = [(factor, label) for label, dim in zip(labels, layout.dims, strict=False) for factor in dim]
         clash = {factor: (Factor(factor.size),) for factor, label in met if label_of.setdefault(factor, label) != label}
         if clash:
             layout = replace(substitute(layout, clash), leaf=layout.leaf, axes=layout.axes)
-        layouts.append(layout)
+        layouts.append(_picks_told_apart(layout, labels, seen))
     return layouts
+
+
+def _picks_told_apart(layout: Layout, labels: Sequence[Label], seen: dict[Picked, list[Label]]) -> Layout:
+    """Picks of their own where the rows of another operand run along other labels, or in another order."""
+    fresh: dict[Factor, tuple[Factor, ...]] = {}
+    for picked in {f for entry in layout.entries for f in entry.factors if isinstance(f, Picked)}:
+        rows = [(f, label) for label, dim in zip(labels, layout.dims, strict=False) for f in dim if f in picked.place]
+        ranked = sorted(rows, key=lambda row: picked.place[row[0]])
+        along = [label for label, _ in itertools.groupby(label for _, label in ranked)]
+        crossed = any(
+            [row for row in rows if row[1] == label] != [row for row in ranked if row[1] == label] for label in along
+        )
+        if crossed or seen.setdefault(picked, along) != along:
+            fresh[picked] = (Picked(picked.size, tuple(factor for factor, _ in ranked)),)
+    return substitute(layout, fresh) if fresh else layout
 
 
 def _reusable(present: tuple[Factor, ...], sizes: Sequence[int]) -> tuple[Factor, ...]:

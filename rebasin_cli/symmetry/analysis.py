@@ -7,17 +7,19 @@ another size or another path through the model may read them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 
 import torch
 
 from rebasin_cli.errors import ModelError, RebasinError
 from rebasin_cli.symmetry import rules as _rules  # noqa: F401  (the rules register themselves)
-from rebasin_cli.symmetry.positions import Layout, Leaf, fixed_layout, free_layout
+from rebasin_cli.symmetry.algebra import reduce
+from rebasin_cli.symmetry.positions import Layout, Leaf, Picked, Tells, fixed_layout, free_layout
 from rebasin_cli.symmetry.reading import Reading
-from rebasin_cli.symmetry.registry import RULES, Op, constant_layout, fixed_results, hold_all
+from rebasin_cli.symmetry.registry import PICKING_RULES, RULES, Op, constant_layout, fixed_results, hold_all
 from rebasin_cli.symmetry.relations import Relations
+from rebasin_cli.symmetry.rules.picking import carried, pin_told
 from rebasin_cli.symmetry.rules.pointwise import is_pointwise, pointwise
 from rebasin_cli.symmetry.solver import Closure, solve
 from rebasin_cli.trace.graph import Call, Trace
@@ -125,7 +127,10 @@ class Analysis:
                     self.layouts[value] = layout
             self._reading.note(call, self.layout_of, self.trace.constants)
         for value in self.trace.outputs:
-            hold_all(self.relations, self.layout_of(value), OUTPUT)
+            layout = self.layout_of(value)
+            if layout.tells is not None:
+                pin_told(self.relations, layout.tells, OUTPUT)
+            hold_all(self.relations, layout, OUTPUT)
 
     def close(self) -> Closure:
         """The solution of all relations; ids of intermediate results have a place in it too."""
@@ -145,12 +150,17 @@ class Analysis:
 
     def _apply(self, op: Op) -> list[Layout | None]:
         call = op.call
+        picking = PICKING_RULES.get(call.name)
         rule = RULES.get(call.name) or (pointwise if is_pointwise(call.overload) else None)
-        if rule is None:
-            return self._pin(op, f"the operation {call.name} has no rule")
         try:
-            result = rule(op)
+            result = picking(op) if picking is not None else None
+            told = self._told(op) if result is None else None
+            if result is None:
+                if rule is None:
+                    return self._pin(op, f"the operation {call.name} has no rule")
+                result = rule(op)
             found: list[Layout | None] = [result] if isinstance(result, Layout) else list(result)
+            found = [self._settled(layout, told) for layout in found]
             self._check(op, found)
         except RebasinError:
             raise
@@ -161,12 +171,29 @@ class Analysis:
             )
         return found
 
+    def _told(self, op: Op) -> Tells | None:
+        """What the arguments' numbers mean, if the results' mean it too; if not, the positions they name are pinned."""
+        given = [layout.tells for layout in op.tensors if layout.tells is not None]
+        kept = [tells for tells in given if carried(op.call.name, tells) is not None]
+        for tells in given:
+            if tells not in kept:
+                pin_told(self.relations, tells, f"positions along this axis are compared by number in {op.call.name}")
+        return carried(op.call.name, kept[0]) if kept else None
+
+    def _settled(self, layout: Layout | None, told: Tells | None) -> Layout | None:
+        """What rows picked is forgotten where the rows are no longer told apart."""
+        if layout is not None and any(isinstance(f, Picked) for entry in layout.entries for f in entry.factors):
+            layout = reduce(self.relations, layout)
+        return layout if layout is None or told is None else replace(layout, tells=told)
+
     def _pin(self, op: Op, reason: str, error: Exception | None = None) -> list[Layout | None]:
         if self.strict:
             where = f" (in module {op.call.scope!r})" if op.call.scope else ""
             raise ModelError(f"{reason}{where}", hint="leave out --strict to pin what it touches") from error
         pinned = 0
         for layout in op.tensors:
+            if layout.tells is not None:
+                pin_told(self.relations, layout.tells, reason)
             pinned += sum(1 for factor in layout.factors if factor not in layout.fixed)
             hold_all(self.relations, layout, reason)
         self.unknown.append(UnknownOp(op.call.overload, op.call.scope, pinned, reason))

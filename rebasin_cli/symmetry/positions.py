@@ -15,7 +15,7 @@ ids, and a view that merges dimensions only lists more factors in one dimension.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
 
@@ -40,6 +40,39 @@ class Factor:
 
     def __repr__(self) -> str:
         return f"Factor({self.size})"
+
+
+class Picked(Factor):
+    """Which of `size` blocks a row was given (the expert of a token): a factor that no dimension holds.
+
+    Every row along `rows` has one; when the blocks trade places, the numbers by which they are picked change along. An
+    entry over (picked, f) says that positions f move as the row's own block moves them. That has a meaning only where
+    the rows are told apart, so `alive` asks whether they still are, possibly split into `parts`.
+    """
+
+    __slots__ = ("parts", "place", "rows")
+
+    def __init__(self, size: int, rows: tuple[Factor, ...]) -> None:
+        super().__init__(size)
+        self.rows = rows
+        self.parts: dict[Factor, list[tuple[Factor, ...]]] = {row: [] for row in rows}
+        self.place: dict[Factor, tuple[int, ...]] = {row: (number,) for number, row in enumerate(rows)}
+
+    def split(self, factor: Factor, parts: tuple[Factor, ...]) -> None:
+        """A factor of the rows is written as a product of others from now on."""
+        self.parts[factor].append(parts)
+        for number, part in enumerate(parts):
+            self.parts.setdefault(part, [])
+            self.place.setdefault(part, (*self.place[factor], number))
+
+    def alive(self, present: Collection[Factor]) -> bool:
+        """Whether all rows are among the factors that are present."""
+        return all(self._is_there(row, present) for row in self.rows)
+
+    def _is_there(self, factor: Factor, present: Collection[Factor]) -> bool:
+        if factor in present:
+            return True
+        return any(all(self._is_there(part, present) for part in parts) for parts in self.parts[factor])
 
 
 class Block:
@@ -80,11 +113,28 @@ class Entry:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Tells:
+    """What a tensor's numbers mean where they are more than numbers.
+
+    Attributes:
+        kind: `index`: each number is a position of `block`, and changes with it; `order`: the order that sorts picks,
+            its rows being the sorted ones; `counts`, `ends`: how many rows picked each position, where their run ends.
+        block: the positions.
+        token: the same for tensors that hold the same numbers in the same rows.
+    """
+
+    kind: str
+    block: Block
+    token: object
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Layout:
     """Dimensions as factors, entries with ids, and the fixed factors with their reasons.
 
     A dimension of length 1 has no factors. `leaf` and `axes` say that this is a leaf with its axes in another order, so
-    that the leaf may still be resolved by what it meets; every other operation forgets them.
+    that the leaf may still be resolved by what it meets; every other operation forgets them. `tells` says what integers
+    mean that are positions along an axis that moves.
     """
 
     dims: tuple[tuple[Factor, ...], ...]
@@ -92,6 +142,7 @@ class Layout:
     fixed: Mapping[Factor, str] = field(default_factory=dict)
     leaf: Leaf | None = None
     axes: tuple[int, ...] = ()
+    tells: Tells | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -153,6 +204,10 @@ def split_factor(layout: Layout, factor: Factor, sizes: Sequence[int]) -> Layout
 
 def substitute(layout: Layout, parts: Mapping[Factor, tuple[Factor, ...]]) -> Layout:
     """The layout with factors replaced by products of the same size."""
+    for picked in {f for entry in layout.entries for f in entry.factors if isinstance(f, Picked)}:
+        for old, new in parts.items():
+            if old in picked.parts:
+                picked.split(old, new)
     dims = tuple(tuple(new for old in dim for new in parts.get(old, (old,))) for dim in layout.dims)
     entries = tuple(_substitute_entry(entry, parts) for entry in layout.entries)
     fixed = {new: reason for old, reason in layout.fixed.items() for new in parts.get(old, (old,))}

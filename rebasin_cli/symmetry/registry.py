@@ -95,6 +95,21 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
     return register
 
 
+PICKING_RULES: dict[str, Callable[[Op], Result | None]] = {}
+"""Rules that are asked first: they know what numbers mean that are positions, and answer None where they do not."""
+
+
+def picking_rule(*names: str) -> Callable[[Callable[[Op], Result | None]], Callable[[Op], Result | None]]:
+    """Register a rule for operators that make or use positions as numbers."""
+
+    def register(function: Callable[[Op], Result | None]) -> Callable[[Op], Result | None]:
+        for name in names:
+            PICKING_RULES[name] = function
+        return function
+
+    return register
+
+
 def hold_dims(relations: Relations, layout: Layout, dims: Sequence[int], reason: str) -> Layout:
     """The layout with some dimensions made fixed: the operation depends on the order along them."""
     factors = [factor for place in dims for factor in layout.dims[place]]

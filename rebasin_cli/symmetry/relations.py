@@ -1,9 +1,10 @@
-"""What the operations say about ids: the four relations that the solver closes.
+"""What the operations say about ids: the relations that the solver closes.
 
 - *link*: two id arrays are moved by the same permutation, position by position;
 - *function*: child to parent, and the parent map commutes with the permutation (units inside heads);
 - *colour*: positions with different labels are never exchanged (a slice, a segment, an index along a fixed axis);
-- *pin*: each of these positions keeps its place, with the reason.
+- *pin*: each of these positions keeps its place, with the reason;
+- *sorting*: rows that were sorted by what they picked; if the rows cannot trade places, what they picked cannot either.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from math import prod
 
 import numpy as np
 
-from rebasin_cli.symmetry.positions import Block, Entry, Factor, Ids
+from rebasin_cli.symmetry.positions import Block, Entry, Factor, Ids, Picked, Tells
 
 
 @dataclass(slots=True)
@@ -26,6 +27,7 @@ class Relations:
         size: number of ids.
         births: ids are born in batches; the first id of each batch.
         links, functions, colours, pins: flat arrays, see the module's words.
+        sortings: rows, and the positions by whose numbers they were sorted.
     """
 
     size: int = 0
@@ -34,6 +36,8 @@ class Relations:
     functions: list[tuple[Ids, Ids]] = field(default_factory=list)
     colours: list[tuple[Ids, Ids]] = field(default_factory=list)
     pins: list[tuple[Ids, str]] = field(default_factory=list)
+    sortings: list[tuple[Block, Block]] = field(default_factory=list)
+    _picked: dict[tuple[int, tuple[Factor, ...]], tuple[object, Picked]] = field(default_factory=dict)
     _parents: dict[bytes, Block] = field(default_factory=dict)
     _said: set[bytes] = field(default_factory=set)
 
@@ -111,6 +115,13 @@ class Relations:
             assert block.ids is not None
             self.function(rows, block.ids[:, None])
         return Entry(tuple(kept), block)
+
+    def picked(self, tells: Tells, rows: tuple[Factor, ...]) -> Picked:
+        """The factor of what these rows picked: the same one for the same numbers in the same rows."""
+        key = (id(tells.token), rows)
+        if key not in self._picked:
+            self._picked[key] = tells.token, Picked(tells.block.size, rows)
+        return self._picked[key][1]
 
     def _is_new(self, kind: bytes, left: Ids, right: Ids) -> bool:
         digest = blake2b(kind)

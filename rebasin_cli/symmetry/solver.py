@@ -22,6 +22,7 @@ from rebasin_cli.symmetry.families import Family, lay_out, mend
 from rebasin_cli.symmetry.positions import Ids
 from rebasin_cli.symmetry.relations import Relations
 
+SORTED = "rows are sorted by it, and the order of these rows matters"
 TWISTED = "its units are tied to each other in another order"
 
 
@@ -63,6 +64,8 @@ def solve(relations: Relations) -> Closure:
         if np.any(twisted):
             relations.pin(np.flatnonzero(twisted), TWISTED)
             continue
+        if _pin_what_sorts(relations, colour, size_of):
+            continue
         family = _in_order(family_of_colour[colour], size_of[colour] == 1)
         number = np.where(size_of[colour] == 1, 0, _number_units(family, unit))
         families = [Family(int(last) + 1) for last in _largest(number, family)]
@@ -72,6 +75,19 @@ def solve(relations: Relations) -> Closure:
         lay_out(families)
         reason, reasons = _reasons(relations, edges, size_of[colour] == 1)
         return Closure(family, number, colour, families, reason, reasons)
+
+
+def _pin_what_sorts(relations: Relations, colour: Ids, size_of: Ids) -> bool:
+    """Pin positions that could still move although the rows that were sorted by them cannot all trade places."""
+    bad = [
+        by.ids
+        for rows, by in relations.sortings
+        if rows.ids is not None and by.ids is not None
+        if len(np.unique(colour[rows.ids])) > 1 and np.any(size_of[colour[by.ids]] > 1)
+    ]
+    for ids in bad:
+        relations.pin(ids, SORTED)
+    return bool(bad)
 
 
 def _in_order(family: Ids, alone: NDArray[np.bool_]) -> Ids:

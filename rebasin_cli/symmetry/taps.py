@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from rebasin_cli.spec import Site
-from rebasin_cli.symmetry.positions import Layout
+from rebasin_cli.symmetry.positions import Layout, Picked
 from rebasin_cli.symmetry.readout import sites_of_leaf
 from rebasin_cli.symmetry.relations import Relations
 from rebasin_cli.symmetry.solver import Closure
@@ -94,5 +94,7 @@ def _visible(trace: Trace, layouts: Mapping[int, Layout], read: bool) -> Iterabl
         for name, value in values:
             layout = layouts.get(value)
             floating = trace.values[value].dtype.is_floating_point
+            if layout is not None and any(isinstance(f, Picked) for entry in layout.entries for f in entry.factors):
+                continue  # rows of different blocks: no axis holds the units of one of them
             if layout is not None and layout.entries and layout.leaf is None and floating and value not in weights:
                 yield ordinal, name, value

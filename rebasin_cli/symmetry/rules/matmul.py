@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from rebasin_cli.symmetry.algebra import combine, elementwise
 from rebasin_cli.symmetry.positions import Layout
-from rebasin_cli.symmetry.registry import Op, rule
+from rebasin_cli.symmetry.registry import Op, fixed_results, hold_all, hold_dims, rule
+
+RUNS = "rows are sent to their matrices by number"
 
 
 @rule("aten.mm")
@@ -73,3 +75,20 @@ def linear(op: Op) -> Layout:
     if not op.has("bias"):
         return product
     return elementwise(op.relations, [product, op.layout("bias")], op.result_shape)
+
+
+@rule("aten._grouped_mm", "transformers.grouped_mm_fallback")
+def grouped(op: Op) -> Layout | list[Layout]:
+    """Runs of rows, each times a matrix of its own: rows and matrices keep their order, and all move units alike."""
+    names = ("input", "weight") if op.has("weight") else ("self", "mat2")
+    rows, table = op.layout(names[0]), op.layout(names[1])
+    if len(rows.dims) != 2 or len(table.dims) != 3:
+        for layout in op.tensors:
+            hold_all(op.relations, layout, RUNS)
+        return fixed_results(op, RUNS)
+    rows = hold_dims(op.relations, rows, [0], RUNS)
+    table = hold_dims(op.relations, table, [0], RUNS)
+    product = combine(op.relations, [(rows, "sk"), (table, "ekn")], "sn")
+    if not op.has("bias"):
+        return product
+    return elementwise(op.relations, [product, hold_dims(op.relations, op.layout("bias"), [0], RUNS)], op.result_shape)

@@ -22,6 +22,7 @@ from rebasin_cli.symmetry.rules.indexing import segments
     "aten.complex",
     "aten.copy",
     "aten.div",
+    "aten.floor_divide",
     "aten.hardswish",
     "aten.hardtanh",
     "aten.lerp",

@@ -77,10 +77,18 @@ def test_a_constant_index_may_pick_twice_or_leave_out() -> None:
     assert axes(derivation) == [(2, ["one.bias/0", "one.weight/0", "two.weight/1@0 3,1 2"]), (2, unread)]
 
 
-def test_an_index_that_was_computed_pins() -> None:
+def test_an_index_that_ranks_follows_what_it_ranks() -> None:
     def run(m: Net, x: Tensor) -> Tensor:
         hidden = m.one(x)
         return m.two(hidden.gather(1, hidden.argsort(1)))
+
+    assert axes(found(net_with(run), X)) == [(4, ["one.bias/0", "one.weight/0"])]
+
+
+def test_an_index_that_is_compared_pins_what_it_ranks() -> None:
+    def run(m: Net, x: Tensor) -> Tensor:
+        hidden = m.one(x)
+        return m.two(hidden * (hidden.argsort(1) > 1))
 
     assert axes(found(net_with(run), X)) == []
 
