@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from rebasin_cli.verbs.align_result import AlignResult as AlignResult
     from rebasin_cli.verbs.apply import ApplyResult as ApplyResult
     from rebasin_cli.verbs.apply import apply as apply
+    from rebasin_cli.verbs.coordinate_descent import PermutationCoordinateDescent as PermutationCoordinateDescent
     from rebasin_cli.verbs.inspect import InspectResult as InspectResult
     from rebasin_cli.verbs.inspect import inspect as inspect
     from rebasin_cli.verbs.trace import TraceResult as TraceResult
@@ -32,6 +33,7 @@ _HOMES = {
     "AlignResult": "verbs.align_result",
     "ApplyResult": "verbs.apply",
     "InspectResult": "verbs.inspect",
+    "PermutationCoordinateDescent": "verbs.coordinate_descent",
     "PermutationSpec": "spec",
     "Permutations": "permutation",
     "RebasinError": "errors",

@@ -1,0 +1,64 @@
+"""Two modules in memory, aligned in place: for those who come from the library `rebasin` and its class of this name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from rebasin_cli.matching.result import MatchResult
+from rebasin_cli.matching.search import Effort, search
+from rebasin_cli.model.example_input import ExampleInput
+from rebasin_cli.model.state import load_state, parameter_keys, state_tensors
+from rebasin_cli.permutation import apply
+from rebasin_cli.spec import PermutationSpec
+from rebasin_cli.symmetry.derive import derive
+from rebasin_cli.trace.tracer import trace_model
+
+
+class PermutationCoordinateDescent:
+    """Reorders the units of `model_b` so that it comes close to `model_a`; its function stays the same.
+
+    Args:
+        model_a: kept as it is.
+        model_b: of the same architecture; changed in place by `rebasin`.
+        input_data: an input of the model, or a tuple of its positional inputs.
+        effort: how much the search tries: `fast`, `standard`, `thorough`, or `auto`.
+        seed: decides every random choice.
+
+    Attributes:
+        spec: the groups of units that move together.
+        result: what the matching found; None before `rebasin` was called.
+
+    Raises:
+        ModelError: the model does not run on this input.
+    """
+
+    def __init__(
+        self, model_a: nn.Module, model_b: nn.Module, input_data: Any, *, effort: Effort = "auto", seed: int = 0
+    ) -> None:
+        self.model_a, self.model_b = model_a, model_b
+        self.effort, self.seed = effort, seed
+        args = tuple(input_data) if isinstance(input_data, (list, tuple)) else (input_data,)
+        self.spec: PermutationSpec = derive(trace_model(model_b, ExampleInput(args, {}))).spec
+        self.result: MatchResult | None = None
+
+    def rebasin(self) -> MatchResult:
+        """Find the permutations and apply them to `model_b`, parameters and buffers alike.
+
+        Raises:
+            ModelError: the models have different tensors.
+            NumericalError: a weight is not finite.
+        """
+        a, b = (
+            {key: tensor.detach() for key, tensor in state_tensors(model).items()}
+            for model in (self.model_a, self.model_b)
+        )
+        self.result = search(
+            self.spec, a, b, parameters=parameter_keys(self.model_b), effort=self.effort, seed=self.seed
+        )
+        trained = {key: tensor.requires_grad for key, tensor in self.model_b.named_parameters()}
+        load_state(self.model_b, apply(self.spec, self.result.permutations, b))
+        for key, parameter in self.model_b.named_parameters():
+            parameter.requires_grad_(trained[key])
+        return self.result
