@@ -61,16 +61,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the program and return its exit code; nothing but the code, stdout and stderr gets out."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     Output.current = None
-    signals.install()
-    parser = command()
+    verbs: list[str] = []
     try:
+        signals.install()
+        parser = command()
+        verbs = list(parser.commands)
         with warnings.catch_warnings():
             if "-v" not in arguments and "--verbose" not in arguments:
                 warnings.simplefilter("ignore")  # other packages' advice to programmers
             code = _run(parser, arguments or ["--help"])
         sys.stdout.flush()
     except BaseException as error:
-        return failures.report(error, arguments, list(parser.commands))
+        code = failures.report(error, arguments, verbs)
+    signals.uninstall()
     return code
 
 

@@ -19,3 +19,9 @@ def install() -> None:
     """Let SIGTERM unwind the stack as SIGINT does; only the main thread may, and only it needs to."""
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _raise_terminated)
+
+
+def uninstall() -> None:
+    """What arrives when all is done ends the process as it ends any other."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
