@@ -142,7 +142,42 @@ class Analysis:
             for entry in layout.entries:
                 self.relations.ids(entry)
         self.unread.extend(self._reading.pin_unread(self.relations, self.leaves.values(), UNREAD))
+        self._hold_around_untaken_paths()
         return solve(self.relations)
+
+    def _hold_around_untaken_paths(self) -> None:
+        """Where a module decided by numbers and left parameters inside it unread, hold all that its code could see.
+
+        Another input may take it past those parameters. They keep their order, so what they would be given, and what
+        theirs would be added to, must keep it too.
+        """
+        owners = {key: self.trace.owners.get(key, "") for key in self.unread}
+        for scope, place in dict.fromkeys((call.scope, call.place) for call in self.trace.decisions):
+            missed = next(
+                (key for key, owner in owners.items() if f"{owner}.".startswith(f"{scope}." if scope else "")), None
+            )
+            if missed is None:
+                continue
+            reason = (
+                f"{scope or 'the model'} decides by numbers ({place or 'compiled code'}), and {missed} was not read"
+            )
+            for value in self._visible_in(scope):
+                if value in self.leaves or value in self.layouts:
+                    hold_all(self.relations, self.layout_of(value), reason)
+
+    def _visible_in(self, scope: str) -> set[int]:
+        """Values that the code of one module handles: its own results, and what passes between it and its children."""
+        seen = {
+            v
+            for call in self.trace.calls
+            if call.scope == scope
+            for v in (*call.inputs, *call.results)
+            if v is not None
+        }
+        for call in self.trace.module_calls:
+            if call.name == scope or call.name.rpartition(".")[0] == scope:
+                seen.update((*call.inputs, *call.outputs))
+        return seen
 
     def _hold_inputs(self, call: Call) -> None:
         for value in call.inputs:

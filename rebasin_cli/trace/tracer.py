@@ -19,6 +19,9 @@ from rebasin_cli.trace.outputs import opened
 from rebasin_cli.trace.recorder import NUMBERS_NEEDED, Recorder
 from rebasin_cli.trace.weightless import fake_mode, fake_state, is_state_buffer, unchanged_attributes
 
+SECOND_TRY_BYTES = 4 << 30
+"""A pass that fails without weights is tried with them if they take no more than this."""
+
 
 def trace_model(
     module: nn.Module, example: ExampleInput, *, with_numbers: Callable[[], nn.Module] | None = None
@@ -41,11 +44,21 @@ def trace_model(
         return _record(module, example, weightless=True)
     except NUMBERS_NEEDED:
         real = with_numbers() if with_numbers is not None else module
-        if any(parameter.is_meta for parameter in real.parameters()):
+        if _has_no_numbers(real):
             raise ModelError(
                 "the model's forward pass depends on the numbers in its weights, and it has none"
             ) from None
-        return _record(real, example, weightless=False)
+    except ModelError:  # perhaps only because some operation knows no tensors without numbers
+        if sum(p.numel() * p.element_size() for p in module.parameters()) > SECOND_TRY_BYTES:
+            raise
+        real = with_numbers() if with_numbers is not None else module
+        if _has_no_numbers(real):
+            raise
+    return _record(real, example, weightless=False)
+
+
+def _has_no_numbers(module: nn.Module) -> bool:
+    return any(parameter.is_meta for parameter in module.parameters())
 
 
 def _record(module: nn.Module, example: ExampleInput, *, weightless: bool) -> Trace:
