@@ -8,7 +8,8 @@ from typing import Any
 
 from rebasin_cli.matching.search import Effort
 from rebasin_cli.verbs.align_result import AlignResult
-from rebasin_cli.verbs.alignment import Alignment, AlignRequest, Matching
+from rebasin_cli.verbs.alignment import Alignment, AlignRequest
+from rebasin_cli.verbs.find_permutations import Matching
 from rebasin_cli.verbs.output_paths import OutputFiles, optional_path
 from rebasin_cli.verbs.pair import Source
 from rebasin_cli.verbs.progress import Progress, Silent

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from torch import Tensor
@@ -13,16 +12,13 @@ from torch import Tensor
 from rebasin_cli import __version__
 from rebasin_cli.checkpoint.write import check_output
 from rebasin_cli.errors import UsageError
-from rebasin_cli.matching.activation_matching import activation_matching
-from rebasin_cli.matching.result import MatchResult, PassReport
-from rebasin_cli.matching.search import Effort, search
-from rebasin_cli.permutation import Permutations
-from rebasin_cli.verbs.activations import data_inputs, measured, start_from, synthetic_starts
+from rebasin_cli.matching.result import PassReport
 from rebasin_cli.verbs.align_report import compose, write_beside
 from rebasin_cli.verbs.align_result import AlignResult
 from rebasin_cli.verbs.closeness import Closeness
 from rebasin_cli.verbs.cost import PhaseClock, release_freed_memory
 from rebasin_cli.verbs.device import resolve_device
+from rebasin_cli.verbs.find_permutations import METHODS, Matching, find_permutations
 from rebasin_cli.verbs.output_paths import OutputFiles, check_outputs
 from rebasin_cli.verbs.pair import Pair, Source, check_all_finite, open_pair
 from rebasin_cli.verbs.permuted_copy import Rearranged, Rearrangement, write_permuted
@@ -31,26 +27,6 @@ from rebasin_cli.verbs.proof import measure, prove_closer, prove_same_function
 from rebasin_cli.verbs.same_function import FunctionCheck
 from rebasin_cli.verbs.subject import ModelChoice
 from rebasin_cli.verbs.understanding import understand
-
-METHODS = ("weight", "activation")
-
-
-@dataclass(frozen=True, slots=True)
-class Matching:
-    """How the permutations are looked for."""
-
-    method: str
-    effort: Effort
-    starts: tuple[str, ...] | None
-    restarts: int | None
-    max_passes: int | None
-    time_limit: float | None
-    seed: int
-    device: str
-    data: str | None = None
-    limit: int | None = None
-    batch_size: int = 64
-    mix: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,76 +118,13 @@ class Alignment:
         self.sha256.update(a=a.sha256(), b=b.sha256())
 
     def _match(self) -> None:
-        matching = self.request.matching
-        self.match = self._by_activations() if matching.method == "activation" else self._by_weights()
+        request = self.request
+        self.match = find_permutations(
+            self.pair, self.understood, request.matching, request.choice.spec, device=self.device, on_pass=self._tell
+        )
         self.rearrangement = Rearrangement(
             self.understood.spec, self.match.permutations, self.pair.b, self.pair.subject.ties
         )
-
-    def _by_activations(self) -> MatchResult:
-        matching, choice = self.request.matching, self.request.choice
-        if self.understood.derivation is None or matching.data is None:
-            raise UsageError(
-                "activation matching needs data to run the networks on, and a model that was traced",
-                hint="give --data, and leave out --spec",
-            )
-        inputs = data_inputs(
-            self.pair,
-            self.understood,
-            matching.data,
-            model=choice.spec,
-            limit=matching.limit,
-            batch_size=matching.batch_size,
-            seed=matching.seed,
-        )
-        return activation_matching(
-            self.understood.spec,
-            self.pair.a,
-            self.pair.b,
-            parameters=self.pair.subject.parameters,
-            taps=self.understood.derivation.taps,
-            correlations=measured(self.pair, self.understood, inputs),
-            share=matching.mix,
-            effort=matching.effort,
-            seed=matching.seed,
-            time_limit=matching.time_limit,
-        )
-
-    def _by_weights(self) -> MatchResult:
-        matching = self.request.matching
-        return search(
-            self.understood.spec,
-            self.pair.a,
-            self.pair.b,
-            parameters=self.pair.subject.parameters,
-            seed=matching.seed,
-            effort=matching.effort,
-            starts=matching.starts,
-            restarts=matching.restarts,
-            max_passes=matching.max_passes,
-            time_limit=matching.time_limit,
-            device=self.device,
-            on_pass=self._tell,
-            activations=self._activation_starts(),
-        )
-
-    def _activation_starts(self) -> Mapping[str, Callable[[], Permutations]]:
-        """Starts from what the units say: on noise, and on data where there are some."""
-        matching = self.request.matching
-        starts = dict(synthetic_starts(self.pair, self.understood, matching.seed))
-        if matching.data is not None and starts:
-            inputs = partial(
-                data_inputs,
-                self.pair,
-                self.understood,
-                matching.data,
-                model=self.request.choice.spec,
-                limit=matching.limit,
-                batch_size=matching.batch_size,
-                seed=matching.seed,
-            )
-            starts["data"] = partial(start_from, self.pair, self.understood, inputs, matching.seed)
-        return starts
 
     def _tell(self, done: PassReport) -> None:
         """One pass is over; nobody can know how many there will be."""

@@ -1,0 +1,116 @@
+"""The matching of one pair: by weights, from starts that may look at the units at work, or by activations on data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+
+from rebasin_cli.errors import UsageError
+from rebasin_cli.matching.activation_matching import activation_matching
+from rebasin_cli.matching.result import MatchResult, OnPass
+from rebasin_cli.matching.search import Effort, search
+from rebasin_cli.model.example_input import ExampleInput
+from rebasin_cli.permutation import Permutations
+from rebasin_cli.verbs.activations import data_inputs, measured, start_from, synthetic_starts
+from rebasin_cli.verbs.pair import Pair
+from rebasin_cli.verbs.understanding import Understanding
+
+METHODS = ("weight", "activation")
+
+
+@dataclass(frozen=True, slots=True)
+class Matching:
+    """How the permutations are looked for."""
+
+    method: str
+    effort: Effort
+    starts: tuple[str, ...] | None
+    restarts: int | None
+    max_passes: int | None
+    time_limit: float | None
+    seed: int
+    device: str
+    data: str | None = None
+    limit: int | None = None
+    batch_size: int = 64
+    mix: float = 1.0
+
+
+def find_permutations(
+    pair: Pair, understood: Understanding, matching: Matching, model: str, *, device: torch.device, on_pass: OnPass
+) -> MatchResult:
+    """Match B to A as the user asked.
+
+    Args:
+        model: the model's name, to which the transform of its data belongs.
+        device: where products are computed.
+        on_pass: is told of every pass of a search.
+
+    Raises:
+        UsageError: activation matching without data, or without a traced model.
+        DataError, ModelError, NumericalError: as the method says.
+    """
+    if matching.method == "activation":
+        return _by_activations(pair, understood, matching, model)
+    return search(
+        understood.spec,
+        pair.a,
+        pair.b,
+        parameters=pair.subject.parameters,
+        seed=matching.seed,
+        effort=matching.effort,
+        starts=matching.starts,
+        restarts=matching.restarts,
+        max_passes=matching.max_passes,
+        time_limit=matching.time_limit,
+        device=device,
+        on_pass=on_pass,
+        activations=_activation_starts(pair, understood, matching, model),
+    )
+
+
+def _by_activations(pair: Pair, understood: Understanding, matching: Matching, model: str) -> MatchResult:
+    if understood.derivation is None or matching.data is None:
+        raise UsageError(
+            "activation matching needs data to run the networks on, and a model that was traced",
+            hint="give --data, and leave out --spec",
+        )
+    return activation_matching(
+        understood.spec,
+        pair.a,
+        pair.b,
+        parameters=pair.subject.parameters,
+        taps=understood.derivation.taps,
+        correlations=measured(pair, understood, _inputs(pair, understood, matching, model)),
+        share=matching.mix,
+        effort=matching.effort,
+        seed=matching.seed,
+        time_limit=matching.time_limit,
+    )
+
+
+def _activation_starts(
+    pair: Pair, understood: Understanding, matching: Matching, model: str
+) -> Mapping[str, Callable[[], Permutations]]:
+    """Starts from what the units say: on noise, and on data where there are some."""
+    starts = dict(synthetic_starts(pair, understood, matching.seed))
+    if matching.data is not None and starts:
+        inputs = partial(_inputs, pair, understood, matching, model)
+        starts["data"] = partial(start_from, pair, understood, inputs, matching.seed)
+    return starts
+
+
+def _inputs(pair: Pair, understood: Understanding, matching: Matching, model: str) -> Iterable[ExampleInput]:
+    assert matching.data is not None
+    return data_inputs(
+        pair,
+        understood,
+        matching.data,
+        model=model,
+        limit=matching.limit,
+        batch_size=matching.batch_size,
+        seed=matching.seed,
+    )
