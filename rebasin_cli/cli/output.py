@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
+from io import TextIOWrapper
 from typing import TYPE_CHECKING, Any, TextIO
 
 from rebasin_cli.cli.options import Color
@@ -62,6 +63,18 @@ class Output:
         self.noted: set[str] = set()
         self.stdout, self.stderr = sys.stdout, sys.stderr
         Output.current = self
+        for stream in (self.stdout, self.stderr):
+            if isinstance(stream, TextIOWrapper):  # what an encoding lacks is escaped and not an error
+                stream.reconfigure(errors="backslashreplace")
+
+    @property
+    def plain(self) -> bool:
+        """Whether results go where nothing but ASCII can be shown."""
+        try:
+            "▁█".encode(getattr(self.stdout, "encoding", None) or "utf-8")
+        except UnicodeEncodeError:
+            return True
+        return False
 
     @contextmanager
     def working(self) -> Iterator[Progress]:

@@ -187,7 +187,10 @@ def align(
 
     output.finish(
         {**plain(result), "interpolation": plain(between)} if json else result,
-        lambda: stacked(align_table(result, verbose=verbose, swept=True), interpolate_table(between, verbose=verbose)),
+        lambda: stacked(
+            align_table(result, verbose=verbose, swept=True),
+            interpolate_table(between, verbose=verbose, plain=output.plain),
+        ),
         short=result.out,
         warnings=[*result.warnings, *(text for text in between.warnings if text not in result.warnings)],
     )

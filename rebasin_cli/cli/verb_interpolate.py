@@ -178,7 +178,10 @@ def interpolate(
     exceeded = fail_above is not None and (barrier is None or barrier > fail_above)
     if not (exceeded and json):
         output.finish(
-            result, lambda: interpolate_table(result, verbose=verbose), short=result.out, warnings=result.warnings
+            result,
+            lambda: interpolate_table(result, verbose=verbose, plain=output.plain),
+            short=result.out,
+            warnings=result.warnings,
         )
     if exceeded:
         seen = "is not finite" if barrier is None else f"is {barrier:.6g}"

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 from rich.console import Group, RenderableType
 from rich.text import Text
 
@@ -15,8 +18,8 @@ NO_BARRIER = 0.01
 """A rise of the loss below this share of the ends' mean loss is none."""
 
 
-def interpolate_table(result: InterpolateResult, *, verbose: bool = False) -> Group:
-    """What a person wants first; with `verbose`, top-5 and the files."""
+def interpolate_table(result: InterpolateResult, *, verbose: bool = False, plain: bool = False) -> Group:
+    """What a person wants first; with `verbose`, top-5; `plain` for streams that cannot show blocks."""
     entries: list[tuple[str, object]] = [("line", _line(result)), ("data", result.data)]
     entries.append(("between", _treatment(result)))
     entries += [(f"barrier, {curve}", _barrier(barrier)) for curve, barrier in result.barrier.items()]
@@ -27,7 +30,7 @@ def interpolate_table(result: InterpolateResult, *, verbose: bool = False) -> Gr
     parts: list[RenderableType | None] = [
         facts(entries),
         _curves(result, verbose),
-        _sparks(result),
+        _sparks(result, plain),
         Text(verdict(result)),
         facts([("written", path) for path in (result.out, *result.saved)]),
     ]
@@ -100,11 +103,13 @@ def _curves(result: InterpolateResult, verbose: bool) -> RenderableType:
         measured.append("metric")
     headings = (["segment"] if _many(result) else []) + ["lam"]
     headings += [f"{name} {_heading(field)}" for field in measured for name in names]
+    places = {field: _decimals([getattr(point, field) for row in points for point in row]) for field in measured}
+    fine = max(len(f"{point.lam:.3g}".partition(".")[2]) for point in points[0])
     lines = []
     for across in zip(*points, strict=True):
         lead = [str(across[0].segment + 1)] if _many(result) else []
-        cells = [_value(point, field) for field in measured for point in across]
-        lines.append([*lead, f"{across[0].lam:.3g}", *cells])
+        cells = [_value(point, field, places[field]) for field in measured for point in across]
+        lines.append([*lead, f"{across[0].lam:.{fine}f}", *cells])
     return rows(headings, lines, numbers=tuple(range(len(headings))))
 
 
@@ -112,16 +117,26 @@ def _heading(field: str) -> str:
     return {"top5": "top-5"}.get(field, field)
 
 
-def _value(point: SweepPoint, field: str) -> str:
+def _decimals(values: Sequence[float | None]) -> int | None:
+    """Decimals for four figures of the largest, so that a column lines up; None where small ones would vanish."""
+    sizes = [abs(value) for value in values if value]
+    if not sizes or max(sizes) >= 1e4 or min(sizes) < max(sizes) / 100 or max(sizes) < 1e-3:
+        return None
+    return 3 - math.floor(math.log10(max(sizes)))
+
+
+def _value(point: SweepPoint, field: str, decimals: int | None) -> str:
     value = getattr(point, field)
     if value is None and not point.finite and field in ("loss", "metric"):
         return "not finite"
     if value is None:
         return number(None)
-    return share(value) if field in ("accuracy", "top5") else number(value)
+    if field in ("accuracy", "top5"):
+        return share(value)
+    return number(value) if decimals is None else f"{value:.{decimals}f}"
 
 
-def _sparks(result: InterpolateResult) -> RenderableType:
+def _sparks(result: InterpolateResult, plain: bool) -> RenderableType:
     """All curves of one measure on one scale, so that they can be compared."""
     lines: list[tuple[str, object]] = []
     for field in ("loss", "accuracy"):
@@ -131,6 +146,6 @@ def _sparks(result: InterpolateResult) -> RenderableType:
             low, high = min(known), max(known)
             scale = f"{share(low)} to {share(high)}" if field == "accuracy" else f"{number(low)} to {number(high)}"
             for name, row in result.curves.items():
-                line = sparkline([getattr(point, field) for point in row], low=low, high=high)
+                line = sparkline([getattr(point, field) for point in row], low=low, high=high, plain=plain)
                 lines.append((f"{field}, {name}", f"{line}  {scale}"))
     return facts(lines)

@@ -92,7 +92,8 @@ def render(result: InterpolateResult, kind: str, size: tuple[float, float]) -> b
             _draw(figure.add_subplot(1, max(1, len(fields)), number + 1), result, field)
         handles, labels = figure.axes[0].get_legend_handles_labels()
         if len(labels) > 1:
-            figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), frameon=False)
+            look = {"ncols": len(labels), "frameon": False, "handlelength": 3.2}  # long enough to show the dashes
+            figure.legend(handles, labels, loc="outside upper center", **look)
         buffer = io.BytesIO()
         figure.savefig(buffer, format=kind, dpi=200, transparent=True, metadata=metadata)
     return buffer.getvalue()

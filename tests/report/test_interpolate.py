@@ -116,3 +116,14 @@ def test_a_picture_is_not_overwritten_and_its_kind_is_checked_first(tmp_path: Pa
     assert path.read_text() == "mine"
     with pytest.raises(UsageError, match="gif"):
         check_plot(tmp_path / "curve.gif")
+
+
+def test_losses_line_up_and_ascii_streams_get_a_line_too() -> None:
+    console = Console(file=io.StringIO(), width=100)
+    console.print(interpolate_table(result(), plain=True))
+    assert isinstance(console.file, io.StringIO)
+    shown = console.file.getvalue()
+    assert shown.isascii()
+    rows = [line.split() for line in shown.splitlines() if line.strip().startswith(("0.", "1."))]
+    assert [row[0] for row in rows] == ["0.00", "0.25", "0.50", "0.75", "1.00"]
+    assert [row[1] for row in rows] == ["0.500", "1.400", "2.346", "1.600", "0.520"]
