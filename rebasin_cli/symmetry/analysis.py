@@ -146,13 +146,13 @@ class Analysis:
         return solve(self.relations)
 
     def _hold_around_untaken_paths(self) -> None:
-        """Where a module decided by numbers and left parameters inside it unread, hold all that its code could see.
+        """Where a module decided by weights and left parameters inside it unread, hold all that its code could see.
 
         Another input may take it past those parameters. They keep their order, so what they would be given, and what
         theirs would be added to, must keep it too.
         """
         owners = {key: self.trace.owners.get(key, "") for key in self.unread}
-        for scope, place in dict.fromkeys((call.scope, call.place) for call in self.trace.decisions):
+        for scope, place in dict.fromkeys((call.scope, call.place) for call in self.trace.weighed):
             missed = next(
                 (key for key, owner in owners.items() if f"{owner}.".startswith(f"{scope}." if scope else "")), None
             )

@@ -136,6 +136,15 @@ class Trace:
         )
 
     @cached_property
+    def weighed(self) -> tuple[Call, ...]:
+        """Those decisions that depend on weights: routes taken, thresholds passed. The others go by the input alone."""
+        from_weights = set(self.state.values()) - set(self.constants)
+        for call in self.calls:
+            if not from_weights.isdisjoint(call.inputs):
+                from_weights.update(value for value in call.results if value is not None)
+        return tuple(call for call in self.decisions if not from_weights.isdisjoint(call.inputs))
+
+    @cached_property
     def live(self) -> tuple[Call, ...]:
         """The calls on which an output or a decision depends, in order; the others cannot constrain anything.
 
