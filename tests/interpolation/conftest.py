@@ -54,11 +54,11 @@ class Bench:
 
     path: Path
 
-    def start(self, *words: str, launcher: Sequence[str] = ()) -> subprocess.Popen[str]:
-        program = [*launcher, str(self.path / "program.py")] if launcher else [sys.executable, "-c", PROGRAM]
+    def start(self, *words: str, launcher: Sequence[str] = (), program: str = "program.py") -> subprocess.Popen[str]:
+        """`program` is a file in the directory; without a launcher, Python runs it."""
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "COLUMNS": "100"}
         return subprocess.Popen(
-            [*program, *words],
+            [*(launcher or [sys.executable]), str(self.path / program), *words],
             cwd=self.path,
             env=environment,
             stdin=subprocess.DEVNULL,
