@@ -13,6 +13,8 @@ import numpy as np
 
 from rebasin_cli.spec import AxisGroup, ParentBlock, PermutationSpec, PinnedAxis
 from rebasin_cli.symmetry.analysis import Analysis, UnknownOp
+from rebasin_cli.symmetry.families import IRREGULAR
+from rebasin_cli.symmetry.movements import Irregular
 from rebasin_cli.symmetry.naming import group_names
 from rebasin_cli.symmetry.positions import Layout
 from rebasin_cli.symmetry.readout import FibreSite, sites_of_leaf
@@ -71,8 +73,19 @@ def derive(trace: Trace, *, pins: tuple[str, ...] = (), strict: bool = False) ->
     """
     analysis = Analysis(trace, pins, strict)
     analysis.run()
-    closure = analysis.close()
-    return _read_out(trace, analysis, closure)
+    found = None
+    while found is None:
+        found = _attempt(trace, analysis)
+    return found
+
+
+def _attempt(trace: Trace, analysis: Analysis) -> Derivation | None:
+    """Close the relations and read the groups out; None where something had to be pinned for that."""
+    try:
+        return _read_out(trace, analysis, analysis.close())
+    except Irregular as irregular:
+        analysis.relations.pin(irregular.ids, IRREGULAR)
+        return None
 
 
 def _read_out(trace: Trace, analysis: Analysis, closure: Closure) -> Derivation:

@@ -11,7 +11,8 @@ import numpy as np
 
 from rebasin_cli.spec import Site
 from rebasin_cli.symmetry.families import Family
-from rebasin_cli.symmetry.positions import Entry, Factor, Ids, Layout
+from rebasin_cli.symmetry.movements import Rows, movements
+from rebasin_cli.symmetry.positions import Factor, Ids, Layout
 from rebasin_cli.symmetry.relations import Relations
 from rebasin_cli.symmetry.solver import Closure
 
@@ -29,10 +30,10 @@ class FibreSite:
 def sites_of_leaf(closure: Closure, relations: Relations, key: str, layout: Layout) -> Iterator[FibreSite]:
     """All sites of the moving families in one tensor.
 
-    Where two entries share factors (the groups of a grouped convolution), a family that moves whole slabs of what they
-    share moves the tensor once, not once for each entry.
+    Raises:
+        Irregular: what overlapping entries say of a family is no single movement of the tensor.
     """
-    slabs_done: set[tuple[int, int, tuple[Factor, ...]]] = set()
+    found: dict[tuple[int, int], list[Rows]] = {}
     for entry in layout.entries:
         others = [other for other in layout.entries if other is not entry]
         shared = tuple(f for f in entry.factors if any(f in other.factors for other in others))
@@ -40,48 +41,17 @@ def sites_of_leaf(closure: Closure, relations: Relations, key: str, layout: Layo
         owners = np.unique(closure.family[ids])
         for family in _moving(closure, owners):
             for fibre, rows in _rows_by_fibre(closure, ids, family, owners):
-                slabs = _slabs(entry, shared, rows) if shared else None
-                if slabs is None:
-                    site, axes = _site(key, layout, entry.factors, rows)
-                elif (family, fibre, shared) in slabs_done:
-                    continue
-                else:
-                    slabs_done.add((family, fibre, shared))
-                    site, axes = _site(key, layout, shared, slabs)
-                yield FibreSite(family, fibre, site, axes)
+                found.setdefault((family, fibre), []).append(Rows(entry.factors, shared, rows, ids))
+    for (family, fibre), parts in found.items():
+        for factors, rows in movements(parts):
+            site, axes = _site(key, layout, factors, rows)
+            yield FibreSite(family, fibre, site, axes)
 
 
 def _moving(closure: Closure, owners: Ids) -> list[int]:
     """The moving families among the given ones and all above them."""
     families = closure.families
     return sorted({a for owner in owners for a in families[owner].ancestors if families[a].moves})
-
-
-def _slabs(entry: Entry, shared: tuple[Factor, ...], rows: Ids) -> Ids | None:
-    """Which positions along `shared` each unit moves as a whole; None where units move inside them."""
-    places = dict(zip(entry.factors, np.unravel_index(rows, entry.shape), strict=True))
-    rest = tuple(factor for factor in entry.factors if factor not in shared)
-    slab = _flat(places, shared, rows.shape)
-    inside = _flat(places, rest, rows.shape)
-    order = np.lexsort((inside[0], slab[0]))
-    slab, inside = slab[:, order], inside[:, order]
-    width = prod(factor.size for factor in rest)
-    if rows.shape[1] % width or np.any(inside != inside[0]):
-        return None
-    blocks = slab.reshape(len(rows), -1, width)
-    if np.any(blocks != blocks[:, :, :1]) or np.any(inside[0].reshape(-1, width) != np.arange(width)):
-        return None
-    if len(np.unique(blocks[:, :, 0])) < blocks.shape[0] * blocks.shape[1]:
-        return None
-    return blocks[:, :, 0]
-
-
-def _flat(places: dict[Factor, Ids], factors: tuple[Factor, ...], shape: tuple[int, ...]) -> Ids:
-    """Index over the joint positions of some factors."""
-    index = np.zeros(shape, dtype=np.int64)
-    for factor in factors:
-        index = index * factor.size + places[factor]
-    return index
 
 
 def _rows_by_fibre(closure: Closure, ids: Ids, which: int, owners: Ids) -> Iterator[tuple[int, Ids]]:

@@ -6,8 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from rebasin_cli.spec import Site
+from rebasin_cli.symmetry.movements import Irregular
 from rebasin_cli.symmetry.positions import Layout, Picked
-from rebasin_cli.symmetry.readout import sites_of_leaf
+from rebasin_cli.symmetry.readout import FibreSite, sites_of_leaf
 from rebasin_cli.symmetry.relations import Relations
 from rebasin_cli.symmetry.solver import Closure
 from rebasin_cli.trace.capture import Tap, counts
@@ -51,7 +52,7 @@ def choose_taps(
             break
         found: dict[str, list[Place]] = {}
         for ordinal, operand, value in _visible(trace, layouts, read):
-            for placed in sites_of_leaf(closure, relations, "", layouts[value]):
+            for placed in _sites(closure, relations, layouts[value]):
                 name, site = names.get((placed.family, placed.fibre)), placed.site
                 if name is not None and site.span == 1:
                     place = Place(ordinal, operand or "", site.axis, trace.values[value].shape[site.axis])
@@ -64,6 +65,14 @@ def choose_taps(
         Tap(ordinal, operand or None, axis, length, tuple(present[ordinal, operand, axis]))
         for (ordinal, operand, axis), length in sorted(chosen.items())
     )
+
+
+def _sites(closure: Closure, relations: Relations, layout: Layout) -> list[FibreSite]:
+    """All sites in a result; none where they are irregular: what nobody permutes needs no site of its own."""
+    try:
+        return list(sites_of_leaf(closure, relations, "", layout))
+    except Irregular:
+        return []
 
 
 def _best(places: Sequence[Place]) -> Sequence[Place]:
