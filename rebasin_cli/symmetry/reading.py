@@ -54,6 +54,8 @@ class Reading:
         for block in self._blocks:
             if block.ids is not None:
                 read[block.ids] = True
+        for single in relations.singled:
+            read[single] = True
         self._spread(relations, read)
         found = []
         for leaf in leaves:
