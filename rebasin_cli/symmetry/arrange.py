@@ -229,9 +229,8 @@ def _cut(layout: Layout, place: int, index: Ids) -> Layout:
     leaf.open = False
     parts = (Factor(count), Factor(segment)) if segment > 1 else dim
     dims = tuple(parts if old == dim else old for old in leaf.layout.dims)
-    entries = [Entry(parts, Block(dim[0].size))]
-    entries += [Entry((parts[0], factor), Block(count * factor.size)) for factor in others]
-    leaf.layout = Layout(dims, tuple(entries), leaf.layout.fixed)
+    leaf.segments = tuple(Entry((parts[0], factor), Block(count * factor.size)) for factor in others)
+    leaf.layout = Layout(dims, (Entry(parts, Block(dim[0].size)), *leaf.segments), leaf.layout.fixed)
     return leaf.view(layout.axes)
 
 

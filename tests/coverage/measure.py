@@ -1,0 +1,95 @@
+"""One row of the coverage ledger: what is derived for a model, how long it takes, and what execution says."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rebasin_cli.symmetry.derive import Derivation, derive
+from rebasin_cli.symmetry.verify import SoundnessCheck, verify_by_execution
+from rebasin_cli.trace.tracer import trace_model
+from tests.coverage.entries import Entry, Heads, heads_input
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "coverage.json"
+TIMES = ("trace_seconds", "derive_seconds", "error", "noise_floor")
+"""Entries that differ between machines and runs; everything else must come out as it did."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """What is derived, and what it took.
+
+    `error` is the largest relative error of any output in float64 under a random element of every group, None where the
+    model was not executed; `noise_floor` that of perturbing every weight by one rounding, where it was needed.
+    """
+
+    roots: int
+    families: int
+    groups: int
+    units: int
+    parameters: int
+    free_fraction: float
+    weightless: bool
+    unknown_ops: tuple[str, ...]
+    decisions: int
+    unread: int
+    error: float | None
+    noise_floor: float | None
+    trace_seconds: float
+    derive_seconds: float
+    shortfall: str
+
+
+def measure(entry: Entry, *, execute: bool = True) -> Row:
+    """Trace, derive and, where that is feasible, execute.
+
+    Raises:
+        AssertionError: execution contradicts what was derived.
+    """
+    module = entry.weightless()
+    example = entry.example(module)
+    began = time.perf_counter()
+    trace = trace_model(module, example, with_numbers=entry.build)
+    traced = time.perf_counter()
+    found = derive(trace)
+    derived = time.perf_counter()
+    check = _check(entry, found) if execute and entry.execute else None
+    assert check is None or check.ok, f"{entry.name} is not sound: {check}"
+    return Row(
+        roots=found.roots,
+        families=found.families,
+        groups=len(found.spec.groups),
+        units=found.units,
+        parameters=found.parameters,
+        free_fraction=round(found.free_fraction, 4),
+        weightless=trace.weightless,
+        unknown_ops=tuple(sorted({op.op for op in found.unknown_ops})),
+        decisions=len({call.place for call in trace.weighed}),
+        unread=len(found.unread),
+        error=None if check is None else float(f"{check.max_relative_error:.1e}"),
+        noise_floor=None if check is None or check.noise_floor is None else float(f"{check.noise_floor:.1e}"),
+        trace_seconds=round(traced - began, 2),
+        derive_seconds=round(derived - traced, 2),
+        shortfall=entry.shortfall,
+    )
+
+
+def _check(entry: Entry, found: Derivation) -> SoundnessCheck:
+    if entry.heads_only:
+        return verify_by_execution(lambda: Heads(entry.weightless()), heads_input(), found.spec)
+    module = entry.weightless()
+    return verify_by_execution(entry.weightless, entry.example(module), found.spec)
+
+
+def golden() -> dict[str, dict[str, Any]]:
+    return json.loads(GOLDEN.read_text()) if GOLDEN.exists() else {}
+
+
+def lasting(row: Row | dict[str, Any]) -> dict[str, Any]:
+    """The part of a row that does not depend on the machine."""
+    fields = asdict(row) if isinstance(row, Row) else row
+    plain: dict[str, Any] = json.loads(json.dumps(fields))
+    return {name: value for name, value in plain.items() if name not in TIMES}
