@@ -10,7 +10,6 @@ EXPECTED = {"roots": 7, "families": 6, "groups": 25, "units": 137}
 # in each of the nine heads q with k (4) and v (4): 24 + 19 + 22 + 72
 
 
-
 class Net(nn.Module):
     def __init__(self) -> None:
         super().__init__()
