@@ -14,6 +14,7 @@ from rebasin_cli.symmetry.rules import (
     pointwise,
     pooling,
     reduction,
+    sorting,
     view,
 )
 
@@ -31,5 +32,6 @@ __all__ = [
     "pointwise",
     "pooling",
     "reduction",
+    "sorting",
     "view",
 ]
