@@ -61,7 +61,7 @@ class Analysis:
         layouts: by value, for everything that is no leaf.
         leaves: parameters and floating buffers, by value.
         unknown: the operations that no rule covers.
-        unread: leaves of which nothing is read; known once the relations are closed.
+        unread: leaves that are not read, or not all of them; known once the relations are closed.
     """
 
     trace: Trace
@@ -141,7 +141,7 @@ class Analysis:
         for layout in (*(leaf.layout for leaf in self.leaves.values()), *self.layouts.values()):
             for entry in layout.entries:
                 self.relations.ids(entry)
-        self._reading.pin_unread(self.relations, self.leaves.values(), UNREAD)
+        self.unread.extend(self._reading.pin_unread(self.relations, self.leaves.values(), UNREAD))
         self._hold_around_untaken_paths()
         return solve(self.relations)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from math import gcd, prod
+from math import prod
 
 import numpy as np
 
@@ -23,9 +23,6 @@ from rebasin_cli.symmetry.positions import (
     substitute,
 )
 from rebasin_cli.symmetry.relations import Relations
-
-CUT_LIMIT = 1 << 18
-"""Largest number of ids that an axis of a parameter may get over all segments of another axis."""
 
 TOO_MANY = "joint positions along this axis are too many to be followed one by one"
 
@@ -183,7 +180,7 @@ def take(relations: Relations, layout: Layout, place: int, index: Ids) -> Layout
     size = layout.shape[place]
     if len(index) == size and np.array_equal(index, np.arange(size)):
         return layout
-    layout = released(_cut(layout, place, index))
+    layout = released(layout)
     aligned = _take_outer(layout, place, index)
     if aligned is not None:
         layout, index = aligned
@@ -207,31 +204,6 @@ def take(relations: Relations, layout: Layout, place: int, index: Ids) -> Layout
         if picked is not None:
             entries.append(picked)
     return Layout(dims, tuple(entries), fixed)
-
-
-def _cut(layout: Layout, place: int, index: Ids) -> Layout:
-    """A parameter of which a segment is the first thing to be used: its other axes may move otherwise in each segment.
-
-    So packed projections may read several streams, and stacked experts have units of their own.
-    """
-    leaf, dim = layout.leaf, layout.dims[place]
-    if leaf is not None and not leaf.open:
-        return leaf.view(layout.axes)  # cut for another segment just now
-    if leaf is None or len(dim) != 1 or not len(index) or np.any(np.diff(index) != 1):
-        return layout
-    if any(len(entry.factors) > 1 or not entry.open for entry in leaf.layout.entries) or dim[0] in leaf.layout.fixed:
-        return layout
-    segment = gcd(int(index[0]), len(index), dim[0].size)
-    others = [factor for factor in layout.factors if factor is not dim[0] and factor not in leaf.layout.fixed]
-    count = dim[0].size // segment
-    if not others or count * max(factor.size for factor in others) > CUT_LIMIT:
-        return layout
-    leaf.open = False
-    parts = (Factor(count), Factor(segment)) if segment > 1 else dim
-    dims = tuple(parts if old == dim else old for old in leaf.layout.dims)
-    leaf.segments = tuple(Entry((parts[0], factor), Block(count * factor.size)) for factor in others)
-    leaf.layout = Layout(dims, (Entry(parts, Block(dim[0].size)), *leaf.segments), leaf.layout.fixed)
-    return leaf.view(layout.axes)
 
 
 def _replaced(
@@ -271,7 +243,6 @@ def _take_entry(relations: Relations, entry: Entry, old: Factor, kept: tuple[Fac
         marked[index] = 1
         relations.colour(relations.ids(entry), _along(axis, ids.ndim, marked))
     if not factors:
-        relations.singled.append(ids)
         return None
     return Entry(factors, Block(ids.size, np.ascontiguousarray(ids.reshape(shape)).ravel()))
 

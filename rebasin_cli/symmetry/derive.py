@@ -37,8 +37,8 @@ class Derivation:
         roots, families: groups that act on their own; families of inner groups, one group for each block of a parent.
         parameters: number of floating-point elements in the state.
         free_fraction: share of them that at least one group moves.
-        unread: parameters of which the pass read nothing. Where it went by numbers (`Trace.decisions`), another input
-            may read them, and they might not fit what has moved around them.
+        unread: parameters of which the pass read nothing, or not everything. Where the pass went by numbers
+            (`Trace.decisions`), another input may read them, and they would not fit what has moved around them.
     """
 
     spec: PermutationSpec

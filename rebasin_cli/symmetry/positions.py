@@ -161,15 +161,11 @@ class Layout:
 
 @dataclass(slots=True, eq=False)
 class Leaf:
-    """A parameter or buffer. While `open`, nothing has used it, and its first partner decides how its axes factor.
-
-    `segments` are entries over (segment, f): positions f that may move in another way in each segment of an axis.
-    """
+    """A parameter or buffer. While `open`, nothing has used it, and its first partner decides how its axes factor."""
 
     key: str
     layout: Layout
     open: bool = True
-    segments: tuple[Entry, ...] = ()
 
     def view(self, axes: Sequence[int]) -> Layout:
         """The leaf's layout as it is known now, with its axes in this order; -1 is a new one of length 1."""

@@ -48,29 +48,22 @@ class Reading:
         for value in call.inputs:
             self._blocks.update(entry.block for entry in layout_of(value).entries)
 
-    def pin_unread(self, relations: Relations, leaves: Iterable[Leaf], reason: str) -> None:
-        """Pin those positions of the leaves (whose ids are all given out) that nothing reads.
-
-        Segments of a parameter that may move each in its own way follow one another if one of them is not read: what
-        a later input reads there must fit what was read here.
-        """
+    def pin_unread(self, relations: Relations, leaves: Iterable[Leaf], reason: str) -> list[str]:
+        """Pin those positions of the leaves (whose ids are all given out) that nothing reads; names of such leaves."""
         read = np.zeros(relations.size, dtype=bool)
         for block in self._blocks:
             if block.ids is not None:
                 read[block.ids] = True
-        for single in relations.singled:
-            read[single] = True
         self._spread(relations, read)
+        found = []
         for leaf in leaves:
-            for entry in leaf.layout.entries:
-                ids = relations.ids(entry)
-                if np.all(read[ids]):
-                    continue
-                if entry in leaf.segments:
-                    relations.function(ids, relations.new_ids(ids.shape[1])[None, :])
-                    relations.colour(ids, np.arange(ids.shape[0])[:, None])
-                else:
-                    relations.pin(ids[~read[ids]], reason)
+            ids = [relations.ids(entry).ravel() for entry in leaf.layout.entries]
+            for part in ids:
+                if not np.all(read[part]):
+                    relations.pin(part[~read[part]], reason)
+            if any(not np.all(read[part]) for part in ids):
+                found.append(leaf.key)
+        return found
 
     @staticmethod
     def _spread(relations: Relations, read: np.ndarray) -> None:

@@ -27,7 +27,6 @@ class Relations:
         size: number of ids.
         births: ids are born in batches; the first id of each batch.
         links, functions, colours, pins: flat arrays, see the module's words.
-        singled: ids of single positions that were picked, and have no axis left on which to be seen.
         sortings: rows, and the positions by whose numbers they were sorted.
     """
 
@@ -37,7 +36,6 @@ class Relations:
     functions: list[tuple[Ids, Ids]] = field(default_factory=list)
     colours: list[tuple[Ids, Ids]] = field(default_factory=list)
     pins: list[tuple[Ids, str]] = field(default_factory=list)
-    singled: list[Ids] = field(default_factory=list)
     sortings: list[tuple[Block, Block]] = field(default_factory=list)
     _picked: dict[tuple[int, tuple[Factor, ...]], tuple[object, Picked]] = field(default_factory=dict)
     _parents: dict[bytes, Block] = field(default_factory=dict)
