@@ -139,4 +139,4 @@ def _from_factory(name: str, factory: Callable[[], ModelFactory], needs: str, ex
 
 
 def heads_input() -> ExampleInput:
-    return ExampleInput((torch.randn(1, 3, 128, 128, generator=torch.Generator().manual_seed(0)),))
+    return ExampleInput((torch.randn(1, 3, 320, 320, generator=torch.Generator().manual_seed(0)),))

@@ -16,8 +16,10 @@ from rebasin_cli.symmetry.registry import Op, fixed_results, hold_all, rule
 @rule("aten.cat", "aten.concat")
 def cat(op: Op) -> Layout:
     pieces = [op.layout_of(ref.value) for ref in op["tensors"]]
-    pieces = [piece for piece in pieces if len(piece.dims) == len(op.result_shape) and 0 not in piece.shape]
-    return concatenate(op.relations, pieces, op.dim("dim", len(op.result_shape)))
+    place = op.dim("dim", len(op.result_shape))
+    some = op.result_shape[place] > 0
+    pieces = [piece for piece in pieces if len(piece.dims) == len(op.result_shape) and not (some and 0 in piece.shape)]
+    return concatenate(op.relations, pieces, place)
 
 
 @rule("aten.stack", "aten._stack")
