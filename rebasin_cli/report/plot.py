@@ -1,7 +1,8 @@
 """The curves of a sweep as a picture: loss and accuracy, naive and matched, with the barrier shaded.
 
 Readable in print, in grey and in the dark: curves differ in dash and marker besides colour, the background is
-transparent, and text and axes are of a grey that stands out from white and from black.
+transparent, and text and axes are of a grey that stands out from white and from black. Text is large for the picture,
+so that it can still be read in a column of a page.
 """
 
 from __future__ import annotations
@@ -11,15 +12,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rebasin_cli.errors import OutputError, ResourceError, UsageError
+from rebasin_cli.report.text import number
 
 if TYPE_CHECKING:
     from rebasin_cli.verbs.interpolate_result import InterpolateResult
 
 FORMATS = (".svg", ".png", ".pdf")
 STYLES = {
-    "naive": {"color": "#d1603d", "linestyle": "--", "marker": "o"},
-    "matched": {"color": "#2b7fb8", "linestyle": "-", "marker": "s"},
+    "naive": {
+        "color": "#d1603d",
+        "linestyle": "--",
+        "marker": "o",
+        "zorder": 3.0,
+    },  # where both agree, dashes on a line
+    "matched": {"color": "#2b7fb8", "linestyle": "-", "marker": "s", "zorder": 2.5},
 }
+SIZE = (6.2, 3.2)
+MOST_MARKERS = 25
+LONGEST_NAME = 18
 INK = "#767676"
 """Contrast 4.5 : 1 against white and against black alike."""
 
@@ -48,7 +58,7 @@ def _matplotlib() -> Any:
 
 
 def draw_curves(
-    result: InterpolateResult, path: Path, *, force: bool = False, size: tuple[float, float] = (7.2, 3.4)
+    result: InterpolateResult, path: Path, *, force: bool = False, size: tuple[float, float] = SIZE
 ) -> None:
     """Draw the sweep into a file; whole or not at all, and the same bytes for the same result.
 
@@ -69,34 +79,36 @@ def draw_curves(
         commit_file(staged, path, force=force)
 
 
-def render(result: InterpolateResult, kind: str, size: tuple[float, float]) -> bytes:
+def render(result: InterpolateResult, kind: str, size: tuple[float, float] = SIZE) -> bytes:
     """The picture's bytes in the format `svg`, `png` or `pdf`."""
+    matplotlib = _matplotlib()
+    settings = {"svg.hashsalt": "rebasin", "svg.fonttype": "none", "pdf.fonttype": 42}
+    metadata: dict[str, Any] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(kind, {})
+    buffer = io.BytesIO()
+    figure = picture(result, size)
+    with matplotlib.rc_context(settings):
+        figure.savefig(buffer, format=kind, dpi=200, transparent=True, metadata=metadata)
+    return buffer.getvalue()
+
+
+def picture(result: InterpolateResult, size: tuple[float, float] = SIZE) -> Any:
+    """The matplotlib figure: one panel a measure, the curves with their barriers named above them."""
     matplotlib = _matplotlib()
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    settings = {
-        "svg.hashsalt": "rebasin",
-        "svg.fonttype": "none",
-        "pdf.fonttype": 42,
-        "font.size": 9,
-        "font.family": "sans-serif",
-        **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK),
-    }
-    metadata: dict[str, Any] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(kind, {})
-    with matplotlib.rc_context(settings):
+    coloured = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
+    with matplotlib.rc_context({"font.size": 10, "font.family": "sans-serif", **dict.fromkeys(coloured, INK)}):
         figure = Figure(figsize=size, layout="constrained")
         FigureCanvasAgg(figure)
-        fields = [field for field in ("loss", "accuracy") if _measured(result, field)]
-        for number, field in enumerate(fields or ["loss"]):
-            _draw(figure.add_subplot(1, max(1, len(fields)), number + 1), result, field)
+        figure.get_layout_engine().set(wspace=0.05)
+        fields = [field for field in ("loss", "accuracy") if _measured(result, field)] or ["loss"]
+        for place, field in enumerate(fields, 1):
+            _draw(figure.add_subplot(1, len(fields), place), result, field)
         handles, labels = figure.axes[0].get_legend_handles_labels()
-        if len(labels) > 1:
-            look = {"ncols": len(labels), "frameon": False, "handlelength": 3.2}  # long enough to show the dashes
-            figure.legend(handles, labels, loc="outside upper center", **look)
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format=kind, dpi=200, transparent=True, metadata=metadata)
-    return buffer.getvalue()
+        look = {"frameon": False, "handlelength": 3.2, "columnspacing": 1.6}  # long enough to show the dashes
+        figure.legend(handles, labels, ncols=len(labels), loc="outside upper center", **look)
+    return figure
 
 
 def _measured(result: InterpolateResult, field: str) -> bool:
@@ -110,22 +122,40 @@ def _draw(axes: Any, result: InterpolateResult, field: str) -> None:
         style = STYLES.get(curve, STYLES["naive"])
         x = [point.segment + point.lam for point in points]
         y = [float("nan") if getattr(point, field) is None else scale * getattr(point, field) for point in points]
-        axes.plot(x, y, label=curve, markersize=3.5, linewidth=1.6, **style)
+        every = -(-len(x) // MOST_MARKERS)
+        axes.plot(x, y, label=_label(result, curve), markersize=4, linewidth=1.7, markevery=every, **style)
         straight = _straight([(point.segment, point.lam) for point in points], y)
         over = [a > b if field == "loss" else a < b for a, b in zip(y, straight, strict=True)]
-        axes.fill_between(x, y, straight, where=over, color=style["color"], alpha=0.16, linewidth=0, interpolate=True)
+        axes.fill_between(x, y, straight, where=over, color=style["color"], alpha=0.18, linewidth=0, interpolate=True)
         axes.plot(x, straight, color=style["color"], linewidth=0.7, linestyle=":")
     axes.set_ylabel("accuracy (%)" if field == "accuracy" else f"loss ({_loss_name(result)})")
-    axes.set_xlabel("lam (0: A, 1: B)" if len(result.checkpoints) == 2 else "checkpoint number + lam")
+    _name_places(axes, len(result.checkpoints))
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color=INK, alpha=0.25, linewidth=0.5)
-    axes.margins(x=0.02)
+    axes.margins(x=0.03)
     if field == "loss":
         axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
 
 
+def _name_places(axes: Any, checkpoints: int) -> None:
+    """The horizontal axis: lam between two checkpoints, the checkpoints' numbers on a longer line."""
+    if checkpoints == 2:
+        axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "0.25", "0.5", "0.75", "1"])
+        axes.set_xlabel("lam (0: A, 1: B)")
+        return
+    every = -(-checkpoints // 8)
+    axes.set_xticks(range(0, checkpoints, every), [str(place + 1) for place in range(0, checkpoints, every)])
+    axes.set_xlabel("checkpoint")
+
+
+def _label(result: InterpolateResult, curve: str) -> str:
+    height = result.barrier[curve].loss
+    return curve if height is None else f"{curve}, barrier {number(height)}"
+
+
 def _loss_name(result: InterpolateResult) -> str:
-    return result.loss if len(result.loss) <= 24 else result.loss.rpartition(":")[2]
+    name = result.loss.rpartition(":")[2]
+    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"
 
 
 def _straight(places: list[tuple[int, float]], values: list[float]) -> list[float]:

@@ -13,7 +13,7 @@ from rich.console import Console
 from rebasin_cli.errors import OutputError, UsageError
 from rebasin_cli.interpolation.sweep import Barrier, SweepPoint, barrier, best
 from rebasin_cli.report.interpolate import interpolate_table, verdict
-from rebasin_cli.report.plot import check_plot, draw_curves
+from rebasin_cli.report.plot import INK, SIZE, STYLES, check_plot, draw_curves, picture
 from rebasin_cli.verbs.interpolate_result import InterpolateResult
 
 
@@ -103,8 +103,81 @@ def test_the_svg_says_what_it_shows(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     draw_curves(result(), tmp_path / "curve.svg")
     text = (tmp_path / "curve.svg").read_text()
-    for words in ("naive", "matched", "accuracy (%)", "loss (cross-entropy)", "lam (0: A, 1: B)"):
+    for words in (
+        "naive, barrier 1.836",
+        "matched, barrier",
+        "accuracy (%)",
+        "loss (cross-entropy)",
+        "lam (0: A, 1: B)",
+    ):
         assert words in text
+
+
+def bare(points: tuple[SweepPoint, ...]) -> tuple[SweepPoint, ...]:
+    return tuple(replace(point, accuracy=None) for point in points)
+
+
+def several() -> dict[str, Any]:
+    """Four checkpoints in a row."""
+    rows = {
+        name: tuple(replace(point, segment=segment) for segment in range(3) for point in points)
+        for name, points in result().curves.items()
+    }
+    return {"curves": rows, "checkpoints": tuple(Path(f"{letter}.safetensors") for letter in "abcd")}
+
+
+PICTURES: dict[str, dict[str, Any]] = {
+    "two curves": {},
+    "one curve": {"curves": {"naive": result().curves["naive"]}},
+    "several checkpoints": several(),
+    "large losses": {"curves": {name: curve((1e5, 0.8), (3.21e6, 0.1), (2e5, 0.8)) for name in ("naive", "matched")}},
+    "a long name": {
+        "curves": {name: bare(points) for name, points in result().curves.items()},
+        "loss": "metrics/language.py:negative_log_likelihood_of_tokens",
+    },
+}
+
+
+def shown_texts(figure: Any) -> list[Any]:
+    """Legend, labels of axes, and those of ticks that lie within their axis; matplotlib makes some beyond it."""
+    found = list(figure.legends[0].get_texts())
+    for axes in figure.axes:
+        for axis, (low, high) in ((axes.xaxis, axes.get_xlim()), (axes.yaxis, axes.get_ylim())):
+            ticks = zip(axis.get_majorticklocs(), axis.get_ticklabels(), strict=True)
+            found += [axis.label, *(label for place, label in ticks if low <= place <= high)]
+    return found
+
+
+@pytest.mark.parametrize("size", [(5.0, 2.8), SIZE, (12.0, 6.0)])
+@pytest.mark.parametrize("changes", PICTURES.values(), ids=PICTURES)
+def test_no_text_of_a_picture_is_cut_or_covered(changes: dict[str, Any], size: tuple[float, float]) -> None:
+    pytest.importorskip("matplotlib")
+    figure = picture(result(**changes), size)
+    figure.draw_without_rendering()
+    boxes = [(text.get_text(), text.get_window_extent()) for text in shown_texts(figure)]
+    assert len(boxes) > 8
+    for words, box in boxes:
+        assert figure.bbox.x0 <= box.x0 < box.x1 <= figure.bbox.x1, words
+        assert figure.bbox.y0 <= box.y0 < box.y1 <= figure.bbox.y1, words
+    for number, (words, box) in enumerate(boxes):
+        assert not [other for other, its in boxes[number + 1 :] if box.overlaps(its)], words
+
+
+@pytest.mark.parametrize("ground", [0.0, 1.0])
+def test_every_colour_stands_out_from_white_and_from_black(ground: float) -> None:
+    """Contrast as WCAG 2.2 defines it: 4.5 for text, 3 for lines."""
+
+    def luminance(colour: str) -> float:
+        parts = [int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5)]
+        linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    def contrast(colour: str) -> float:
+        low, high = sorted((luminance(colour), ground))
+        return (high + 0.05) / (low + 0.05)
+
+    assert contrast(INK) >= 4.5
+    assert all(contrast(str(style["color"])) >= 3.0 for style in STYLES.values())
 
 
 def test_a_picture_is_not_overwritten_and_its_kind_is_checked_first(tmp_path: Path) -> None:
