@@ -21,7 +21,8 @@ from torch import Tensor
 class Ledger:
     """`sums[name]` (float64 vectors) cover the batches `0 … batches[name] - 1`; `chunk` is how many are taken at once.
 
-    `finished` says that the pass has reached the end of the data. `save` is called after each change.
+    `finished` says that the pass has reached the end of the data. `save` is called after each change; `changes` counts
+    them, so that who writes a long ledger writes it only when there is something new.
     """
 
     chunk: int = 0
@@ -29,6 +30,7 @@ class Ledger:
     batches: dict[str, int] = field(default_factory=dict)
     sums: dict[str, Tensor] = field(default_factory=dict)
     save: Callable[[Ledger], None] | None = None
+    changes: int = 0
 
     def add(self, name: str, sums: Tensor, upto: int) -> None:
         """Add the sums of the batches up to (not including) `upto`."""
@@ -37,6 +39,7 @@ class Ledger:
         self.saved()
 
     def saved(self) -> None:
+        self.changes += 1
         if self.save is not None:
             self.save(self)
 
@@ -68,11 +71,14 @@ class Ledger:
 
 
 def _pack(sums: Tensor) -> str:
-    return base64.b85encode(zlib.compress(sums.numpy().astype("<f8").tobytes(), 1)).decode("ascii")
+    return base64.b64encode(zlib.compress(sums.numpy().astype("<f8").tobytes(), 1)).decode("ascii")
 
 
 def _unpack(value: Any) -> Tensor:
     if isinstance(value, str):
-        raw = zlib.decompress(base64.b85decode(value))
+        try:
+            raw = zlib.decompress(base64.b64decode(value, validate=True))
+        except zlib.error as error:
+            raise ValueError(f"sums that were not packed: {error}") from error
         return torch.from_numpy(np.frombuffer(raw, dtype="<f8").astype(np.float64))
     return torch.tensor([float(number) for number in value], dtype=torch.float64)

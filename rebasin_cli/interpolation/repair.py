@@ -79,9 +79,8 @@ def _hooked(
         made = correction(found.mean, found.variance, (a.mean, a.variance), (b.mean, b.variance), lam)
         shape = [1] * values.dim()
         shape[site.output_axis] = -1
-        changed = values * made.scale.to(values.dtype).view(shape)
-        if site.bias is not None:
-            changed = changed + made.shift.to(values.dtype).view(shape)
+        scale, shift = (row.to(values.dtype).view(shape) for row in (made.scale, made.shift))
+        changed = values * scale if site.bias is None else torch.addcmul(shift, values, scale)
         return (changed, *output[1:]) if isinstance(output, tuple) else changed
 
     handles = [

@@ -100,7 +100,7 @@ def highest_rise(points: Sequence[tuple[int, float, float | None]]) -> float | N
         for lam, value in row.items():
             if value is None:
                 return None
-            found.append(0.0 if lam in (0.0, 1.0) else value - ((1 - lam) * a + lam * b))
+            found.append(0.0 if lam in (0.0, 1.0) else value - (a + lam * (b - a)))
     return max(found) if found else None
 
 

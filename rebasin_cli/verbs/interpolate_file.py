@@ -19,6 +19,8 @@ from rebasin_cli.interpolation.ledger import Ledger
 from rebasin_cli.verbs.document import envelope, pretty
 
 SECONDS_BETWEEN_SAVES = 1.0
+SAVE_SHARE = 20
+"""After a save, at least so many times what it took is spent on the work itself: the statistics of REPAIR are long."""
 Run = Mapping[str, Any]
 
 
@@ -83,7 +85,8 @@ class ResultFile:
         self.path = path
         self._run = json.loads(json.dumps(run))
         self._writes = writes
-        self._last = time.monotonic()
+        self._due = time.monotonic() + SECONDS_BETWEEN_SAVES
+        self._kept = 0
         self._began = not path.exists()
         self.evaluation = Ledger()
         self.statistics = Ledger()
@@ -116,15 +119,18 @@ class ResultFile:
         return {"complete": self.evaluation.finished, "evaluation": self.evaluation.to_json()}
 
     def _save_sometimes(self) -> None:
-        if time.monotonic() - self._last >= SECONDS_BETWEEN_SAVES:
+        began = time.monotonic()
+        if began >= self._due:
             self.keep()
+            ended = time.monotonic()
+            self._due = ended + max(SECONDS_BETWEEN_SAVES, SAVE_SHARE * (ended - began))
 
     def keep(self) -> None:
         """Write what there is, as the file of a run that is not complete."""
-        self._last = time.monotonic()
         if not self._writes or not (self.evaluation.batches or self.statistics.batches):
             return
-        if self.statistics.batches and not self.evaluation.finished:
+        if self.statistics.changes > self._kept and not self.evaluation.finished:
+            self._kept = self.statistics.changes
             packed = {"run": self._run, "statistics": self.statistics.to_json(packed=True)}
             write_text_atomically(self._beside, json.dumps(packed), True)
         error = {

@@ -153,7 +153,7 @@ from rebasin_cli.__main__ import main
 from rebasin_cli.interpolation import passes
 from rebasin_cli.verbs import interpolate, interpolate_file
 
-interpolate_file.SECONDS_BETWEEN_SAVES = 0.0
+interpolate_file.SECONDS_BETWEEN_SAVES = interpolate_file.SAVE_SHARE = 0.0
 passes.chunk_size = lambda source, ranks: 4  # batches: both passes go through the data in several chunks
 print("started", file=sys.stderr, flush=True)
 sys.exit(main())
