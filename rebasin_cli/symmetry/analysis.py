@@ -21,6 +21,7 @@ from rebasin_cli.symmetry.registry import PICKING_RULES, RULES, Op, constant_lay
 from rebasin_cli.symmetry.relations import Relations
 from rebasin_cli.symmetry.rules.picking import carried, pin_told
 from rebasin_cli.symmetry.rules.pointwise import is_pointwise, pointwise
+from rebasin_cli.symmetry.segments import Cut, find_cuts
 from rebasin_cli.symmetry.solver import Closure, solve
 from rebasin_cli.trace.graph import Call, Trace
 
@@ -59,9 +60,11 @@ class Analysis:
         strict: refuse what no rule covers instead of pinning it.
         relations: the relations found.
         layouts: by value, for everything that is no leaf.
-        leaves: parameters and floating buffers, by value.
+        leaves: parameters and floating buffers, by value, but for those in `cuts`.
+        cuts: parameters that are read in segments only.
         unknown: the operations that no rule covers.
-        unread: leaves that are not read, or not all of them; known once the relations are closed.
+        unread: leaves that are not read, or not all of them along an axis that moves; known once the relations are
+            closed.
     """
 
     trace: Trace
@@ -70,6 +73,7 @@ class Analysis:
     relations: Relations = field(default_factory=Relations)
     layouts: dict[int, Layout] = field(default_factory=dict)
     leaves: dict[int, Leaf] = field(default_factory=dict)
+    cuts: dict[int, Cut] = field(default_factory=dict)
     unknown: list[UnknownOp] = field(default_factory=list)
     unread: list[str] = field(default_factory=list)
     _reading: Reading = field(default_factory=Reading)
@@ -85,6 +89,9 @@ class Analysis:
                 self.layouts[value] = fixed_layout(described.shape, ASKED)
             else:
                 self.leaves[value] = Leaf(key, free_layout(described.shape))
+        self.cuts = find_cuts(self.trace, self.leaves)
+        for value in self.cuts:
+            del self.leaves[value]
         for value in self.trace.inputs:
             self.layouts[value] = fixed_layout(self.trace.values[value].shape, INPUT)
 
@@ -100,6 +107,11 @@ class Analysis:
         if layout.leaf is not None:
             return layout.leaf.view(layout.axes)
         return layout
+
+    @property
+    def all_leaves(self) -> list[Leaf]:
+        """The leaves, and the pieces of those that were cut."""
+        return [*self.leaves.values(), *(piece for cut in self.cuts.values() for piece in cut.pieces)]
 
     def shape_of(self, value: int) -> tuple[int, ...]:
         return self.trace.values[value].shape
@@ -120,6 +132,10 @@ class Analysis:
                 self._hold_inputs(call)
             if all(value in self.trace.constants for value in results):
                 continue
+            cut = self.cuts.get(call.inputs[0]) if call.inputs else None
+            if cut is not None:
+                self.layouts.update(zip(results, cut.results(self.relations, call), strict=True))
+                continue
             facts = (self.layout_of, self.shape_of, self.trace.constants.get, self._dtype_of)
             op = Op(call, self.relations, *facts, self.trace.read.__contains__)
             for value, layout in zip(results, self._apply(op), strict=True):
@@ -134,23 +150,27 @@ class Analysis:
 
     def close(self) -> Closure:
         """The solution of all relations; ids of intermediate results have a place in it too."""
+        self.unread = []
         for value, leaf in self.leaves.items():
             if value not in self.trace.read:
                 leaf.layout = fixed_layout(self.shape_of(value), UNREAD)
                 self.unread.append(leaf.key)
-        for layout in (*(leaf.layout for leaf in self.leaves.values()), *self.layouts.values()):
+        for layout in (*(leaf.layout for leaf in self.all_leaves), *self.layouts.values()):
             for entry in layout.entries:
                 self.relations.ids(entry)
-        self.unread.extend(self._reading.pin_unread(self.relations, self.leaves.values(), UNREAD))
-        self._hold_around_untaken_paths()
-        return solve(self.relations)
+        partial = self._reading.pin_unread(self.relations, self.all_leaves, UNREAD)
+        closure = solve(self.relations)
+        # Where nothing moves along an axis, its unread positions fit what is around them like those that were read.
+        self.unread.extend(dict.fromkeys(key for key, ids in partial if closure.moves(ids)))
+        return solve(self.relations) if self._hold_around_untaken_paths() else closure
 
-    def _hold_around_untaken_paths(self) -> None:
+    def _hold_around_untaken_paths(self) -> bool:
         """Where a module decided by weights and left parameters inside it unread, hold all that its code could see.
 
         Another input may take it past those parameters. They keep their order, so what they would be given, and what
-        theirs would be added to, must keep it too.
+        theirs would be added to, must keep it too. True if anything was held.
         """
+        held = False
         owners = {key: self.trace.owners.get(key, "") for key in self.unread}
         for scope, place in dict.fromkeys((call.scope, call.place) for call in self.trace.weighed):
             missed = next(
@@ -158,12 +178,16 @@ class Analysis:
             )
             if missed is None:
                 continue
+            held = True
             reason = (
                 f"{scope or 'the model'} decides by numbers ({place or 'compiled code'}), and {missed} was not read"
             )
             for value in self._visible_in(scope):
                 if value in self.leaves or value in self.layouts:
                     hold_all(self.relations, self.layout_of(value), reason)
+                for piece in self.cuts[value].pieces if value in self.cuts else ():
+                    hold_all(self.relations, piece.layout, reason)
+        return held
 
     def _visible_in(self, scope: str) -> set[int]:
         """Values that the code of one module handles: its own results, and what passes between it and its children."""

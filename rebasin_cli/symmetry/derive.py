@@ -4,7 +4,7 @@ groups.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from math import prod
@@ -37,8 +37,8 @@ class Derivation:
         roots, families: groups that act on their own; families of inner groups, one group for each block of a parent.
         parameters: number of floating-point elements in the state.
         free_fraction: share of them that at least one group moves.
-        unread: parameters of which the pass read nothing, or not everything. Where the pass went by numbers
-            (`Trace.decisions`), another input may read them, and they would not fit what has moved around them.
+        unread: parameters of which the pass read nothing, or not everything along an axis that moves. Where it went by
+            numbers (`Trace.decisions`), another input may read them, and they would not fit what has moved around them.
     """
 
     spec: PermutationSpec
@@ -96,9 +96,9 @@ def _read_out(trace: Trace, analysis: Analysis, closure: Closure) -> Derivation:
         keys.setdefault(value, []).append(key)
     dead: set[tuple[str, int]] = set()
     parameters = 0
-    for value, leaf in sorted(analysis.leaves.items(), key=lambda item: order.get(item[0], len(trace.values))):
+    for value in sorted({**analysis.leaves, **analysis.cuts}, key=lambda value: order.get(value, len(trace.values))):
         parameters += prod(analysis.shape_of(value))
-        for placed in sites_of_leaf(closure, analysis.relations, leaf.key, leaf.layout):
+        for placed in _sites(analysis, closure, value):
             found.setdefault((placed.family, placed.fibre), []).append(placed)
     for value, layout in analysis.layouts.items():
         if value in keys and trace.values[value].dtype.is_floating_point:
@@ -125,6 +125,14 @@ def _read_out(trace: Trace, analysis: Analysis, closure: Closure) -> Derivation:
         unread=tuple(analysis.unread),
         look=partial(choose_taps, trace, analysis.relations, closure, analysis.layouts, names),
     )
+
+
+def _sites(analysis: Analysis, closure: Closure, value: int) -> Iterator[FibreSite]:
+    cut = analysis.cuts.get(value)
+    if cut is not None:
+        return cut.sites(closure, analysis.relations, cut.pieces[0].key, analysis.shape_of(value))
+    leaf = analysis.leaves[value]
+    return sites_of_leaf(closure, analysis.relations, leaf.key, leaf.layout)
 
 
 def _order_of_use(trace: Trace) -> dict[int, int]:
@@ -178,25 +186,25 @@ def _pinned(
     """Every axis of more than one position that no group moves, with the reason."""
     pinned = []
     for key, value in trace.state.items():
-        leaf = analysis.leaves.get(value)
-        layout = leaf.layout if leaf is not None else analysis.layout_of(value)
-        first = leaf.key if leaf is not None else key
-        for axis, dim in enumerate(layout.dims):
-            if dim and (first, axis) not in moved_axes:
-                reason = DEAD if (first, axis) in dead else _reason(analysis.relations, closure, layout, axis)
+        cut = analysis.cuts.get(value)
+        leaves = cut.pieces if cut is not None else (analysis.leaves[value],) if value in analysis.leaves else ()
+        layouts = [leaf.layout for leaf in leaves] or [analysis.layout_of(value)]
+        first = leaves[0].key if leaves else key
+        for axis, size in enumerate(analysis.shape_of(value)):
+            if size != 1 and (first, axis) not in moved_axes:
+                reason = DEAD if (first, axis) in dead else _reason(analysis.relations, closure, layouts, axis)
                 pinned.append(PinnedAxis(key, axis, reason))
     return pinned
 
 
-def _reason(relations: Relations, closure: Closure, layout: Layout, axis: int) -> str:
-    for factor in layout.dims[axis]:
-        if factor in layout.fixed:
-            return layout.fixed[factor]
-    for factor in layout.dims[axis]:
-        for entry in layout.entries:
-            if factor in entry.factors:
-                known = closure.reason[relations.ids(entry).ravel()]
-                known = known[known >= 0]
-                if len(known):
-                    return closure.reasons[int(known[0])]
+def _reason(relations: Relations, closure: Closure, layouts: Sequence[Layout], axis: int) -> str:
+    for layout in layouts:
+        for factor in layout.dims[axis]:
+            if factor in layout.fixed:
+                return layout.fixed[factor]
+    for entry in (e for layout in layouts for f in layout.dims[axis] for e in layout.entries if f in e.factors):
+        known = closure.reason[relations.ids(entry).ravel()]
+        known = known[known >= 0]
+        if len(known):
+            return closure.reasons[int(known[0])]
     return "its units are told apart by how the model uses them"

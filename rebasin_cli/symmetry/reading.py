@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from rebasin_cli.symmetry.positions import Block, Layout, Leaf
+from rebasin_cli.symmetry.positions import Block, Ids, Layout, Leaf
 from rebasin_cli.symmetry.relations import Relations
 from rebasin_cli.trace.graph import Call, refs_in
 
@@ -48,8 +48,12 @@ class Reading:
         for value in call.inputs:
             self._blocks.update(entry.block for entry in layout_of(value).entries)
 
-    def pin_unread(self, relations: Relations, leaves: Iterable[Leaf], reason: str) -> list[str]:
-        """Pin those positions of the leaves (whose ids are all given out) that nothing reads; names of such leaves."""
+    def pin_unread(self, relations: Relations, leaves: Iterable[Leaf], reason: str) -> list[tuple[str, Ids]]:
+        """Pin those positions of the leaves (whose ids are all given out) that nothing reads.
+
+        Returns:
+            For every entry with such positions, the leaf's name and all ids of the entry.
+        """
         read = np.zeros(relations.size, dtype=bool)
         for block in self._blocks:
             if block.ids is not None:
@@ -57,12 +61,11 @@ class Reading:
         self._spread(relations, read)
         found = []
         for leaf in leaves:
-            ids = [relations.ids(entry).ravel() for entry in leaf.layout.entries]
-            for part in ids:
-                if not np.all(read[part]):
-                    relations.pin(part[~read[part]], reason)
-            if any(not np.all(read[part]) for part in ids):
-                found.append(leaf.key)
+            for entry in leaf.layout.entries:
+                ids = relations.ids(entry).ravel()
+                if not np.all(read[ids]):
+                    relations.pin(ids[~read[ids]], reason)
+                    found.append((leaf.key, ids))
         return found
 
     @staticmethod

@@ -101,6 +101,15 @@ def _site(key: str, layout: Layout, over: tuple[Factor, ...], rows: Ids) -> tupl
     return Site(key, first, span=span, positions=tuple(map(tuple, positions.tolist()))), tuple(axes)
 
 
+def site_of_rows(key: str, first: int, span: int, rows: Ids) -> Site:
+    """The site at which row u of `rows` (positions along the axes from `first` on, read as one) moves as unit u."""
+    whole = Factor(int(rows.max()) + 1)
+    found = _regular([whole], {whole: rows}, len(rows))
+    if found is not None:
+        return Site(key, first, *found, span)
+    return Site(key, first, span=span, positions=tuple(map(tuple, rows.tolist())))
+
+
 def _regular(factors: Sequence[Factor], places: dict[Factor, Ids], units: int) -> tuple[int, int, int] | None:
     """(offset, outer, inner) where the units lie as one segment (outer, units, inner); None where they lie
     otherwise.

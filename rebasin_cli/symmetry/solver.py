@@ -46,6 +46,11 @@ class Closure:
     reason: Ids
     reasons: list[str]
 
+    def moves(self, ids: Ids) -> bool:
+        """Whether any of these ids can trade its place."""
+        owners = np.unique(self.family[ids])
+        return any(self.families[above].moves for owner in owners for above in self.families[owner].ancestors)
+
 
 def solve(relations: Relations) -> Closure:
     """Close the relations; those that have no solution in blocks are pinned on the way."""

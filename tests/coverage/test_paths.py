@@ -12,10 +12,24 @@ from rebasin_cli.symmetry.derive import Derivation, derive
 from rebasin_cli.symmetry.registry import RULES
 from rebasin_cli.symmetry.verify import verify_by_execution
 from rebasin_cli.trace.tracer import trace_model
+from tests.coverage.modules import MODULES
 
 
 def found(module: nn.Module, *inputs: Tensor) -> Derivation:
     return derive(trace_model(module, ExampleInput(inputs)))
+
+
+def test_experts_that_were_not_reached_move_like_those_that_were() -> None:
+    build, example = MODULES["experts in a loop, some never hit"]
+    torch.manual_seed(0)
+    module = build()
+    trace = trace_model(module, example)
+    derivation = derive(trace)
+    assert {call.place.rpartition("/")[2].partition(":")[0] for call in trace.weighed} == {"modules.py"}
+    assert sorted(group.size for group in derivation.spec.groups) == [6, 9]
+    other = ExampleInput((torch.randn(200, 5, generator=torch.Generator().manual_seed(1)),))
+    for seed in range(3):
+        assert verify_by_execution(lambda: module, other, derivation.spec, seed).ok
 
 
 class Router(nn.Module):
@@ -48,6 +62,16 @@ def test_what_modules_that_were_not_reached_would_read_keeps_its_order() -> None
         assert verify_by_execution(lambda: module, other, derivation.spec, seed).ok
 
 
+def test_experts_that_were_all_reached_keep_their_order_and_move_their_units() -> None:
+    build, example = MODULES["experts in a loop, all hit"]
+    torch.manual_seed(0)
+    module = build()
+    derivation = derive(trace_model(module, example))
+    sizes = sorted(group.size for group in derivation.spec.groups)
+    assert sizes == [6, 6, 6, 9]
+    assert derivation.unread == ()
+
+
 class Table(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -57,6 +81,14 @@ class Table(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.last(torch.relu(self.first(x) + self.places[: x.shape[1]]))
         return out
+
+
+def test_rows_beyond_the_example_are_pinned_and_move_with_their_features() -> None:
+    derivation = found(Table(), torch.randn(2, 5, 3))
+    assert [group.size for group in derivation.spec.groups] == [6]
+    assert derivation.unread == ()
+    module = Table()
+    assert verify_by_execution(lambda: module, ExampleInput((torch.randn(2, 8, 3),)), derivation.spec, 0).ok
 
 
 class Decides(nn.Module):

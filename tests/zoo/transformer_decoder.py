@@ -9,9 +9,6 @@ EXPECTED = {"roots": 7, "families": 6, "groups": 25, "units": 137}
 # two streams (12, 12); encoder: heads (3), feed-forward (16); decoder: heads (3), heads across (3), feed-forward (16);
 # in each of the nine heads q with k (4) and v (4): 24 + 19 + 22 + 72
 
-SHORTFALL = "the packed projection across has one column axis for both streams: its row blocks are not told apart"
-FOUND = {"roots": 6, "families": 6, "groups": 24, "units": 125}
-
 
 class Net(nn.Module):
     def __init__(self) -> None:
