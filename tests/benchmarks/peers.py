@@ -5,7 +5,8 @@
 The existing tool is `rebasin` 0.0.47 with `torchview`; it has to be installed beside what this program requires, in an
 environment of its own (`pip install --no-deps rebasin==0.0.47 torchview tqdm graphviz`). Both tools get the same
 network in float64, with random weights, norm parameters and running statistics. In every group that a tool reports, its
-units are reordered at random by the tool's own code; then the outputs are compared. A right answer shows as rounding (1e-15).
+units are reordered at random by the tool's own code; then the outputs are compared. A right answer shows as rounding
+(1e-15).
 """
 
 from __future__ import annotations
