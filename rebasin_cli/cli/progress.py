@@ -7,10 +7,21 @@ from typing import TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.theme import Theme
 
 from rebasin_cli.report.text import printable
 
 SECONDS_BETWEEN_LINES = 10.0
+LOOK = Theme(
+    {
+        "bar.complete": "magenta",
+        "bar.finished": "magenta",
+        "bar.pulse": "magenta",
+        "progress.elapsed": "none",
+        "progress.remaining": "none",
+    }
+)
+"""Rich's own yellow times cannot be read on white; these colours stand out from white and from black."""
 
 
 class LineProgress:
@@ -46,6 +57,7 @@ class BarProgress:
 
     def __init__(self, console: Console) -> None:
         self.noted: set[str] = set()
+        console.push_theme(LOOK)
         self._bars = Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),

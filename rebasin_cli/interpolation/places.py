@@ -59,7 +59,8 @@ def lay_out(lines: Mapping[str, Line], points: Sequence[Point]) -> Places:
         for point in points:
             number = point.end
             end = None if number is None else numbers[id(line.checkpoints[number])]
-            name = f"checkpoint {end}" if end is not None else f"{curve} {point.segment}+{point.lam!r}"
+            segment = f", segment {point.segment + 1}" if len(line.checkpoints) > 2 else ""
+            name = f"checkpoint {end}" if end is not None else f"{curve}{segment}, lam {point.lam!r}"
             left, right = line.checkpoints[point.segment], line.checkpoints[point.segment + 1]
             found.setdefault(name, Place(name, line, point, end, (numbers[id(left)], numbers[id(right)])))
             row.append((point, name))

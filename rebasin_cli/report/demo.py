@@ -16,9 +16,10 @@ def opening(directory: Path, accuracies: Sequence[float]) -> Group:
     """Where it happens and what was trained."""
     reached = " and ".join(share(accuracy) for accuracy in accuracies)
     return Group(
-        cell(f"In {directory}: two networks of one architecture (net.py), trained"),
-        cell(f"from different seeds on handwritten digits. They read {reached} of 500 images"),
-        cell("that they have not seen. Each has its own order of hidden units, so their weights cannot"),
+        cell(f"In {directory}:"),
+        cell("two networks of one architecture (net.py), trained from different seeds on"),
+        cell(f"handwritten digits. They read {reached} of 500 images that they"),
+        cell("have not seen. Each has its own order of hidden units, so their weights cannot"),
         cell("simply be averaged; reordered, they nearly can."),
     )
 

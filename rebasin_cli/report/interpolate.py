@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from rebasin_cli.interpolation.sweep import Barrier, SweepPoint
+from rebasin_cli.interpolation.sweep import Barrier, Best, SweepPoint
 from rebasin_cli.report.layout import facts, rows, stacked
 from rebasin_cli.report.sparkline import sparkline
 from rebasin_cli.report.text import counted, number, printable, share
@@ -25,8 +25,7 @@ def interpolate_table(result: InterpolateResult, *, verbose: bool = False, plain
     entries += [(f"barrier, {curve}", _barrier(barrier)) for curve, barrier in result.barrier.items()]
     best = result.best
     if best is not None:
-        where = f"{best.curve}, lam {best.lam:g}" + (f" of segment {best.segment + 1}" if _many(result) else "")
-        entries.append(("best", f"{where}: loss {number(best.loss)}{_accuracy_word(best.accuracy)}"))
+        entries.append(("best", f"{_place(result, best)}: loss {number(best.loss)}{_accuracy_word(best.accuracy)}"))
     parts: list[RenderableType | None] = [
         facts(entries),
         _curves(result, verbose),
@@ -69,6 +68,16 @@ def _line(result: InterpolateResult) -> str:
     names = " -> ".join(printable(path) for path in result.checkpoints)
     aligned = f" (matched: {printable(result.aligned)})" if result.aligned is not None else ""
     return f"{names}{aligned}, {result.mode} in {counted(result.steps, 'step')}"
+
+
+def _place(result: InterpolateResult, best: Best) -> str:
+    """Where the best network lies; an end by its own name."""
+    if best.lam in (0.0, 1.0):
+        reached = best.segment + int(best.lam)
+        last = reached == len(result.checkpoints) - 1
+        path = result.aligned if best.curve == "matched" and last else result.checkpoints[reached]
+        return f"{printable(path)} itself"
+    return f"{best.curve}, lam {best.lam:g}" + (f" of segment {best.segment + 1}" if _many(result) else "")
 
 
 def _treatment(result: InterpolateResult) -> str:

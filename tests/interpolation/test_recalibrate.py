@@ -17,7 +17,7 @@ from rebasin_cli.interpolation.recalibrate import Recalibration
 from rebasin_cli.interpolation.sweep import summarize
 from tests.interpolation.digits import batches, trained
 
-MIDDLE = "line 0+0.5"
+MIDDLE = "line, lam 0.5"
 
 
 def middle_of(kind: str, *, repair: bool) -> tuple[LineOfModels, Recalibration]:

@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from rebasin_cli.errors import OutputError, UsageError
-from rebasin_cli.interpolation.sweep import Barrier, SweepPoint, barrier, best
+from rebasin_cli.interpolation.sweep import Barrier, Best, SweepPoint, barrier, best
 from rebasin_cli.report.interpolate import interpolate_table, verdict
 from rebasin_cli.report.plot import INK, SIZE, STYLES, check_plot, draw_curves, picture
 from rebasin_cli.verbs.interpolate_result import InterpolateResult
@@ -82,6 +82,19 @@ def test_the_verdict_says_what_the_numbers_mean() -> None:
     assert "one basin" in verdict(result(barrier=flat))
     assert "does not lower" in verdict(result(barrier={"naive": Barrier(0.3, 0.1), "matched": Barrier(0.4, 0.1)}))
     assert "cannot be said" in verdict(result(barrier={"naive": Barrier(None, None)}))
+
+
+@pytest.mark.parametrize(
+    ("best", "words"),
+    [
+        (Best("naive", 0, 0.0, 0.5, 0.8), "a.safetensors itself: loss 0.5"),
+        (Best("naive", 0, 1.0, 0.5, 0.8), "b[/b].safetensors itself: loss 0.5"),
+        (Best("matched", 0, 1.0, 0.5, 0.8), "b-aligned.safetensors itself: loss 0.5"),
+        (Best("matched", 0, 0.25, 0.4, 0.9), "matched, lam 0.25: loss 0.4, accuracy 90.0 %"),
+    ],
+)
+def test_the_best_network_is_named(best: Best, words: str) -> None:
+    assert words in shown(result(best=best), 100)
 
 
 def test_what_is_not_finite_is_said() -> None:
