@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import prod
 
 import numpy as np
@@ -13,13 +13,21 @@ from rebasin_cli.symmetry.joining import absorb, hold
 from rebasin_cli.symmetry.positions import JOINT_LIMIT, Block, Entry, Factor, Ids, Layout, released
 from rebasin_cli.symmetry.relations import Relations
 
+APART_LIMIT = 1 << 16
+"""Largest number of joint positions for which pieces are kept apart along their other dimensions."""
+
+_FREE = "free"
 PLACE = "positions that are laid end to end keep their order"
 
 
-def concatenate(relations: Relations, pieces: Sequence[Layout], place: int) -> Layout:
+def concatenate(relations: Relations, pieces: Sequence[Layout], place: int, *, apart: bool = False) -> Layout:
     """The positions of all pieces along dimension `place`, in order.
 
     Ids that occur twice become positions of their own, each following the one it came from.
+
+    Args:
+        apart: positions along the other dimensions may move in one way in one piece and in another in the next (what
+            is stacked may be taken apart again), unless that is too much to follow; else they run together.
     """
     if len(pieces) == 1:
         return pieces[0]
@@ -30,24 +38,61 @@ def concatenate(relations: Relations, pieces: Sequence[Layout], place: int) -> L
         (piece, [("cat", which) if d == place else d for d in range(rank)]) for which, piece in enumerate(pieces)
     ]
     aligned, factors = align(relations, operands)
-    entries, fixed = join(relations, aligned)
     along = [factors[("cat", which)][0] for which in range(len(pieces))]
     merged = Factor(sum(factor.size for factor in along))
+    differ = _differing(relations, aligned, along) if apart else set()
+    if prod(factor.size for factor in differ) * merged.size > APART_LIMIT:
+        differ = set()
     dims = tuple((merged,) if d == place else factors.get(d, ()) for d in range(rank))
-    rest = tuple(entry for entry in entries if not set(entry.factors) & set(along))
-    kept_fixed = {factor: reason for factor, reason in fixed.items() if factor not in along}
-    touching = [[entry for entry in entries if factor in entry.factors] for factor in along]
-    if not any(touching):
+    touched = _closure(aligned, {*along, *differ})
+    extra = tuple(f for f in dict.fromkeys(f for piece in aligned for f in piece.factors) if f in touched - {*along})
+    said = any(touched & set(entry.factors) for piece in aligned for entry in piece.entries)
+    too_many = prod(factor.size for factor in extra) * merged.size > JOINT_LIMIT
+    if differ and (too_many or not said):
+        return concatenate(relations, pieces, place)
+    entries, fixed = (aligned[0].entries, aligned[0].fixed) if differ else join(relations, aligned)
+    kept_fixed = {f: reason for f, reason in fixed.items() if f not in along and f not in differ}
+    if not said:
         kept_fixed[merged] = next((fixed[factor] for factor in along if factor in fixed), PLACE)
-        return Layout(dims, rest, kept_fixed)
-    extra = tuple(dict.fromkeys(f for found in touching for entry in found for f in entry.factors if f not in along))
-    if prod(factor.size for factor in extra) * merged.size > JOINT_LIMIT:
-        lost = [kept for found in touching for kept in given_up(relations, found, along)]
+        return Layout(dims, tuple(entries), kept_fixed)
+    if too_many:
+        met = [entry for entry in entries if set(entry.factors) & set(along)]
+        rest = [entry for entry in entries if entry not in met]
+        lost = given_up(relations, met, along)
         return Layout(dims, tuple(absorb(relations, [*rest, *lost])), {**kept_fixed, merged: TOO_MANY})
-    parts = [_piece_ids(relations, found, extra, factor, fixed) for found, factor in zip(touching, along, strict=True)]
+    parts = [
+        _piece_ids(relations, piece.entries, (*extra, factor), piece.fixed if differ else fixed)
+        for piece, factor in zip(aligned, along, strict=True)
+    ]
     joint = _joined(relations, parts)
     entry = Entry((*extra, merged), Block(joint.size, np.ascontiguousarray(joint).ravel()))
-    return Layout(dims, (*rest, entry), kept_fixed)
+    return Layout(dims, (*(e for e in entries if not touched & set(e.factors)), entry), kept_fixed)
+
+
+def _differing(relations: Relations, pieces: Sequence[Layout], along: Sequence[Factor]) -> set[Factor]:
+    """The factors along which the pieces do not all move alike."""
+    said: list[dict[Factor, object]] = []
+    for piece in pieces:
+        found: dict[Factor, object] = dict.fromkeys(piece.fixed)
+        for entry in piece.entries:
+            if not set(entry.factors) & set(along):
+                key = (entry.factors, relations.ids(entry).tobytes())
+                for factor in entry.factors:
+                    found[factor] = (found.get(factor), key)
+        said.append(found)
+    factors = {factor for piece in pieces for factor in piece.factors if factor not in along}
+    return {f for f in factors if any(found.get(f, _FREE) != said[0].get(f, _FREE) for found in said)}
+
+
+def _closure(pieces: Sequence[Layout], start: set[Factor]) -> set[Factor]:
+    """These factors and all that entries speak about together with them: every entry is inside or outside."""
+    touched = set(start)
+    entries = [set(entry.factors) for piece in pieces for entry in piece.entries]
+    while True:
+        more = {factor for factors in entries if factors & touched for factor in factors}
+        if more <= touched:
+            return touched
+        touched |= more
 
 
 def _own_factor(piece: Layout, place: int) -> Layout:
@@ -60,18 +105,19 @@ def _own_factor(piece: Layout, place: int) -> Layout:
 
 
 def _piece_ids(
-    relations: Relations, found: Sequence[Entry], extra: Sequence[Factor], along: Factor, fixed: dict[Factor, str]
+    relations: Relations, entries: Sequence[Entry], wanted: Sequence[Factor], fixed: Mapping[Factor, str]
 ) -> Ids:
-    """Ids of one piece over (extra, along); new ones, finer than all that is known, where it says less."""
-    wanted = (*extra, along)
-    if len(found) == 1 and set(found[0].factors) == set(wanted) and along not in fixed:
+    """Ids of one piece over the factors `wanted`; new ones, finer than all that is known, where it says less."""
+    found = [entry for entry in entries if set(entry.factors) & set(wanted)]
+    if len(found) == 1 and set(found[0].factors) == set(wanted):
         return relations.ids_in_order(found[0], wanted)
     count = prod(factor.size for factor in wanted)
-    fine = Entry(wanted, Block(count, relations.new_ids(count)))
+    fine = Entry(tuple(wanted), Block(count, relations.new_ids(count)))
     for entry in found:
         relations.finer(fine, entry)
-    if along in fixed:
-        hold(relations, fine, {along: fixed[along]})
+    held = {factor: fixed[factor] for factor in wanted if factor in fixed}
+    if held:
+        hold(relations, fine, held)
     return relations.ids(fine)
 
 

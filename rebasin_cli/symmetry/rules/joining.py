@@ -28,7 +28,7 @@ def stack(op: Op) -> Layout:
     place = op.dim("dim", rank)
     pieces = [released(op.layout_of(ref.value)) for ref in op["tensors"]]
     pieces = [replace(piece, dims=(*piece.dims[:place], (), *piece.dims[place:])) for piece in pieces]
-    return concatenate(op.relations, pieces, place)
+    return concatenate(op.relations, pieces, place, apart=True)
 
 
 @rule("aten.constant_pad_nd")
@@ -71,7 +71,7 @@ def replaced(op: Op, base: Layout, part: Layout, place: int, index: np.ndarray) 
     if len(index) == size:
         return take(op.relations, part, place, np.argsort(index, kind="stable"))
     others = np.setdiff1d(np.arange(size), index)
-    whole = concatenate(op.relations, [take(op.relations, base, place, others), part], place)
+    whole = concatenate(op.relations, [take(op.relations, base, place, others), part], place, apart=True)
     return take(op.relations, whole, place, np.argsort(np.r_[others, index], kind="stable"))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -41,7 +40,6 @@ def test_a_function_of_itself_moves_along() -> None:
     assert not holds(net, wrong, X)
 
 
-@pytest.mark.xfail(strict=True, reason="missed: what is stacked runs together along the other axes")
 def test_stacking_makes_a_new_axis_that_keeps_its_order() -> None:
     net = pair(lambda m, x: m.two(torch.stack([m.one(x), m.other(x)], 2).flatten(1)), other=nn.Linear(3, 4))
     sites = ["one.bias/0", "one.weight/0", "other.bias/0", "other.weight/0"]
@@ -49,6 +47,29 @@ def test_stacking_makes_a_new_axis_that_keeps_its_order() -> None:
     assert axes(found(net, X)) == [
         (4, [*sites[:2], "two.weight/1@0,2,4,6"]),
         (4, [*sites[2:], "two.weight/1@1,3,5,7"]),
+    ]
+
+
+def test_what_is_laid_beside_heads_moves_with_them() -> None:
+    def run(m: Net, x: Tensor) -> Tensor:
+        heads, scalars = m.one(x).relu().view(-1, 3, 4), m.other(x).tanh().view(-1, 3, 1)
+        return m.two(torch.cat([heads, scalars], 2).flatten(1))
+
+    derivation = found(pair(run, width=12, hidden=15, other=nn.Linear(3, 3)), X)
+    blocks = ["one.bias/0+0(1,4)", "one.weight/0+0(1,4)", "other.bias/0", "other.weight/0", "two.weight/1+0(1,5)"]
+    assert (3, blocks) in axes(derivation)
+    assert [size for size, _ in axes(derivation)] == [3, 4, 4, 4]
+
+
+def test_stacked_and_taken_apart_again_is_free() -> None:
+    def run(m: Net, x: Tensor) -> Tensor:
+        first, second = torch.stack([m.one(x), m.other(x)]).tanh().unbind()
+        return m.two(torch.cat([first, second], 1))
+
+    derivation = found(pair(run, hidden=8, other=nn.Linear(3, 4)), X)
+    assert axes(derivation) == [
+        (4, ["one.bias/0", "one.weight/0", "two.weight/1"]),
+        (4, ["other.bias/0", "other.weight/0", "two.weight/1+4(1,1)"]),
     ]
 
 
@@ -93,7 +114,6 @@ def test_a_slice_that_is_written_from_elsewhere_takes_its_units() -> None:
     assert (4, ["one.bias/0", "one.weight/0", "two.weight/1+1(1,1)"]) in axes(derivation)
 
 
-@pytest.mark.xfail(strict=True, reason="missed: what is written back along a new axis runs together along the others")
 def test_a_write_through_a_chain_of_views() -> None:
     def run(m: Net, x: Tensor) -> Tensor:
         hidden = m.one(x)
