@@ -36,6 +36,8 @@ class RebasinError(Exception):
         self.path = None if path is None else str(path)
         self.hint = hint
         self.slug = slug or self.default_slug
+        self.agreed = False
+        """Whether all processes of a shared run know of it."""
 
 
 class UsageError(RebasinError):

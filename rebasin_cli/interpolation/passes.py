@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from rebasin_cli.data import Batch, Source
+from rebasin_cli.data.ranks import Ranks
 from rebasin_cli.errors import DataError, RebasinError
 from rebasin_cli.interpolation.ledger import Ledger
-from rebasin_cli.interpolation.ranks import Ranks
 
 CHUNK_BYTES = 128 * 2**20
 

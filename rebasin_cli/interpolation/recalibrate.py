@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from rebasin_cli.data import Batch, Source
+from rebasin_cli.data.ranks import ALONE, Ranks
 from rebasin_cli.errors import DataError, RebasinError
 from rebasin_cli.interpolation.adjustment import Adjustment
 from rebasin_cli.interpolation.batch_norm import batch_norms, normalising_by_batch
@@ -21,7 +22,6 @@ from rebasin_cli.interpolation.ledger import Ledger
 from rebasin_cli.interpolation.moments import Averages, Moments
 from rebasin_cli.interpolation.passes import run_pass
 from rebasin_cli.interpolation.places import Place, Places
-from rebasin_cli.interpolation.ranks import ALONE, Ranks
 from rebasin_cli.interpolation.repair import Seen, correcting, folded, observing
 from rebasin_cli.interpolation.repair_sites import RepairSite, repair_sites
 

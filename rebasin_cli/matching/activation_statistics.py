@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
+import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from rebasin_cli.errors import DataError, ModelError
+from rebasin_cli.data.ranks import ALONE, Ranks
+from rebasin_cli.errors import DataError, ModelError, RebasinError
 from rebasin_cli.matching.covariance import CrossCovariance
 from rebasin_cli.model.example_input import ExampleInput
 from rebasin_cli.trace.capture import OtherPath, Tap, capture
@@ -18,6 +20,8 @@ def correlations(
     batches: Iterable[ExampleInput],
     taps: Sequence[Tap],
     expected: Sequence[str],
+    *,
+    ranks: Ranks = ALONE,
 ) -> list[Tensor]:
     """Correlation of A's units with B's at every tap: float64 (length, length) each; any batch size gives the same.
 
@@ -26,6 +30,7 @@ def correlations(
         batches: inputs; both networks see the same ones, one batch at a time.
         taps: where to look.
         expected: operations in the order of the trace (`called_operations`).
+        ranks: the processes that share the inputs; each has its own batches, and all get the same correlations.
 
     Raises:
         DataError: there was no input.
@@ -33,17 +38,35 @@ def correlations(
         NumericalError: an activation is not finite.
     """
     sums = {tap: CrossCovariance(f"operation {tap.ordinal}", tap.length) for tap in taps}
-    seen = False
-    for batch in batches:
-        seen = True
-        try:
-            _add(sums, networks, batch, expected)
-        except OtherPath:  # some models are run another way for several inputs at once than for one
-            for row in _rows(batch):
-                _add(sums, networks, row, expected)
+    seen = 0
+    error: RebasinError | None = None
+    try:
+        for batch in batches:
+            seen += 1
+            _take_in(sums, networks, batch, expected)
+    except RebasinError as caught:
+        error = caught
+    ranks.agree(error)
+    if ranks.world > 1:
+        seen = int(ranks.total(torch.tensor([float(seen)], dtype=torch.float64)))
+        for tap in taps:
+            sums[tap].share(ranks.total)
     if not seen:
         raise DataError("there was no input to take activations on")
     return [sums[tap].correlation() for tap in taps]
+
+
+def _take_in(
+    sums: Mapping[Tap, CrossCovariance],
+    networks: tuple[nn.Module, nn.Module],
+    batch: ExampleInput,
+    expected: Sequence[str],
+) -> None:
+    try:
+        _add(sums, networks, batch, expected)
+    except OtherPath:  # some models are run another way for several inputs at once than for one
+        for row in _rows(batch):
+            _add(sums, networks, row, expected)
 
 
 def _add(

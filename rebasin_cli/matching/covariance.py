@@ -6,6 +6,8 @@ sample variances", 1979), so the result hangs on the samples and not on how they
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -47,6 +49,21 @@ class CrossCovariance:
         self._square += centred.square().sum(dim=1) + weight * apart.square()
         self._mean += apart * (len(a) / total)
         self.count = total
+
+    def share(self, total: Callable[[Tensor], Tensor]) -> None:
+        """Take in what other processes have seen, as if it were further batches.
+
+        Args:
+            total: the sum over all processes of a float64 tensor; called equally often in each.
+        """
+        own = torch.tensor([float(self.count)], dtype=torch.float64)
+        sums = total(torch.cat([own, self.count * self._mean.flatten()]))
+        count = int(sums[0])
+        mean = sums[1:].view(2, self.units) / max(1, count)
+        apart = self._mean - mean
+        self._cross = total(self._cross + self.count * torch.outer(apart[0], apart[1]))
+        self._square = total(self._square + self.count * apart.square())
+        self._mean, self.count = mean, count
 
     def covariance(self) -> Tensor:
         """`mean of (a - mean a)(b - mean b)`: float64 (units of A, units of B)."""

@@ -8,13 +8,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from rebasin_cli.data.ranks import Ranks, launched, ranks_for
 from rebasin_cli.errors import DataError, ModelError
 from rebasin_cli.interpolation.adjustment import Adjustment
 from rebasin_cli.interpolation.batch_norm import batch_norms
 from rebasin_cli.interpolation.evaluate import evaluate
 from rebasin_cli.interpolation.ledger import Ledger
 from rebasin_cli.interpolation.path import Mode
-from rebasin_cli.interpolation.ranks import Ranks, launched, ranks_for
 from rebasin_cli.interpolation.recalibrate import Recalibration
 from rebasin_cli.interpolation.sweep import Sweep, summarize
 from rebasin_cli.verbs.device import resolve_device

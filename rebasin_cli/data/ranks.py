@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -50,7 +51,10 @@ class Ranks:
         return box[0]
 
     def agree(self, error: RebasinError | None) -> None:
-        """Raise in every process the failure of the first process that has one."""
+        """Raise in every process the failure of the first process that has one.
+
+        Every process calls this equally often: one that fails calls it at once, and meets the others where they are.
+        """
         if self.world == 1:
             if error is not None:
                 raise error
@@ -61,10 +65,14 @@ class Ranks:
         for found in gathered:
             if found is not None:
                 kind, message, path, hint, slug = found
-                raise getattr(errors, kind, RebasinError)(message, path=path, hint=hint, slug=slug) from error
+                told = getattr(errors, kind, RebasinError)(message, path=path, hint=hint, slug=slug)
+                told.agreed = True
+                raise told from error
 
 
 ALONE = Ranks()
+PATIENCE = timedelta(days=1)
+"""How long a process waits for one that is alive: the first may match for hours while the others have nothing to do."""
 
 
 def launched() -> tuple[int, int, int]:
@@ -89,7 +97,7 @@ def ranks_for(device: torch.device) -> Iterator[Ranks]:
     mine = not dist.is_initialized()
     if mine:
         try:
-            dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+            dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
         except (RuntimeError, ValueError) as error:
             reason = " ".join(str(error).split())
             raise ResourceError(f"rank {rank} of {world}: the processes do not find each other: {reason}") from error
