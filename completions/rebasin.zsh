@@ -30,7 +30,8 @@ _rebasin() {
                 '*--model-arg[A model argument - num_classes=10]:value: ' \
                 '*--input[Example input - 1,3,224,224 or ids=1,16 -int64. Repeatable]:value: ' \
                 '*--input-file[Example input from an .npz file]:value:_files' \
-                '*--method[How permutations are looked for - weight, activation]:value: ' \
+                '*--method[How permutations are looked for - weight, activation, straight-through]:value: ' \
+                '*--objective[What is maximised - plain, matrices, tensors, rows]:value: ' \
                 '*--effort[How much is tried]:value:(auto fast standard thorough)' \
                 '*--start[identity, forward, barycentre or random; repeatable]:value: ' \
                 '*--restarts[How often the search is taken up again]:value: ' \
@@ -42,6 +43,8 @@ _rebasin() {
                 '*--limit[Use N samples of the data]:value: ' \
                 '*--batch-size[Samples at a time]:value: ' \
                 '*--mix[Share of activations against weights for activation matching]:value: ' \
+                '*--learning-steps[Batches that straight-through learns from]:value: ' \
+                '*--learning-rate[Its step, relative to the weights]:value: ' \
                 '*--spec[Take the groups from a file instead of deriving them]:value:_files' \
                 '*--pin[Tensors that keep their order, such as '\''head.*'\''. Repeatable]:value: ' \
                 '*--rules[Your file with rules for your own operations. Repeatable]:value: ' \

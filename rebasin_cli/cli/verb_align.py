@@ -40,8 +40,11 @@ def align(
     input_: options.Inputs = None,
     input_file: options.InputFile = None,
     method: Annotated[
-        str, typer.Option("--method", help="How permutations are looked for: weight, activation.")
+        str, typer.Option("--method", help="How permutations are looked for: weight, activation, straight-through.")
     ] = "weight",
+    objective: Annotated[
+        str, typer.Option("--objective", help="What is maximised: plain, matrices, tensors, rows.")
+    ] = "plain",
     effort: Annotated[Effort, typer.Option("--effort", help="How much is tried.")] = Effort.auto,
     start: Annotated[
         list[str] | None,
@@ -69,6 +72,13 @@ def align(
         float,
         typer.Option("--mix", min=0.001, max=1.0, help="Share of activations against weights for activation matching."),
     ] = 1.0,
+    learning_steps: Annotated[
+        int, typer.Option("--learning-steps", metavar="N", min=1, help="Batches that straight-through learns from.")
+    ] = 100,
+    learning_rate: Annotated[
+        float,
+        typer.Option("--learning-rate", metavar="R", min=1e-6, help="Its step, relative to the weights."),
+    ] = 0.03,
     spec: options.SpecFile = None,
     pin: options.Pins = None,
     rules: options.Rules = None,
@@ -159,6 +169,9 @@ def align(
             limit=limit,
             batch_size=batch_size,
             mix=mix,
+            objective=objective,
+            learning_steps=learning_steps,
+            learning_rate=learning_rate,
             spec=spec,
             pins=pin or [],
             rules=rules or [],

@@ -17,6 +17,7 @@ from rebasin_cli.matching.polish import Run, Settings
 from rebasin_cli.matching.problem import prepare
 from rebasin_cli.matching.result import MatchResult
 from rebasin_cli.matching.search import Effort, search
+from rebasin_cli.matching.weighing import PLAIN, weigh
 from rebasin_cli.matching.weight_matching import weight_matching
 from rebasin_cli.permutation import Permutations
 from rebasin_cli.spec import PermutationSpec
@@ -49,6 +50,7 @@ def activation_matching(
     taps: Sequence[Tap],
     correlations: Sequence[Tensor],
     share: float = 1.0,
+    objective: str = PLAIN,
     effort: Effort = "standard",
     seed: int = 0,
     time_limit: float | None = None,
@@ -58,20 +60,23 @@ def activation_matching(
     Args:
         spec, a, b, parameters: as for `weight_matching`; the result's objective is that of the weights.
         taps, correlations: see `match_activations`.
+        objective: how the weights count: see `weighing`; the result states the plain objective besides.
         share: how much activations weigh: 1 for them alone, less to let the weights speak too.
         effort, time_limit: of the search for a mixture.
     """
     began = time.monotonic()
+    sides = weigh(objective, spec, a, b, parameters)
     if share >= 1.0:
         permutations = match_activations(spec, taps, correlations, seed=seed)
     else:
         permutations = _match_mixture(
-            mixed(spec, a, b, parameters, taps, correlations, share), effort, seed, time_limit
+            mixed(spec, sides.a, sides.b, sides.keys, taps, correlations, share), effort, seed, time_limit
         )
-    problem = prepare(spec, a, b, parameters)
+    problem = prepare(spec, sides.a, sides.b, sides.keys)
+    plain = problem if objective == PLAIN else prepare(spec, a, b, parameters)
     settings = Settings("random", None, TOLERANCE, None, began, None)
     run = Run(problem, "activations", seed, settings, permutations)
-    return conclude(problem, [run.finish()], "activation", seed, settings)
+    return conclude(problem, [run.finish()], "activation", seed, settings, objective=objective, plain=plain)
 
 
 def _match_mixture(terms: Terms, effort: Effort, seed: int, time_limit: float | None) -> Permutations:

@@ -4,26 +4,47 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 from rebasin_cli.matching.arrangement import Arrangement
 from rebasin_cli.matching.polish import Polished, Settings
 from rebasin_cli.matching.problem import Problem
-from rebasin_cli.matching.result import Candidate, MatchResult
+from rebasin_cli.matching.result import Candidate, Criterion, MatchResult
+from rebasin_cli.matching.weighing import PLAIN
+from rebasin_cli.permutation import Permutations
 
 
-def conclude(problem: Problem, ends: Sequence[Polished], method: str, seed: int, settings: Settings) -> MatchResult:
-    """The result of several descents: the best end, or the identity where none is better."""
+def conclude(
+    problem: Problem,
+    ends: Sequence[Polished],
+    method: str,
+    seed: int,
+    settings: Settings,
+    *,
+    objective: str = PLAIN,
+    plain: Problem | None = None,
+) -> MatchResult:
+    """The result of several descents: the best end, or the identity where none is better.
+
+    Args:
+        objective: which the problem maximises.
+        plain: the problem of the plain objective, where it is another one.
+    """
     least = settings.tolerance * problem.norms.scale
     best = max(ends, key=lambda end: end.value, default=None)
     aligned = best is None or best.value <= problem.identity + least
     if best is None or (aligned and best.value <= problem.identity):
         best = _unmoved(problem, best)
-    after = best.value
-    scale = problem.norms.scale or 1.0
+    permutations = best.arrangement.permutations()
+    plain = plain or problem
+    before = plain.identity
+    after = best.value if plain is problem else plain.value(Arrangement(plain.families, permutations))
+    scale = plain.norms.scale or 1.0
     return MatchResult(
-        permutations=best.arrangement.permutations(),
-        objective_before=problem.identity,
+        permutations=permutations,
+        objective_before=before,
         objective_after=after,
+        criterion=Criterion(objective, problem.identity, best.value),
         per_pass=best.per_pass,
         passes=len(best.per_pass),
         converged=best.converged,
@@ -32,16 +53,35 @@ def conclude(problem: Problem, ends: Sequence[Polished], method: str, seed: int,
         seed=seed,
         already_aligned=aligned,
         relative_tolerance=settings.tolerance,
-        cosine_before=problem.identity / scale,
+        cosine_before=before / scale,
         cosine_after=after / scale,
-        distance_before=problem.norms.distance(problem.identity),
-        distance_after=problem.norms.distance(after),
+        distance_before=plain.norms.distance(before),
+        distance_after=plain.norms.distance(after),
         candidates=tuple(
             Candidate(end.start, end.seed, end.value, len(end.per_pass), end.converged, end.seconds) for end in ends
         ),
         moved_units=best.arrangement.moved_units,
         seconds=time.monotonic() - settings.began,
         timed_out=settings.out_of_time,
+    )
+
+
+def judged(problem: Problem, result: MatchResult, permutations: Permutations) -> MatchResult:
+    """The result with other permutations in it, and the plain objective for them; the rest is as it was.
+
+    Args:
+        problem: of the plain objective.
+    """
+    arrangement = Arrangement(problem.families, permutations)
+    after = problem.value(arrangement)
+    return replace(
+        result,
+        permutations=arrangement.permutations(),
+        objective_after=after,
+        cosine_after=after / (problem.norms.scale or 1.0),
+        distance_after=problem.norms.distance(after),
+        already_aligned=arrangement.is_identity,
+        moved_units=arrangement.moved_units,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from math import prod
 
 import torch
 from torch import Tensor
@@ -48,7 +49,7 @@ class Problem:
         """Multiply-adds of all products of all clusters once: the unit in which work is counted."""
         return sum(
             len(tile.positions)
-            * self.a[tile.key].numel()
+            * prod(self.families.shapes[tile.key].sizes)
             * tile.positions.size
             // self.families.shapes[tile.key].sizes[tile.fold]
             for cluster in self.clusters

@@ -45,13 +45,30 @@ class Candidate:
 
 
 @dataclass(frozen=True, slots=True)
+class Criterion:
+    """What decided between permutations, and its value for B as it was and permuted.
+
+    Attributes:
+        name: an objective (see `weighing`), which is to be high, or `midpoint loss`, which is to be low.
+        weight_matching: its value for weight matching's permutations, where the method started from them.
+    """
+
+    name: str
+    before: float
+    after: float
+    weight_matching: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class MatchResult:
     """Permutations that bring B to A, and what they are worth.
 
     Attributes:
         permutations: int64 (size,) by group name, gather meaning, for every group of the spec.
-        objective_before, objective_after: `sum over parameters <A, B>` with B as it was and permuted.
-        per_pass: objective after each pass from the winning start.
+        objective_before, objective_after: `sum over parameters <A, B>` with B as it was and permuted, whatever was
+            maximised; cosine and distance likewise.
+        criterion: what was maximised.
+        per_pass: what was maximised, after each pass from the winning start.
         converged: no single group (no block with all that is nested in it) can raise the objective by more than
             `relative_tolerance` times the product of the norms of the tensors that it touches, as the optimality of its
             assignment proves; for a group on two axes of one tensor, to first order.
@@ -62,6 +79,7 @@ class MatchResult:
     permutations: Permutations
     objective_before: float
     objective_after: float
+    criterion: Criterion
     per_pass: tuple[float, ...]
     passes: int
     converged: bool

@@ -25,6 +25,7 @@ from rebasin_cli.matching.outcome import conclude
 from rebasin_cli.matching.polish import Order, Polished, Run, Settings
 from rebasin_cli.matching.problem import Problem, prepare
 from rebasin_cli.matching.result import MatchResult, OnPass
+from rebasin_cli.matching.weighing import PLAIN, weigh
 from rebasin_cli.permutation import Permutations, random
 from rebasin_cli.spec import PermutationSpec
 
@@ -76,6 +77,7 @@ def search(
     b: Mapping[str, Tensor],
     *,
     parameters: Collection[str],
+    objective: str = PLAIN,
     effort: Effort = "auto",
     starts: Sequence[str] | None = None,
     restarts: int | None = None,
@@ -95,6 +97,7 @@ def search(
     Args:
         spec, a, b, parameters, order, max_passes, relative_tolerance, time_limit, on_pass, budget, device: as for
             `weight_matching`.
+        objective: what is maximised: see `weighing`. The result states the plain one besides.
         relative_tolerance: by default 1e-6, and 1e-5 for `fast`.
         effort: `fast` is descents only; `standard` adds Frank–Wolfe and kicks; `thorough` has more of both; `auto` is
             `standard` where that costs seconds, and `fast` for larger networks.
@@ -106,7 +109,7 @@ def search(
 
     Raises:
         ModelError, NumericalError: as for `weight_matching`.
-        UsageError: an unknown start or effort.
+        UsageError: an unknown start, effort or objective.
     """
     began = time.monotonic()
     if effort not in (*PLANS, "auto") or any(name not in STARTS for name in starts or ()):
@@ -114,7 +117,9 @@ def search(
             effort if effort not in (*PLANS, "auto") else next(name for name in starts or () if name not in STARTS)
         )
         raise UsageError(f"unknown effort or start {unknown!r}: efforts are {', '.join(PLANS)}; {', '.join(STARTS)}")
-    problem = prepare(spec, a, b, parameters, budget=budget, device=device)
+    sides = weigh(objective, spec, a, b, parameters)
+    problem = prepare(spec, sides.a, sides.b, sides.keys, budget=budget, device=device)
+    plain = problem if objective == PLAIN else prepare(spec, a, b, parameters, budget=budget, device=device)
     deadline = None if time_limit is None else began + time_limit
     if effort == "auto":
         effort = "standard" if problem.full_pass < SECONDS_OF_WORK else "fast"
@@ -125,7 +130,7 @@ def search(
         memory = max(1 << 29, sum(a[key].nbytes for key in problem.keys))
     portfolio = _Portfolio(problem, settings, plan, seed, activations or {}, memory_needed(problem) <= memory)
     with _fitting_threads(problem.full_pass):
-        return conclude(problem, portfolio.run(), "weight", seed, settings)
+        return conclude(problem, portfolio.run(), "weight", seed, settings, objective=objective, plain=plain)
 
 
 @contextmanager

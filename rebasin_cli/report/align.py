@@ -19,6 +19,7 @@ def align_table(result: AlignResult, *, verbose: bool = False, swept: bool = Fal
         ("understood", understood(result)),
         ("moved", f"{result.moved_units:,} of {counted(result.units, 'unit')}"),
         ("similarity", f"cosine {number(result.cosine.before)} -> {number(result.cosine.after)}"),
+        *criterion(result),
         ("distance", f"{number(result.distance.before)} -> {number(result.distance.after)} (L2 over the parameters)"),
         ("function", function_in_words(result.verified)),
         ("matching", _search(result)),
@@ -53,6 +54,15 @@ def verdict(result: AlignResult) -> str:
     if result.distance.after <= 1e-6 * max(result.distance.before, 1e-30):
         return "B is A with its units reordered: put back in order, the two agree."
     return "B was brought closer to A; it computes what it computed before."
+
+
+def criterion(result: AlignResult) -> list[tuple[str, object]]:
+    """What decided, where it is not the similarity above it."""
+    by = result.criterion
+    if by.name == "plain":
+        return []
+    start = "" if by.weight_matching is None else f" (weight matching: {number(by.weight_matching)})"
+    return [("chosen by", f"{by.name} {number(by.before)} -> {number(by.after)}{start}")]
 
 
 def function_in_words(check: FunctionCheck) -> str:

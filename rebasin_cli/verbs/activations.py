@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 
 import torch
 from torch import nn
 
-from rebasin_cli.data import DataOptions, open_data
+from rebasin_cli.data import Batch, DataOptions, open_data
 from rebasin_cli.data.preset import model_transform
 from rebasin_cli.data.source import ModelView
 from rebasin_cli.errors import NumericalError
@@ -70,10 +70,18 @@ def _network(pair: Pair, weights: Weights) -> nn.Module:
     return load_state(pair.subject.factory.build_weightless(), weights, dtype=torch.float32).eval()
 
 
-def data_inputs(
-    pair: Pair, understood: Understanding, data: str, *, model: str, limit: int | None, batch_size: int, seed: int
-) -> Iterable[ExampleInput]:
-    """The inputs of a data set, batch by batch, prepared as the model wants them.
+def data_batches(
+    pair: Pair,
+    understood: Understanding,
+    data: str,
+    *,
+    model: str,
+    limit: int | None,
+    batch_size: int,
+    seed: int,
+    shuffle: bool = False,
+) -> Iterator[Batch]:
+    """A data set batch by batch, prepared as the model wants it.
 
     Raises:
         DataError: there is no such data, or it does not fit the model.
@@ -84,6 +92,5 @@ def data_inputs(
     view = ModelView(
         classes_of=lambda batch: None, names=names, transform=transform, input_shape=image, input_certain=False
     )
-    options = DataOptions(limit, seed, batch_size, 0, False, shuffle=False)
-    for batch in open_data(data, options, view).batches():
-        yield ExampleInput(batch.args, dict(batch.kwargs))
+    options = DataOptions(limit, seed, batch_size, 0, False, shuffle=shuffle)
+    return open_data(data, options, view).batches()

@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from rebasin_cli.matching.search import Effort
+from rebasin_cli.matching.weighing import PLAIN
 from rebasin_cli.verbs.align_result import AlignResult
 from rebasin_cli.verbs.alignment import Alignment, AlignRequest
 from rebasin_cli.verbs.find_permutations import Matching
 from rebasin_cli.verbs.output_paths import OutputFiles, optional_path
 from rebasin_cli.verbs.pair import Source
 from rebasin_cli.verbs.progress import Progress, Silent
+from rebasin_cli.verbs.straight_through import RATE, STEPS
 from rebasin_cli.verbs.subject import ModelChoice
 
 
@@ -37,6 +39,9 @@ def align(
     limit: int | None = None,
     batch_size: int = 64,
     mix: float = 1.0,
+    objective: str = PLAIN,
+    learning_steps: int = STEPS,
+    learning_rate: float = RATE,
     spec: str | Path | None = None,
     pins: Sequence[str] = (),
     rules: Sequence[str | Path] = (),
@@ -61,16 +66,21 @@ def align(
         out: where B permuted is written; by default `<B's stem>-aligned<suffix>` beside B.
         model_args: keyword arguments for the model.
         inputs, input_file: what the model is run on where no zoo knows it; texts such as `1,3,224,224`.
-        method: how the permutations are looked for; `weight` is weight matching.
+        method: how the permutations are looked for: `weight` matching, `activation` matching, or `straight-through`,
+            which learns on from weight matching.
+        objective: what of the weights is maximised: the `plain` inner product, or as `matrices`, `tensors` or `rows`
+            count it (docs/matching.md). The plain one is reported in any case.
         effort: how much is tried: `fast`, `standard`, `thorough`, or `auto`: `standard` where that costs seconds.
         starts: where the search starts from instead (`identity`, `forward`, `barycentre`, `random`); the best end wins.
         restarts: how often it is taken up again instead of the effort's own number.
         max_passes, time_limit: bounds for the matching, in passes over all groups and in seconds.
         seed: decides every random choice.
         device: where the matching's products are computed.
-        data: inputs to see the units at work on: for `activation` matching, and as one more start for `weight`.
+        data: what the networks are run on: for `activation` and `straight-through`, and as one more start for `weight`.
         limit, batch_size: how many samples of the data are used, and how many at a time.
         mix: share of the activations against the weights in `activation` matching, above 0 and at most 1.
+        learning_steps, learning_rate: batches that `straight-through` learns from, and its way in one step in units of
+            the weights' norms.
         spec: take the groups from this file instead of tracing the model.
         pins: patterns of tensor names, such as `head.*`, whose axes all keep their order.
         rules: Python files that register rules for the model's own operations.
@@ -92,7 +102,21 @@ def align(
         b=Source(path_b, key_b, ema_b),
         choice=ModelChoice(model, dict(model_args or {}), tuple(inputs), optional_path(input_file), seed),
         matching=Matching(
-            method, effort, chosen_starts, restarts, max_passes, time_limit, seed, device, data, limit, batch_size, mix
+            method,
+            effort,
+            chosen_starts,
+            restarts,
+            max_passes,
+            time_limit,
+            seed,
+            device,
+            data,
+            limit,
+            batch_size,
+            mix,
+            objective,
+            learning_steps,
+            learning_rate,
         ),
         files=OutputFiles.plan(path_b, out, permutations=save_permutations, spec=save_spec),
         spec_file=optional_path(spec),

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rebasin_cli.checkpoint.atomic import write_text_atomically
+from rebasin_cli.matching.weighing import PLAIN
 from rebasin_cli.verbs.align_result import AlignResult, Change, MovedGroup, Objective
 from rebasin_cli.verbs.cost import peak_rss_bytes
 from rebasin_cli.verbs.document import envelope, pretty
@@ -42,7 +43,12 @@ def compose(run: Alignment) -> AlignResult:
         converged=match.converged,
         relative_tolerance=match.relative_tolerance,
         already_aligned=match.already_aligned,
-        objective=Objective(match.objective_before, match.objective_after, tuple(match.per_pass)),
+        objective=Objective(
+            match.objective_before,
+            match.objective_after,
+            tuple(match.per_pass) if match.criterion.name == PLAIN else (),
+        ),
+        criterion=match.criterion,
         cosine=Change(run.before.cosine, run.after.cosine),
         distance=Change(run.before.distance, run.after.distance),
         groups=groups,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rebasin_cli.matching.result import Criterion
 from rebasin_cli.verbs.same_function import FunctionCheck
 
 
@@ -29,7 +30,10 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Objective:
-    """The matching's objective, `sum over parameters <A, permuted B>`, before, after, and at the end of each pass."""
+    """The plain objective, `sum over parameters <A, permuted B>`, before, after, and at the end of each pass.
+
+    `per_pass` is empty where something else was maximised: see `Criterion`.
+    """
 
     before: float
     after: float
@@ -64,6 +68,7 @@ class AlignResult:
     relative_tolerance: float | None
     already_aligned: bool
     objective: Objective
+    criterion: Criterion
     cosine: Change
     distance: Change
     groups: tuple[MovedGroup, ...]

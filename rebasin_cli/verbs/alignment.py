@@ -13,10 +13,11 @@ from rebasin_cli import __version__
 from rebasin_cli.checkpoint.write import check_output
 from rebasin_cli.errors import UsageError
 from rebasin_cli.matching.result import PassReport
+from rebasin_cli.matching.weighing import PLAIN, check_objective, weigh
 from rebasin_cli.verbs.align_report import compose, write_beside
 from rebasin_cli.verbs.align_result import AlignResult
 from rebasin_cli.verbs.closeness import Closeness
-from rebasin_cli.verbs.cost import PhaseClock, release_freed_memory
+from rebasin_cli.verbs.cost import PhaseClock, release_freed_memory, spare_limited_memory
 from rebasin_cli.verbs.device import resolve_device
 from rebasin_cli.verbs.find_permutations import METHODS, Matching, find_permutations
 from rebasin_cli.verbs.output_paths import OutputFiles, check_outputs
@@ -61,6 +62,7 @@ class Alignment:
     def run(self) -> AlignResult:
         """All steps; raises a RebasinError, having written nothing, where one of them fails."""
         self._check_request()
+        spare_limited_memory()
         self.progress.phase("reading")
         with self.clock.phase("read"):
             self._read()
@@ -92,6 +94,7 @@ class Alignment:
         request = self.request
         if request.matching.method not in METHODS:
             raise UsageError(f"unknown method {request.matching.method!r}", hint=f"methods are: {', '.join(METHODS)}")
+        check_objective(request.matching.objective)
         if not request.dry_run:
             inputs = [request.a.path, request.b.path]
             check_outputs(request.files.named(), inputs, force=request.force, mkdir=request.mkdir)
@@ -159,7 +162,10 @@ class Alignment:
         """The proofs that need more than B: the similarity to A, and the function."""
         subject = self.pair.subject
         self.after = measure(self.pair.a, permuted, subject.parameters)
-        prove_closer(self.before, self.after)
+        if self.request.matching.objective == PLAIN:
+            prove_closer(self.before, self.after)
+        else:
+            prove_closer(*(self._weighed(b) for b in (self.pair.b, permuted)))
         self.function = prove_same_function(
             subject.factory.build_weightless,
             self.understood.example,
@@ -169,11 +175,18 @@ class Alignment:
             seed=self.request.matching.seed,
         )
 
+    def _weighed(self, b: Mapping[str, Tensor]) -> Closeness:
+        """How near a network is to A as the chosen objective sees them."""
+        objective, parameters = self.request.matching.objective, self.pair.subject.parameters
+        sides = weigh(objective, self.understood.spec, self.pair.a, b, parameters)
+        return measure(sides.a, sides.b, sides.keys)
+
     def provenance(self) -> dict[str, str]:
         """What the output says of its making; no time, so that equal runs make equal bytes."""
         return {
             "rebasin.version": __version__,
             "rebasin.method": self.match.method,
+            "rebasin.objective": self.request.matching.objective,
             "rebasin.seed": str(self.match.seed),
             "rebasin.sha256.a": str(self.sha256["a"]),
             "rebasin.sha256.b": str(self.sha256["b"]),

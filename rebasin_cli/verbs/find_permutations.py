@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 
 import torch
 
+from rebasin_cli.data import Batch
 from rebasin_cli.errors import UsageError
 from rebasin_cli.matching.activation_matching import activation_matching
 from rebasin_cli.matching.result import MatchResult, OnPass
 from rebasin_cli.matching.search import Effort, search
+from rebasin_cli.matching.weighing import PLAIN
 from rebasin_cli.model.example_input import ExampleInput
 from rebasin_cli.permutation import Permutations
-from rebasin_cli.verbs.activations import data_inputs, measured, start_from, synthetic_starts
+from rebasin_cli.verbs import straight_through
+from rebasin_cli.verbs.activations import data_batches, measured, start_from, synthetic_starts
 from rebasin_cli.verbs.pair import Pair
 from rebasin_cli.verbs.understanding import Understanding
 
-METHODS = ("weight", "activation")
+METHODS = ("weight", "activation", straight_through.NAME)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +41,9 @@ class Matching:
     limit: int | None = None
     batch_size: int = 64
     mix: float = 1.0
+    objective: str = PLAIN
+    steps: int = straight_through.STEPS
+    rate: float = straight_through.RATE
 
 
 def find_permutations(
@@ -50,16 +57,38 @@ def find_permutations(
         on_pass: is told of every pass of a search.
 
     Raises:
-        UsageError: activation matching without data, or without a traced model.
+        UsageError: a method that needs data without any, or activation matching without a traced model.
         DataError, ModelError, NumericalError: as the method says.
     """
     if matching.method == "activation":
         return _by_activations(pair, understood, matching, model)
+    learning = _learning(matching)
+    found = _by_weights(pair, understood, matching, model, device=device, on_pass=on_pass)
+    if learning is None:
+        return found
+    batches = partial(_batches, pair, understood, matching, model)
+    return straight_through.learn(pair, understood, found, batches, learning, device=device, on_pass=on_pass)
+
+
+def _learning(matching: Matching) -> straight_through.Learning | None:
+    """What is to be learned after weight matching; None for nothing."""
+    if matching.method != straight_through.NAME:
+        return None
+    if matching.data is None:
+        raise UsageError("straight-through learning needs data to take losses on", hint="give --data")
+    deadline = None if matching.time_limit is None else time.monotonic() + matching.time_limit
+    return straight_through.Learning(matching.steps, matching.rate, matching.seed, deadline)
+
+
+def _by_weights(
+    pair: Pair, understood: Understanding, matching: Matching, model: str, *, device: torch.device, on_pass: OnPass
+) -> MatchResult:
     return search(
         understood.spec,
         pair.a,
         pair.b,
         parameters=pair.subject.parameters,
+        objective=matching.objective,
         seed=matching.seed,
         effort=matching.effort,
         starts=matching.starts,
@@ -86,6 +115,7 @@ def _by_activations(pair: Pair, understood: Understanding, matching: Matching, m
         taps=understood.derivation.taps,
         correlations=measured(pair, understood, _inputs(pair, understood, matching, model)),
         share=matching.mix,
+        objective=matching.objective,
         effort=matching.effort,
         seed=matching.seed,
         time_limit=matching.time_limit,
@@ -104,8 +134,13 @@ def _activation_starts(
 
 
 def _inputs(pair: Pair, understood: Understanding, matching: Matching, model: str) -> Iterable[ExampleInput]:
+    for batch in _batches(pair, understood, matching, model):
+        yield ExampleInput(batch.args, dict(batch.kwargs))
+
+
+def _batches(pair: Pair, understood: Understanding, matching: Matching, model: str) -> Iterator[Batch]:
     assert matching.data is not None
-    return data_inputs(
+    return data_batches(
         pair,
         understood,
         matching.data,
@@ -113,4 +148,5 @@ def _inputs(pair: Pair, understood: Understanding, matching: Matching, model: st
         limit=matching.limit,
         batch_size=matching.batch_size,
         seed=matching.seed,
+        shuffle=matching.method == straight_through.NAME,
     )

@@ -1,0 +1,93 @@
+"""What a network between A and B is worth on data: its loss, differentiable in its parameters.
+
+BatchNorm layers normalise by the batch, because their running statistics belong to A or to B and to nothing between;
+everything else runs in eval mode. Cross-entropy where the data have class numbers that fit the outputs; elsewhere the
+distance of the outputs from the mean of A's and B's, in units of their own spread, which needs no labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional as F
+from torch.utils._pytree import tree_leaves
+
+from rebasin_cli.data import Batch
+from rebasin_cli.errors import DataError
+from rebasin_cli.interpolation.measure import IGNORED, class_count, logits_of
+from rebasin_cli.model.failures import one_line
+
+Tensors = Mapping[str, Tensor]
+
+
+class MidpointLoss:
+    """Losses of networks given by their tensors.
+
+    Args:
+        module: built for this alone; its own weights are not looked at.
+        ends: the tensors of A and of B by state-dict key, float32.
+        device: where networks run.
+    """
+
+    def __init__(self, module: nn.Module, ends: tuple[Tensors, Tensors], device: torch.device) -> None:
+        self._module, self._ends, self.device = module.eval().requires_grad_(False), ends, device
+        self._by_batch = [one for one in module.modules() if isinstance(one, nn.modules.batchnorm._BatchNorm)]
+        self._synchronised = [one for one in self._by_batch if isinstance(one, nn.SyncBatchNorm)]
+
+    def fits(self, batch: Batch) -> bool:
+        """Whether something can be learned from this batch: statistics of one sample are none."""
+        return batch.size > 1 or (batch.size == 1 and not self._by_batch)
+
+    def of(self, network: Tensors, batch: Batch) -> Tensor:
+        """The mean loss of a network over a batch, float32 ().
+
+        Raises:
+            DataError: the model does not accept the inputs, or gives nothing that could be compared.
+        """
+        batch = batch.to(self.device)
+        output = self._run(network, batch, by_batch=True)
+        if class_count(output, batch.target) is not None:
+            logits = logits_of(output)
+            assert logits is not None
+            return F.cross_entropy(logits.float(), batch.target.long(), ignore_index=IGNORED)
+        with torch.no_grad():
+            wanted = [self._run(end, batch, by_batch=False) for end in self._ends]
+        return _distance(output, wanted)
+
+    def _run(self, network: Tensors, batch: Batch, *, by_batch: bool) -> Any:
+        state = {key: tensor.to(self.device) for key, tensor in network.items()}
+        for layer in self._by_batch:
+            layer.train(by_batch and layer not in self._synchronised)
+        try:
+            return functional_call(self._module, _own_buffers(self._module, state), batch.args, dict(batch.kwargs))
+        except Exception as error:  # the model is the user's code: what it says is told in its words
+            raise DataError(f"the model does not accept the data: {one_line(error)}", slug="input_shape") from error
+
+
+def _own_buffers(module: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The state with copies of the buffers, which a layer in training mode may write to."""
+    for name, buffer in module.named_buffers():
+        if name in state:
+            state[name] = state[name].clone()
+        elif not buffer.is_meta:
+            state[name] = buffer.clone()
+    return state
+
+
+def _distance(output: Any, wanted: list[Any]) -> Tensor:
+    """Mean square distance of all floating outputs from the mean of `wanted`, over the mean square of that mean."""
+    ours, *theirs = ([leaf for leaf in tree_leaves(one) if _is_number(leaf)] for one in (output, *wanted))
+    if not ours or any([leaf.shape for leaf in one] != [leaf.shape for leaf in ours] for one in theirs):
+        raise DataError("the model gives no floating-point outputs to compare", slug="loss")
+    means = [sum(leaves) / len(theirs) for leaves in zip(*theirs, strict=True)]
+    apart = sum(((leaf - mean).square().sum() for leaf, mean in zip(ours, means, strict=True)), torch.zeros(()))
+    size = sum(float(mean.square().sum()) for mean in means)
+    return apart / max(size, torch.finfo(torch.float32).tiny)
+
+
+def _is_number(leaf: object) -> bool:
+    return isinstance(leaf, Tensor) and leaf.is_floating_point()
