@@ -3,6 +3,9 @@
 The mapping is private and copy-on-write. A tensor may therefore be handed out as an ordinary writable one: writing into
 it changes a private page and never the file. Header and tensors are read through one descriptor, so a file that is
 replaced on disk meanwhile (even by this program's own output) stays what it was when it was opened.
+
+Where the process has a limit on its data memory (`ulimit -d`), the mapping is read-only: a writable private one counts
+as data in full, though no page of it was ever written, and checkpoints larger than the limit could not be opened.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import os
 import platform
 import stat
 import sys
+import warnings
 from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
@@ -31,10 +35,20 @@ def _no_reserve() -> int:
     return int(getattr(mmap, "MAP_NORESERVE", 0x4000 if usual else 0))
 
 
-def _map(descriptor: int) -> mmap.mmap:
+def _map(descriptor: int, read_only: bool) -> mmap.mmap:
     if sys.platform == "win32":
         return mmap.mmap(descriptor, 0, access=mmap.ACCESS_COPY)
-    return mmap.mmap(descriptor, 0, flags=mmap.MAP_PRIVATE | _no_reserve(), prot=mmap.PROT_READ | mmap.PROT_WRITE)
+    protection = mmap.PROT_READ if read_only else mmap.PROT_READ | mmap.PROT_WRITE
+    return mmap.mmap(descriptor, 0, flags=mmap.MAP_PRIVATE | _no_reserve(), prot=protection)
+
+
+def data_memory_is_limited() -> bool:
+    """Has somebody set RLIMIT_DATA? Then tensors of a file must not be written into."""
+    try:
+        import resource
+    except ImportError:  # no such module on Windows
+        return False
+    return resource.getrlimit(resource.RLIMIT_DATA)[0] != resource.RLIM_INFINITY
 
 
 class MappedFile:
@@ -47,10 +61,11 @@ class MappedFile:
         CheckpointError: absent, not a regular file (a FIFO or a device would block or never end), or not readable.
     """
 
-    __slots__ = ("_map", "path", "size")
+    __slots__ = ("_map", "_read_only", "path", "size")
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._read_only = data_memory_is_limited()
         try:
             # O_NONBLOCK: opening a FIFO without a writer must not hang before its kind is known.
             descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
@@ -64,7 +79,7 @@ class MappedFile:
             if not stat.S_ISREG(status.st_mode):
                 raise CheckpointError(f"{path}: not a regular file", path=path)
             self.size = status.st_size
-            self._map: mmap.mmap | None = _map(descriptor) if self.size else None
+            self._map: mmap.mmap | None = _map(descriptor, self._read_only) if self.size else None
         except (OSError, ValueError) as error:
             raise CheckpointError(f"{path}: cannot be mapped: {one_line(error)}", path=path) from error
         finally:
@@ -105,5 +120,12 @@ class MappedFile:
         if start + nbytes > self.size:
             raise CheckpointError(f"{quoted(self.path)}: bytes {start}+{nbytes} lie outside the file", path=self.path)
         if start % dtype.itemsize == 0:
+            return self._view(start, dtype, count)
+        return self._view(start, torch.uint8, nbytes).clone().view(dtype)
+
+    def _view(self, start: int, dtype: torch.dtype, count: int) -> Tensor:
+        if not self._read_only:
             return torch.frombuffer(self._map, dtype=dtype, count=count, offset=start)
-        return torch.frombuffer(self._map, dtype=torch.uint8, count=nbytes, offset=start).clone().view(dtype)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="The given buffer is not writable")
+            return torch.frombuffer(self._map, dtype=dtype, count=count, offset=start)

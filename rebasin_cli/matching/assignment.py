@@ -25,7 +25,7 @@ def _load_solver() -> Callable[[Matrix], Index]:
     try:
         from lap import lapjvs
     except ImportError:
-        return lambda matrix: np.asarray(linear_sum_assignment(matrix, maximize=True)[1], dtype=np.int64)
+        return _solve_by_scipy
     scratch = np.empty(0, dtype=np.float32)
 
     def solve(matrix: Matrix) -> Index:
@@ -38,6 +38,12 @@ def _load_solver() -> Callable[[Matrix], Index]:
         return np.asarray(lapjvs(costs, extend_cost=False, return_cost=False, jvx_like=False)[0], dtype=np.int64)
 
     return solve
+
+
+def _solve_by_scipy(matrix: Matrix) -> Index:
+    """Costs turned round here, in float64: left to scipy that would take a copy more."""
+    costs = np.negative(matrix, dtype=np.float64)
+    return np.asarray(linear_sum_assignment(costs)[1], dtype=np.int64)
 
 
 _solve = _load_solver()

@@ -86,9 +86,8 @@ class NestedProblem:
         """Similarity of the units of a family for every pair of its parent's cells: (pairs, size, size)."""
         family = self.families.all[index]
         cells, size = family.members, family.size
-        total = np.zeros((cells * size, cells * size))
-        if index in self.own:
-            total = total + self.own[index] if self.children[index] else self.own[index]
+        # Never copied without need: of a wide group this is hundreds of megabytes.
+        total = self.own[index] if index in self.own else np.zeros((cells * size, cells * size))
         total = total + self._inner_values(index) if self.children[index] else total
         pairs: Matrix = total.reshape(cells, size, cells, size).transpose(0, 2, 1, 3)
         return pairs.reshape(cells * cells, size, size)

@@ -70,10 +70,11 @@ def _place(tensor: Tensor) -> tuple[object, ...]:
 
 
 def load_state(module: nn.Module, tensors: Mapping[str, Tensor], *, dtype: torch.dtype | None = None) -> nn.Module:
-    """Put tensors in the places of the module's own and return the module; nothing is copied unless it is cast.
+    """Put tensors in the places of the module's own and return the module; no parameter is copied unless it is cast.
 
     A memory-mapped tensor stays one, so the module costs what its forward pass touches. Tied slots get one tensor, read
-    under the first of their keys that `tensors` has. Non-persistent buffers stay as they are.
+    under the first of their keys that `tensors` has. Buffers are copied, because a model may write into them as it runs
+    and a mapping may be read-only; non-persistent ones stay as they are.
 
     Args:
         module: with or without weights; changed in place.
@@ -122,7 +123,7 @@ def _fitting(key: str, slot: Tensor, tensor: Tensor, dtype: torch.dtype | None) 
         raise ModelError(
             f"{key} has shape {tuple(tensor.shape)} where the model has {tuple(slot.shape)}", slug="shape-mismatch"
         )
-    tensor = tensor.detach()
+    tensor = tensor.detach() if isinstance(slot, nn.Parameter) else tensor.detach().clone()
     return tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
 
 

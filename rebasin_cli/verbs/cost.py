@@ -10,6 +10,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from rebasin_cli.checkpoint.mapped_file import data_memory_is_limited
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
+_SPARE = 1 << 20
+
 
 def peak_rss_bytes() -> int | None:
     """The largest resident set of this process so far, in bytes (mapped file pages included); None where unknown."""
@@ -69,6 +74,21 @@ class PhaseClock:
     def seconds(self) -> dict[str, float]:
         rounded = {name: round(spent, 4) for name, spent in self._spent.items()}
         return {**rounded, "total": round(time.perf_counter() - self._began, 4)}
+
+
+def spare_limited_memory() -> None:
+    """Under a limit on data memory (RLIMIT_DATA), let freed memory go back to the system at once.
+
+    glibc by default keeps what was freed of up to 32 MiB a piece, and leaves gaps in it that large tensors do not fit.
+    Fresh pages are slow, so without a limit it may.
+    """
+    if not data_memory_is_limited():
+        return
+    with contextlib.suppress(OSError, AttributeError):
+        library = ctypes.CDLL(None)
+        library.mallopt(_TRIM_THRESHOLD, _SPARE)
+        library.mallopt(_MMAP_THRESHOLD, _SPARE)
+        library.malloc_trim(0)
 
 
 def release_freed_memory() -> None:
