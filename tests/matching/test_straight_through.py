@@ -1,0 +1,55 @@
+"""The projection follows the gradient: permutations that weight matching does not see are learned from the loss."""
+
+from __future__ import annotations
+
+import torch
+
+from rebasin_cli.matching import search
+from rebasin_cli.matching.straight_through import StraightThrough, merged
+from rebasin_cli.permutation import Permutations, apply, random
+from tests.benchmarks.matching_specs import mlp, random_tensors
+
+
+def test_the_permutations_go_where_the_loss_is_lowest() -> None:
+    """The loss wants a permutation that the weights alone say nothing of."""
+    spec, shapes = mlp([6, 10, 10, 4])
+    a, b = random_tensors(shapes, 0), random_tensors(shapes, 1)
+    wanted = merged(spec, a, b, random(spec, 5))
+    start = search(spec, a, b, parameters=a.keys()).permutations
+    learner = StraightThrough(spec, a, b, parameters=a.keys(), start=start, rate=0.1)
+
+    def away(permutations: Permutations) -> float:
+        network = merged(spec, a, b, permutations)
+        return sum(float((network[key] - wanted[key]).square().sum()) for key in network)
+
+    before = away(start)
+    for _ in range(60):
+        midpoint = learner.midpoint()
+        loss = sum(((midpoint[key] - wanted[key]).square().sum() for key in midpoint), torch.zeros(()))
+        learner.step(dict(zip(midpoint, torch.autograd.grad(loss, list(midpoint.values())), strict=True)))
+        if away(learner.permutations) == 0:
+            break
+    assert away(learner.permutations) == 0 < before
+    assert learner.objective(learner.permutations) < learner.objective(start)
+
+
+def test_without_a_gradient_nothing_moves() -> None:
+    spec, shapes = mlp([5, 8, 3])
+    a, b = random_tensors(shapes, 0), random_tensors(shapes, 1)
+    start = search(spec, a, b, parameters=a.keys()).permutations
+    learner = StraightThrough(spec, a, b, parameters=a.keys(), start=start, rate=0.1)
+    assert learner.step({key: torch.zeros_like(value) for key, value in a.items()}) == 0
+    assert all(torch.equal(learner.permutations[name], start[name]) for name in start)
+
+
+def test_the_midpoint_is_the_mean_and_only_parameters_are_learned() -> None:
+    spec, shapes = mlp([5, 8, 3])
+    a, b = random_tensors(shapes, 0), random_tensors(shapes, 1)
+    a["steps"] = b["steps"] = torch.tensor(7)
+    moved = random(spec, 2)
+    found = merged(spec, {k: v.half() if v.dim() else v for k, v in a.items()}, b, moved, learned=["0.weight"])
+    permuted = apply(spec, moved, b)
+    assert found["steps"].dtype == torch.int64
+    assert [key for key in found if found[key].requires_grad] == ["0.weight"]
+    for key in shapes:
+        torch.testing.assert_close(found[key].detach(), (a[key] + permuted[key]) / 2, atol=2e-3, rtol=1e-3)
