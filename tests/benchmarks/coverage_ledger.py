@@ -1,7 +1,8 @@
 """The coverage ledger over all zoos: what is derived for each model, that it is sound, and what falls short and why.
 
-`python -m tests.benchmarks.coverage_ledger` prints it, `--write` also keeps it as a golden file, `--only PATTERN` takes
-some rows, `--no-execute` leaves the soundness check out. Rows of packages that are not installed are left as they were.
+`python -m tests.benchmarks.coverage_ledger` prints it, `--write` also keeps it as a golden file, `--only PATTERN …`,
+`--quick` and `--missing` take some rows, `--no-execute` leaves the soundness check out. What came out otherwise than
+the golden file has it is listed at the end. Rows of packages that are not installed are left as they were.
 torchvision's classification models have a table of their own (`zoo_table`), shown here too.
 """
 
@@ -10,15 +11,16 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from fnmatch import fnmatchcase
 from typing import Any
 
 from rebasin_cli.model.optional_package import is_installed
 from tests.benchmarks import zoo_table
-from tests.coverage.entries import Entry, entries
-from tests.coverage.measure import GOLDEN, golden, measure
+from tests.coverage.entries import AS_TRACED, Entry, entries, is_quick
+from tests.coverage.measure import GOLDEN, golden, lasting, measure
+from tests.coverage.shortfalls import SHORTFALLS
 
 HEAD = (
     f"{'model':44} {'roots+families':>14} {'groups':>6} {'units':>7} {'free':>7} {'error':>8} {'seconds':>13}  unknown"
@@ -28,31 +30,46 @@ HEAD = (
 def main() -> None:
     parser = argparse.ArgumentParser(description="derive every model of every zoo and print the ledger")
     parser.add_argument("--write", action="store_true", help=f"keep the rows in {GOLDEN.name}")
-    parser.add_argument("--only", default="*", help="a pattern of names, for example 'timm:*'")
+    parser.add_argument("--only", nargs="+", default=["*"], help="patterns of names, for example 'timm:*'")
+    parser.add_argument("--quick", action="store_true", help="only the rows that the tests derive afresh")
+    parser.add_argument("--missing", action="store_true", help="only the rows that the golden file does not have")
     parser.add_argument("--no-execute", dest="execute", action="store_false", help="leave the soundness check out")
     options = parser.parse_args()
+    if options.write and not options.execute:
+        parser.error("the golden file keeps the errors of an execution: leave out --no-execute")
+    kept = golden()
+
+    def wanted(name: str) -> bool:
+        taken = any(fnmatchcase(name, pattern) for pattern in options.only)
+        return taken and (is_quick(name) or not options.quick) and not (options.missing and name in kept)
+
     print(HEAD)
     failed: list[str] = []
-    for name, fields in _classification().items():
-        if fnmatchcase(name, options.only):
-            print(_line(name, fields))
-    kept = golden()
-    for entry, fields in _rows(options.only, options.execute):
+    changed: list[str] = []
+    shown = {name: fields for name, fields in _classification().items() if wanted(name)}
+    for name, kept_fields in shown.items():
+        print(_line(name, kept_fields))
+    for entry, fields in _rows(wanted, options.execute):
         if isinstance(fields, str):
             failed.append(f"{entry.name}: {fields}")
             continue
         print(_line(entry.name, fields), flush=True)
-        kept[entry.name] = fields
+        if entry.name in kept:
+            changed += _changes(entry.name, lasting(kept[entry.name]), lasting(fields))
+        shown[entry.name] = fields
         if options.write:
-            GOLDEN.write_text(json.dumps(dict(sorted(kept.items())), indent=1) + "\n")
-    _tell(kept, failed)
+            GOLDEN.write_text(json.dumps(dict(sorted({**golden(), entry.name: fields}.items())), indent=1) + "\n")
+    _tell("Rows that fall short of what is possible, or could:", _shortfalls(shown))
+    _tell("Rows that were not executed:", [f"{name}: {row['execution']}" for name, row in _unexecuted(shown)])
+    _tell("Rows that came out otherwise than in the golden file:", changed)
+    _tell("Rows that failed:", failed)
+    if failed:
+        raise SystemExit(1)
 
 
-def _rows(pattern: str, execute: bool) -> Iterator[tuple[Entry, dict[str, Any] | str]]:
+def _rows(wanted: Callable[[str], bool], execute: bool) -> Iterator[tuple[Entry, dict[str, Any] | str]]:
     for entry in entries():
-        if not fnmatchcase(entry.name, pattern):
-            continue
-        if entry.needs and not is_installed(entry.needs):
+        if not wanted(entry.name) or (entry.needs and not is_installed(entry.needs)):
             continue
         try:
             yield entry, asdict(measure(entry, execute=execute))
@@ -70,6 +87,9 @@ def _classification() -> dict[str, dict[str, Any]]:
             "error": row["max_relative_error"],
             "trace_seconds": row["seconds"],
             "derive_seconds": 0.0,
+            "shortfall": SHORTFALLS.get(f"torchvision:{name}", ""),
+            "held": {},
+            "execution": AS_TRACED,
         }
         for name, row in table.items()
     }
@@ -84,17 +104,33 @@ def _line(name: str, row: dict[str, Any]) -> str:
     return f"{name:44} {counts} {error:>8} {seconds:>13}  {unknown}"
 
 
-def _tell(rows: dict[str, dict[str, Any]], failed: list[str]) -> None:
-    short = {name: row["shortfall"] for name, row in rows.items() if row["shortfall"]}
-    if short:
-        print("\nRows that fall short of what is possible, or could:")
-        for name, reason in sorted(short.items()):
-            print(f"  {name}: {reason}")
-    if failed:
-        print("\nRows that failed:")
-        for line in failed:
-            print(f"  {line}")
-        raise SystemExit(1)
+def _shortfalls(rows: dict[str, dict[str, Any]]) -> list[str]:
+    """The reason of each, and what holds its numbers."""
+    lines = []
+    for name, row in sorted(rows.items()):
+        if row["shortfall"]:
+            held = "; ".join(f"{share:.2%} {reason}" for reason, share in row["held"].items())
+            lines.append(f"{name}: {row['shortfall']}" + (f" [{held}]" if held else ""))
+    return lines
+
+
+def _unexecuted(rows: dict[str, dict[str, Any]]) -> list[tuple[str, dict[str, Any]]]:
+    return [(name, row) for name, row in sorted(rows.items()) if row["error"] is None]
+
+
+def _changes(name: str, before: dict[str, Any], after: dict[str, Any]) -> list[str]:
+    return [
+        f"{name}: {field} {before.get(field)!r} -> {value!r}"
+        for field, value in after.items()
+        if before.get(field) != value
+    ]
+
+
+def _tell(title: str, lines: list[str]) -> None:
+    if lines:
+        print(f"\n{title}")
+    for line in lines:
+        print(f"  {line}")
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from rebasin_cli.model.factory import ModelFactory, load_factory
 from rebasin_cli.model.torchvision_import import import_torchvision
 from tests.coverage.configurations import LLAMA_8B, TRANSFORMERS, UNETS, Args
 from tests.coverage.modules import MODULES
+from tests.coverage.shortfalls import SHORTFALLS
 from tests.coverage.timm_models import TIMM
 from tests.coverage.torchvision_kernels import provide_kernels
 
@@ -33,28 +34,38 @@ OPEN_CLIP = (
     "PE-Core-T-16-384",
 )
 
-SHORTFALLS = {
-    "transformers:longformer": "windows are strided views, which no rule follows: heads and stream are pinned",
-    "transformers:fnet": "a Fourier transform mixes all units of the stream: it is pinned, and rightly",
-    "transformers:wav2vec2": "weight norm on a grouped convolution: units inside the stream's groups move alike",
-    "transformers:hubert": "weight norm on a grouped convolution: units inside the stream's groups move alike",
-    "transformers:switch_transformers": "experts that the example did not reach are pinned, and the stream with them",
-    "modules:experts in a loop, all hit": "experts that code tells apart by number keep their order; their units move",
-    "modules:experts in a loop, some never hit": "the units of experts that were not reached follow the others'",
-}
+QUICK = (
+    "diffusers:U-Net of SD 1.5, small",
+    "timm:botnet26t_256",
+    "timm:coat_lite_tiny",
+    "timm:levit_128s",
+    "timm:res2net50_14w_8s",
+    "torchvision:lraspp_mobilenet_v3_large",
+    "torchvision:raft_small",
+    "torchvision:ssdlite320_mobilenet_v3_large",
+)
+AS_TRACED = "as traced"
+HEADS_ONLY = "all of it, without the choice of boxes"
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One row to be. `execute` is false where execution in float64 takes too much; a small sibling is executed then."""
+    """One row to be. `stand_in` names the small row that is executed where this one needs too much memory."""
 
     name: str
     build: Callable[[], nn.Module]
     weightless: Callable[[], nn.Module]
     example: Callable[[nn.Module], ExampleInput]
-    execute: bool = True
+    stand_in: str = ""
     heads_only: bool = False
     needs: str = ""
+
+    @property
+    def execution(self) -> str:
+        """What is run to prove the row."""
+        if self.stand_in:
+            return f"not run: in float64 its weights alone exceed most machines; {self.stand_in} runs the same code"
+        return HEADS_ONLY if self.heads_only else AS_TRACED
 
     @property
     def shortfall(self) -> str:
@@ -78,15 +89,17 @@ def entries() -> Iterator[Entry]:
     for name, (build, example) in MODULES.items():
         yield Entry(f"modules:{name}", build, build, lambda _, example=example: example)
     yield from (_transformer(name, args) for name, args in TRANSFORMERS.items())
-    yield from (_unet(name, args) for name, args in UNETS.items())
+    yield from (_unet(name) for name in UNETS)
     yield _from_factory(
-        "transformers:llama, 8 billion", partial(load_factory, "transformers:llama", LLAMA_8B), "transformers", False
+        "transformers:llama, 8 billion",
+        partial(load_factory, "transformers:llama", LLAMA_8B),
+        "transformers",
+        "transformers:llama",
     )
     for name, args in TIMM.items():
         yield _from_factory(f"timm:{name}", partial(load_factory, f"timm:{name}", args), "timm")
     for name in OPEN_CLIP:
-        small = name in ("ViT-B-32", "RN50", "MobileCLIP-S1", "PE-Core-T-16-384")
-        yield _from_factory(f"open_clip:{name}", partial(load_factory, f"open_clip:{name}"), "open_clip", small)
+        yield _from_factory(f"open_clip:{name}", partial(load_factory, f"open_clip:{name}"), "open_clip")
     yield from (_torchvision(name) for name in _torchvision_names())
 
 
@@ -99,16 +112,7 @@ def _torchvision_names() -> list[str]:
 def _torchvision(name: str) -> Entry:
     args: Args = {"aux_loss": True} if name.startswith(AUXILIARY) else {}
     provide_kernels()
-    large = name in (
-        "mvit_v1_b",
-        "mvit_v2_s",
-        "swin3d_b",
-        "swin3d_s",
-        "raft_large",
-        "deeplabv3_resnet101",
-        "fcn_resnet101",
-    )
-    entry = _from_factory(f"torchvision:{name}", partial(load_factory, f"torchvision:{name}", args), "", not large)
+    entry = _from_factory(f"torchvision:{name}", partial(load_factory, f"torchvision:{name}", args), "")
     if not name.startswith(ONE_STAGE):
         return entry
     return Entry(entry.name, entry.build, entry.weightless, entry.example, heads_only=True)
@@ -118,24 +122,33 @@ def _transformer(name: str, args: Args) -> Entry:
     return _from_factory(f"transformers:{name}", partial(load_factory, f"transformers:{name}", args), "transformers")
 
 
-def _unet(name: str, args: Args) -> Entry:
-    def factory() -> ModelFactory:
-        with tempfile.TemporaryDirectory() as folder:
-            (Path(folder) / "config.json").write_text(json.dumps(args))
-            return load_factory(f"diffusers:{folder}")
-
-    return _from_factory(f"diffusers:{name}", factory, "diffusers", "small" in name)
+def unet_factory(name: str) -> ModelFactory:
+    """A diffusion U-Net by its name in `UNETS`."""
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "config.json").write_text(json.dumps(UNETS[name]))
+        return load_factory(f"diffusers:{folder}")
 
 
-def _from_factory(name: str, factory: Callable[[], ModelFactory], needs: str, execute: bool = True) -> Entry:
+def _unet(name: str) -> Entry:
+    stand_in = "" if "small" in name else f"diffusers:{name}, small"
+    return _from_factory(f"diffusers:{name}", partial(unet_factory, name), "diffusers", stand_in)
+
+
+def _from_factory(name: str, factory: Callable[[], ModelFactory], needs: str, stand_in: str = "") -> Entry:
     return Entry(
         name,
         lambda: factory().build(),
         lambda: factory().build_weightless(),
         lambda module: factory().example_input(module),
-        execute,
+        stand_in,
         needs=needs,
     )
+
+
+def is_quick(name: str) -> bool:
+    """Whether a row is derived and executed afresh by the tests."""
+    slow = "experts in a loop" in name or name == "modules:nn.Transformer" or "billion" in name
+    return name in QUICK or (name.startswith(("modules:", "transformers:")) and not slow)
 
 
 def heads_input() -> ExampleInput:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from dataclasses import asdict, dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
 from rebasin_cli.symmetry.derive import Derivation, derive
 from rebasin_cli.symmetry.verify import SoundnessCheck, verify_by_execution
+from rebasin_cli.trace.graph import Trace
 from rebasin_cli.trace.tracer import trace_model
 from tests.coverage.entries import Entry, Heads, heads_input
 
@@ -17,13 +20,25 @@ GOLDEN = Path(__file__).parents[1] / "golden" / "coverage.json"
 TIMES = ("trace_seconds", "derive_seconds", "error", "noise_floor")
 """Entries that differ between machines and runs; everything else must come out as it did."""
 
+ORDINARY = (
+    "the model's input keeps its order",
+    "the model's output keeps its order",
+    "positions of a convolution kernel keep their order",
+    "rows of a table are looked up by index",
+)
+"""Reasons that tell nothing where another axis of the same tensor has one that does."""
+
+LEAST_SHARE = 0.001
+
 
 @dataclass(frozen=True)
 class Row:
     """What is derived, and what it took.
 
-    `error` is the largest relative error of any output in float64 under a random element of every group, None where the
-    model was not executed; `noise_floor` that of perturbing every weight by one rounding, where it was needed.
+    `held` says why numbers keep their order: the share of all elements that no group moves, by reason. `execution` says
+    what was run. `error` is the largest relative error of any output in float64 under a random element of every group,
+    None where the model was not executed; `noise_floor` that of perturbing every weight by one rounding, where it was
+    needed.
     """
 
     roots: int
@@ -36,6 +51,8 @@ class Row:
     unknown_ops: tuple[str, ...]
     decisions: int
     unread: int
+    held: dict[str, float]
+    execution: str
     error: float | None
     noise_floor: float | None
     trace_seconds: float
@@ -56,7 +73,7 @@ def measure(entry: Entry, *, execute: bool = True) -> Row:
     traced = time.perf_counter()
     found = derive(trace)
     derived = time.perf_counter()
-    check = _check(entry, found) if execute and entry.execute else None
+    check = _check(entry, found) if execute and not entry.stand_in else None
     assert check is None or check.ok, f"{entry.name} is not sound: {check}"
     return Row(
         roots=found.roots,
@@ -69,12 +86,32 @@ def measure(entry: Entry, *, execute: bool = True) -> Row:
         unknown_ops=tuple(sorted({op.op for op in found.unknown_ops})),
         decisions=len({call.place for call in trace.weighed}),
         unread=len(found.unread),
+        held=_held(trace, found),
+        execution=entry.execution,
         error=None if check is None else float(f"{check.max_relative_error:.1e}"),
         noise_floor=None if check is None or check.noise_floor is None else float(f"{check.noise_floor:.1e}"),
         trace_seconds=round(traced - began, 2),
         derive_seconds=round(derived - traced, 2),
         shortfall=entry.shortfall,
     )
+
+
+def _held(trace: Trace, found: Derivation) -> dict[str, float]:
+    """Shares of elements that no group moves, by what the pinned axes of their tensors say; the smallest left out."""
+    moved, counted = found.spec.sites_by_key, set[int]()
+    reasons: dict[str, list[str]] = {}
+    for axis in found.spec.pinned:
+        if axis.key not in moved:
+            reasons.setdefault(axis.key, []).append(re.sub(r" \([^()]*:\d+\)", "", axis.reason))
+    elements: dict[str, int] = {}
+    for key, given in reasons.items():
+        value = trace.values[trace.state[key]]
+        if trace.state[key] not in counted and value.dtype.is_floating_point:
+            counted.add(trace.state[key])
+            telling = [reason for reason in given if reason not in ORDINARY] or given
+            elements[telling[0]] = elements.get(telling[0], 0) + prod(value.shape)
+    shares = {reason: count / found.parameters for reason, count in sorted(elements.items(), key=lambda e: -e[1])}
+    return {reason: round(share, 4) for reason, share in shares.items() if share >= LEAST_SHARE}
 
 
 def _check(entry: Entry, found: Derivation) -> SoundnessCheck:

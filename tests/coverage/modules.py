@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from rebasin_cli.model.example_input import ExampleInput
 
 
-class _Recurrent(nn.Module):
-    def __init__(self, kind: type[nn.RNNBase], layers: int, bidirectional: bool) -> None:
+class Recurrent(nn.Module):
+    def __init__(self, kind: type[nn.RNNBase], layers: int, bidirectional: bool, units: int = 8) -> None:
         super().__init__()
-        self.recurrent = kind(6, 8, num_layers=layers, bidirectional=bidirectional, batch_first=True)
-        self.out = nn.Linear(8 * (1 + bidirectional), 4)
+        self.recurrent = kind(6, units, num_layers=layers, bidirectional=bidirectional, batch_first=True)
+        self.out = nn.Linear(units * (1 + bidirectional), 4)
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.out(self.recurrent(x)[0])
@@ -71,7 +71,7 @@ def _normal(*shape: int) -> Tensor:
 
 
 def _recurrent(kind: type[nn.RNNBase], layers: int, bidirectional: bool) -> Callable[[], nn.Module]:
-    return lambda: _Recurrent(kind, layers, bidirectional)
+    return lambda: Recurrent(kind, layers, bidirectional)
 
 
 MODULES: dict[str, tuple[Callable[[], nn.Module], ExampleInput]] = {
