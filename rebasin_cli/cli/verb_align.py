@@ -11,6 +11,7 @@ import typer
 
 from rebasin_cli.cli import options
 from rebasin_cli.cli.output import Output
+from rebasin_cli.cli.ranks import only_the_first_speaks
 from rebasin_cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -115,6 +116,7 @@ def align(
 
     Both checkpoints are only read. Beside the output lies a report, <OUT's stem>.json.
     """
+    only_the_first_speaks()
     output = Output("align", json=json, quiet=quiet, verbose=verbose, color=color)
     sweep = None
     with output.working() as progress:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -11,6 +10,7 @@ import typer
 
 from rebasin_cli.cli import options
 from rebasin_cli.cli.output import Output
+from rebasin_cli.cli.ranks import only_the_first_speaks, this_rank
 from rebasin_cli.errors import GateExceeded
 
 
@@ -117,8 +117,7 @@ def interpolate(
 
     Without checkpoints, those of the newest align report in this directory: B as it was, and B aligned.
     """
-    if _rank() > 0:  # under torchrun only the first process speaks
-        sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - for as long as the process lives
+    only_the_first_speaks()
     output = Output("interpolate", json=json, quiet=quiet, verbose=verbose, color=color)
     if plot is not None:
         from rebasin_cli.report.plot import check_plot
@@ -168,7 +167,7 @@ def interpolate(
 
             print(f"what is done is kept; resume with: {shell(['rebasin', *sys.argv[1:]])}", file=sys.stderr)
             raise
-        if plot is not None and _rank() == 0:
+        if plot is not None and this_rank() == 0:
             from rebasin_cli.report.plot import draw_curves
 
             draw_curves(result, plot, force=force)
@@ -188,8 +187,3 @@ def interpolate(
         error = GateExceeded(f"the loss barrier {seen}, above the gate of {fail_above:g}", path=result.out)
         error.result = result  # type: ignore[attr-defined]
         raise error
-
-
-def _rank() -> int:
-    """This process' number under torchrun; torch is not imported yet."""
-    return int(os.environ.get("RANK", "0")) if int(os.environ.get("WORLD_SIZE", "1")) > 1 else 0

@@ -6,9 +6,8 @@ order of additions.
 
 from __future__ import annotations
 
+import atexit
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
@@ -83,28 +82,25 @@ def launched() -> tuple[int, int, int]:
     return int(os.environ["RANK"]), world, int(os.environ.get("LOCAL_RANK", "0"))
 
 
-@contextmanager
-def ranks_for(device: torch.device) -> Iterator[Ranks]:
-    """The process group of this launch: gloo for the CPU, nccl for GPUs (one a local rank); left when done.
+def ranks_for(device: torch.device) -> Ranks:
+    """The process group of this launch: gloo for the CPU, nccl for GPUs (one a local rank).
+
+    It is made once and lasts as long as the process: a second one of the same name could meet what the first one left
+    in the store through which processes find each other, and wait for ever.
 
     Raises:
         ResourceError: the processes do not find each other.
     """
     rank, world, _ = launched()
     if world == 1:
-        yield ALONE
-        return
-    mine = not dist.is_initialized()
-    if mine:
+        return ALONE
+    if not dist.is_initialized():
         try:
             dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
         except (RuntimeError, ValueError) as error:
             reason = " ".join(str(error).split())
             raise ResourceError(f"rank {rank} of {world}: the processes do not find each other: {reason}") from error
+        atexit.register(dist.destroy_process_group)
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    try:
-        yield Ranks(dist.get_rank(), dist.get_world_size(), device if device.type == "cuda" else torch.device("cpu"))
-    finally:
-        if mine:
-            dist.destroy_process_group()
+    return Ranks(dist.get_rank(), dist.get_world_size(), device if device.type == "cuda" else torch.device("cpu"))

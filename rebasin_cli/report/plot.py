@@ -96,12 +96,12 @@ def picture(result: InterpolateResult, size: tuple[float, float] = SIZE) -> Any:
     matplotlib = _matplotlib()
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     coloured = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
     with matplotlib.rc_context({"font.size": 10, "font.family": "sans-serif", **dict.fromkeys(coloured, INK)}):
-        figure = Figure(figsize=size, layout="constrained")
+        figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(wspace=0.05))
         FigureCanvasAgg(figure)
-        figure.get_layout_engine().set(wspace=0.05)
         fields = [field for field in ("loss", "accuracy") if _measured(result, field)] or ["loss"]
         for place, field in enumerate(fields, 1):
             _draw(figure.add_subplot(1, len(fields), place), result, field)

@@ -10,6 +10,7 @@ from torch import nn
 
 from rebasin_cli.data import Batch, DataOptions, open_data
 from rebasin_cli.data.preset import model_transform
+from rebasin_cli.data.ranks import ALONE, Ranks
 from rebasin_cli.data.source import ModelView
 from rebasin_cli.errors import NumericalError
 from rebasin_cli.matching.activation_matching import match_activations
@@ -53,8 +54,10 @@ def start_from(
     return match_activations(understood.spec, understood.derivation.taps, found, seed=seed)
 
 
-def measured(pair: Pair, understood: Understanding, inputs: Iterable[ExampleInput]) -> list[torch.Tensor]:
-    """Correlations of A's units with B's at every tap, on the given inputs.
+def measured(
+    pair: Pair, understood: Understanding, inputs: Iterable[ExampleInput], *, ranks: Ranks = ALONE
+) -> list[torch.Tensor]:
+    """Correlations of A's units with B's at every tap, on the given inputs; several processes each give their own.
 
     Raises:
         DataError, ModelError, NumericalError: as for `correlations`.
@@ -62,7 +65,8 @@ def measured(pair: Pair, understood: Understanding, inputs: Iterable[ExampleInpu
     assert understood.trace is not None
     assert understood.derivation is not None
     networks = (_network(pair, pair.a), _network(pair, pair.b))
-    return correlations(networks, inputs, understood.derivation.taps, called_operations(understood.trace))
+    expected = called_operations(understood.trace)
+    return correlations(networks, inputs, understood.derivation.taps, expected, ranks=ranks)
 
 
 def _network(pair: Pair, weights: Weights) -> nn.Module:
@@ -80,8 +84,9 @@ def data_batches(
     batch_size: int,
     seed: int,
     shuffle: bool = False,
+    ranks: Ranks = ALONE,
 ) -> Iterator[Batch]:
-    """A data set batch by batch, prepared as the model wants it.
+    """A data set batch by batch, prepared as the model wants it; of several processes, this one's share.
 
     Raises:
         DataError: there is no such data, or it does not fit the model.
@@ -93,4 +98,4 @@ def data_batches(
         classes_of=lambda batch: None, names=names, transform=transform, input_shape=image, input_certain=False
     )
     options = DataOptions(limit, seed, batch_size, 0, False, shuffle=shuffle)
-    return open_data(data, options, view).batches()
+    return open_data(data, options, view).batches(rank=ranks.rank, world=ranks.world)

@@ -8,8 +8,9 @@ from typing import Any
 
 from rebasin_cli.matching.search import Effort
 from rebasin_cli.matching.weighing import PLAIN
+from rebasin_cli.verbs.align_among_ranks import align_among_ranks
 from rebasin_cli.verbs.align_result import AlignResult
-from rebasin_cli.verbs.alignment import Alignment, AlignRequest
+from rebasin_cli.verbs.alignment import AlignRequest
 from rebasin_cli.verbs.find_permutations import Matching
 from rebasin_cli.verbs.output_paths import OutputFiles, optional_path
 from rebasin_cli.verbs.pair import Source
@@ -128,4 +129,4 @@ def align(
         force=force,
         mkdir=mkdir,
     )
-    return Alignment(request, progress or Silent()).run()
+    return align_among_ranks(request, progress or Silent())

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from rebasin_cli import __version__
 from rebasin_cli.checkpoint.write import check_output
+from rebasin_cli.data.ranks import ALONE, Ranks
 from rebasin_cli.errors import UsageError
 from rebasin_cli.matching.result import PassReport
 from rebasin_cli.matching.weighing import PLAIN, check_objective, weigh
@@ -19,7 +20,13 @@ from rebasin_cli.verbs.align_result import AlignResult
 from rebasin_cli.verbs.closeness import Closeness
 from rebasin_cli.verbs.cost import PhaseClock, release_freed_memory, spare_limited_memory
 from rebasin_cli.verbs.device import resolve_device
-from rebasin_cli.verbs.find_permutations import METHODS, Matching, find_permutations
+from rebasin_cli.verbs.find_permutations import (
+    ACTIVATION,
+    METHODS,
+    Matching,
+    activation_statistics,
+    find_permutations,
+)
 from rebasin_cli.verbs.output_paths import OutputFiles, check_outputs
 from rebasin_cli.verbs.pair import Pair, Source, check_all_finite, open_pair
 from rebasin_cli.verbs.permuted_copy import Rearranged, Rearrangement, write_permuted
@@ -52,8 +59,8 @@ class AlignRequest:
 class Alignment:
     """One run; every step leaves behind what the next ones need."""
 
-    def __init__(self, request: AlignRequest, progress: Progress) -> None:
-        self.request, self.progress = request, progress
+    def __init__(self, request: AlignRequest, progress: Progress, ranks: Ranks = ALONE) -> None:
+        self.request, self.progress, self.ranks = request, progress, ranks
         self.clock = PhaseClock("read", "trace", "match", "verify", "write")
         self.before, self.after = Closeness(), Closeness()
         self.function = FunctionCheck.not_run("nothing has been written yet")
@@ -61,6 +68,27 @@ class Alignment:
 
     def run(self) -> AlignResult:
         """All steps; raises a RebasinError, having written nothing, where one of them fails."""
+        self._prepare()
+        self.progress.phase("matching")
+        with self.clock.phase("match"):
+            self._match()
+            release_freed_memory()
+        self._write()
+        result = compose(self)
+        if not self.request.dry_run:
+            write_beside(result, self)
+        return result
+
+    def assist(self) -> None:
+        """What another process than the first does: its share of the statistics of activations, if these are needed."""
+        matching = self.request.matching
+        if matching.method == ACTIVATION:
+            self._prepare()
+            activation_statistics(self.pair, self.understood, matching, self.request.choice.spec, self.ranks)
+
+    def _prepare(self) -> None:
+        """All that comes before the matching."""
+        request = self.request
         self._check_request()
         spare_limited_memory()
         self.progress.phase("reading")
@@ -68,7 +96,6 @@ class Alignment:
             self._read()
         self.progress.phase("tracing")
         with self.clock.phase("trace"):
-            request = self.request
             self.understood = understand(
                 self.pair.subject,
                 request.choice,
@@ -79,15 +106,6 @@ class Alignment:
             )
         for sentence in self.understood.unused_rules:
             self.progress.note(sentence)
-        self.progress.phase("matching")
-        with self.clock.phase("match"):
-            self._match()
-            release_freed_memory()
-        self._write()
-        result = compose(self)
-        if not self.request.dry_run:
-            write_beside(result, self)
-        return result
 
     def _check_request(self) -> None:
         """What can be refused before a byte is read."""
@@ -123,7 +141,13 @@ class Alignment:
     def _match(self) -> None:
         request = self.request
         self.match = find_permutations(
-            self.pair, self.understood, request.matching, request.choice.spec, device=self.device, on_pass=self._tell
+            self.pair,
+            self.understood,
+            request.matching,
+            request.choice.spec,
+            device=self.device,
+            on_pass=self._tell,
+            ranks=self.ranks,
         )
         self.rearrangement = Rearrangement(
             self.understood.spec, self.match.permutations, self.pair.b, self.pair.subject.ties
@@ -160,6 +184,9 @@ class Alignment:
 
     def _prove(self, permuted: Mapping[str, Tensor]) -> None:
         """The proofs that need more than B: the similarity to A, and the function."""
+        if self.match.moved_units == 0:  # every tensor is B's own, bit for bit: nothing is left to prove
+            self.after, self.function = self.before, FunctionCheck.nothing_moved()
+            return
         subject = self.pair.subject
         self.after = measure(self.pair.a, permuted, subject.parameters)
         if self.request.matching.objective == PLAIN:

@@ -10,6 +10,7 @@ from functools import partial
 import torch
 
 from rebasin_cli.data import Batch
+from rebasin_cli.data.ranks import ALONE, Ranks
 from rebasin_cli.errors import UsageError
 from rebasin_cli.matching.activation_matching import activation_matching
 from rebasin_cli.matching.result import MatchResult, OnPass
@@ -22,7 +23,8 @@ from rebasin_cli.verbs.activations import data_batches, measured, start_from, sy
 from rebasin_cli.verbs.pair import Pair
 from rebasin_cli.verbs.understanding import Understanding
 
-METHODS = ("weight", "activation", straight_through.NAME)
+ACTIVATION = "activation"
+METHODS = ("weight", ACTIVATION, straight_through.NAME)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +49,14 @@ class Matching:
 
 
 def find_permutations(
-    pair: Pair, understood: Understanding, matching: Matching, model: str, *, device: torch.device, on_pass: OnPass
+    pair: Pair,
+    understood: Understanding,
+    matching: Matching,
+    model: str,
+    *,
+    device: torch.device,
+    on_pass: OnPass,
+    ranks: Ranks = ALONE,
 ) -> MatchResult:
     """Match B to A as the user asked.
 
@@ -55,13 +64,14 @@ def find_permutations(
         model: the model's name, to which the transform of its data belongs.
         device: where products are computed.
         on_pass: is told of every pass of a search.
+        ranks: the processes that take part in `activation_statistics`; this is the first of them.
 
     Raises:
         UsageError: a method that needs data without any, or activation matching without a traced model.
         DataError, ModelError, NumericalError: as the method says.
     """
-    if matching.method == "activation":
-        return _by_activations(pair, understood, matching, model)
+    if matching.method == ACTIVATION:
+        return _by_activations(pair, understood, matching, model, ranks)
     learning = _learning(matching)
     found = _by_weights(pair, understood, matching, model, device=device, on_pass=on_pass)
     if learning is None:
@@ -101,19 +111,33 @@ def _by_weights(
     )
 
 
-def _by_activations(pair: Pair, understood: Understanding, matching: Matching, model: str) -> MatchResult:
+def activation_statistics(
+    pair: Pair, understood: Understanding, matching: Matching, model: str, ranks: Ranks
+) -> list[torch.Tensor]:
+    """The correlations that activation matching maximises; the same in all processes, each of which runs a share.
+
+    Raises:
+        UsageError: there are no data, or the model was not traced.
+        DataError, ModelError, NumericalError: a batch cannot be read or run.
+    """
     if understood.derivation is None or matching.data is None:
         raise UsageError(
             "activation matching needs data to run the networks on, and a model that was traced",
             hint="give --data, and leave out --spec",
         )
+    return measured(pair, understood, _inputs(pair, understood, matching, model, ranks), ranks=ranks)
+
+
+def _by_activations(pair: Pair, understood: Understanding, matching: Matching, model: str, ranks: Ranks) -> MatchResult:
+    correlations = activation_statistics(pair, understood, matching, model, ranks)
+    assert understood.derivation is not None
     return activation_matching(
         understood.spec,
         pair.a,
         pair.b,
         parameters=pair.subject.parameters,
         taps=understood.derivation.taps,
-        correlations=measured(pair, understood, _inputs(pair, understood, matching, model)),
+        correlations=correlations,
         share=matching.mix,
         objective=matching.objective,
         effort=matching.effort,
@@ -133,12 +157,16 @@ def _activation_starts(
     return starts
 
 
-def _inputs(pair: Pair, understood: Understanding, matching: Matching, model: str) -> Iterable[ExampleInput]:
-    for batch in _batches(pair, understood, matching, model):
+def _inputs(
+    pair: Pair, understood: Understanding, matching: Matching, model: str, ranks: Ranks = ALONE
+) -> Iterable[ExampleInput]:
+    for batch in _batches(pair, understood, matching, model, ranks):
         yield ExampleInput(batch.args, dict(batch.kwargs))
 
 
-def _batches(pair: Pair, understood: Understanding, matching: Matching, model: str) -> Iterator[Batch]:
+def _batches(
+    pair: Pair, understood: Understanding, matching: Matching, model: str, ranks: Ranks = ALONE
+) -> Iterator[Batch]:
     assert matching.data is not None
     return data_batches(
         pair,
@@ -149,4 +177,5 @@ def _batches(pair: Pair, understood: Understanding, matching: Matching, model: s
         batch_size=matching.batch_size,
         seed=matching.seed,
         shuffle=matching.method == straight_through.NAME,
+        ranks=ranks,
     )

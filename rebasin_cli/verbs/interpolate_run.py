@@ -114,24 +114,24 @@ class SweepRun:
         device = resolve_device(self.request.device)
         if device.type == "cuda" and world > 1 and device.index is None:
             device = resolve_device(f"cuda:{local}")
-        with ranks_for(device) as self.ranks:
-            self.progress.phase("reading")
-            if self.request.report is not None:
-                self.progress.note(f"taking the alignment that {self.request.report} reports")
-            self.models = LoadedModels.open(self.request, device, self.progress)
-            self._check_parts()
-            self.data = SweepData.open(self.request, self.models)
-            self._say_what_was_chosen()
-            self.file = self._result_file(self.ranks)
-            try:
-                sweep = self._measure(self.file)
-            except (DataError, ModelError):
-                self.file.withdraw()
-                raise
-            except BaseException:
-                self.file.keep()
-                raise
-            return self._finish(sweep)
+        self.ranks = ranks_for(device)
+        self.progress.phase("reading")
+        if self.request.report is not None:
+            self.progress.note(f"taking the alignment that {self.request.report} reports")
+        self.models = LoadedModels.open(self.request, device, self.progress)
+        self._check_parts()
+        self.data = SweepData.open(self.request, self.models)
+        self._say_what_was_chosen()
+        self.file = self._result_file(self.ranks)
+        try:
+            sweep = self._measure(self.file)
+        except (DataError, ModelError):
+            self.file.withdraw()
+            raise
+        except BaseException:
+            self.file.keep()
+            raise
+        return self._finish(sweep)
 
     def _check_outputs(self) -> None:
         """What can be refused before a byte is read."""

@@ -6,7 +6,6 @@ import json
 import random
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -105,19 +104,6 @@ def test_the_best_network_is_what_was_measured(bench: Bench) -> None:
     assert evaluated["accuracy"] == data["curves"]["naive"][2]["accuracy"]
 
 
-def test_two_processes_give_the_numbers_of_one(bench: Bench) -> None:
-    words = (*NORM, "--steps", "2", "--recalibrate", "train.npz", "--repair", "--batch-size", "50")
-    assert bench.run(*words, "-o", "one.json").code == 0
-    torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-    shared = bench.process(*words, "-o", "two.json", launcher=torchrun)
-    assert shared.code == 0, shared.err
-    assert shared.out.count("barrier, naive") == 1
-    one, two = (data_of(bench.path / name)["curves"]["naive"] for name in ("one.json", "two.json"))
-    for a, b in zip(one, two, strict=True):
-        assert a["loss"] == pytest.approx(b["loss"], rel=1e-6)
-        assert (a["accuracy"], a["n"]) == (b["accuracy"], b["n"])
-
-
 SLOW = """
 import time
 import numpy as np
@@ -148,7 +134,6 @@ def train():
 
 KILLS = 7
 SAVING_OFTEN = """
-import sys
 from rebasin_cli.__main__ import main
 from rebasin_cli.interpolation import passes
 from rebasin_cli.verbs import interpolate, interpolate_file
