@@ -42,6 +42,18 @@ def moments(values: Tensor, axis: int) -> Moments:
     return Moments(mean.flatten(), variance, wide.numel() // max(1, wide.shape[axis]))
 
 
+def merged(parts: Sequence[Moments]) -> Moments:
+    """The moments of several pieces of a batch together, about their common mean."""
+    if len(parts) == 1:
+        return parts[0]
+    count = sum(part.count for part in parts)
+    shares = [part.count / count for part in parts]
+    mean = torch.stack([share * part.mean for share, part in zip(shares, parts, strict=True)]).sum(0)
+    spread = [part.variance + (part.mean - mean).square() for part in parts]
+    variance = torch.stack([share * one for share, one in zip(shares, spread, strict=True)]).sum(0)
+    return Moments(mean, variance, count)
+
+
 class Averages:
     """Named averages as one float64 vector: for each name a weight, then rows of one number a unit.
 

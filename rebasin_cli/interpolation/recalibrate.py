@@ -19,7 +19,7 @@ from rebasin_cli.interpolation.adjustment import Adjustment
 from rebasin_cli.interpolation.batch_norm import batch_norms, normalising_by_batch
 from rebasin_cli.interpolation.body import Body, every_module_speaks
 from rebasin_cli.interpolation.ledger import Ledger
-from rebasin_cli.interpolation.moments import Averages, Moments
+from rebasin_cli.interpolation.moments import Averages, Moments, merged
 from rebasin_cli.interpolation.passes import run_pass
 from rebasin_cli.interpolation.places import Place, Places
 from rebasin_cli.interpolation.repair import Seen, correcting, folded, observing
@@ -92,8 +92,7 @@ class Recalibration:
             for batch in batches:
                 seen: Seen = {}
                 with observing(self._body.module, self.sites, seen):
-                    _run(self._body, batch)
-                self._ends[place.end].append(seen)
+                    self._ends[place.end].append(_in_pieces(self._body, batch, {}, seen)[1])
 
     def _step(self, name: str) -> Callable[[Sequence[Batch]], Tensor]:
         place = self._places.by_name[name]
@@ -114,7 +113,7 @@ class Recalibration:
             if self.sites:
                 a, b = (self._ends[end][number] for end in place.between)
                 stack.enter_context(correcting(self._body.module, self.sites, seen, a, b, place.point.lam))
-            _run(self._body, batch)
+            norms, seen = _in_pieces(self._body, batch, norms, seen)
         rows: dict[str, Sequence[Tensor]] = {}
         for name, found in norms.items():
             means = torch.stack([one.mean for one in found]).mean(0)
@@ -135,9 +134,28 @@ class Recalibration:
         return Adjustment(replaced, folded(self.sites, rows_by_site, place.point.lam))
 
 
-def _run(body: Body, batch: Batch) -> None:
-    for _ in body.outputs(batch):
-        pass
+def _in_pieces(
+    body: Body, batch: Batch, norms: dict[str, list[Moments]], seen: Seen
+) -> tuple[dict[str, list[Moments]], Seen]:
+    """Run the batch; what the hooks put into `norms` and `seen` for each piece of it, put together.
+
+    A batch comes in pieces where it does not fit in memory as a whole. What was seen before that showed is forgotten.
+    """
+
+    def forget(*_: object) -> None:
+        norms.clear()
+        seen.clear()
+
+    handle = body.module.register_forward_pre_hook(forget)
+    try:
+        pieces = [(dict(norms), dict(seen)) for _ in body.outputs(batch)]
+    finally:
+        handle.remove()
+    if not pieces:
+        return {}, {}
+    calls = {name: zip(*(piece[0][name] for piece in pieces), strict=True) for name in pieces[0][0]}
+    together = {name: [merged(call) for call in found] for name, found in calls.items()}
+    return together, {name: merged([piece[1][name] for piece in pieces]) for name in pieces[0][1]}
 
 
 def _units(running_mean: object) -> int:

@@ -46,6 +46,33 @@ def test_the_statistics_are_pytorchs_cumulative_average() -> None:
             torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize(("kind", "first"), [("norm", "norm 1"), ("plain", "site 1")])
+def test_batches_that_do_not_fit_give_the_moments_of_whole_ones(kind: str, first: str) -> None:
+    """Exactly in the first layer; those behind it see inputs that were normalised or corrected piece by piece."""
+
+    def sums(fits: int) -> tuple[dict[str, Tensor], list[int]]:
+        line = LineOfModels([trained(kind, 0), trained(kind, 1)], None, "lerp", 2)
+        sizes: list[int] = []
+
+        def too_large(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            sizes.append(len(inputs[0]))
+            if len(inputs[0]) > fits:
+                raise torch.OutOfMemoryError("out of memory")
+
+        list(line.body.module.children())[-1].register_forward_pre_hook(too_large)
+        source = loader_source(batches(0, 600, 100), "train")
+        recalibration = Recalibration(line.body, source, line.places, repair=kind == "plain")
+        ledger = Ledger()
+        recalibration.run(ledger)
+        return recalibration._averages.means(ledger.sums[MIDDLE]), sizes
+
+    (whole, _), (pieces, sizes) = sums(100), sums(30)
+    assert {25, 100} <= set(sizes)
+    torch.testing.assert_close(pieces[first], whole[first], rtol=1e-5, atol=1e-6)
+    for name, rows in whole.items():
+        torch.testing.assert_close(pieces[name], rows, rtol=0.2, atol=0.1 * float(rows.abs().max()))
+
+
 def test_the_ends_keep_their_own_statistics() -> None:
     line, _ = middle_of("norm", repair=True)
     for name, network in (("checkpoint 0", trained("norm", 0)), ("checkpoint 1", trained("norm", 1))):
