@@ -47,19 +47,19 @@ class Problem:
     @property
     def full_pass(self) -> int:
         """Multiply-adds of all products of all clusters once: the unit in which work is counted."""
-        return sum(
-            len(tile.positions)
-            * prod(self.families.shapes[tile.key].sizes)
-            * tile.positions.size
-            // self.families.shapes[tile.key].sizes[tile.fold]
-            for cluster in self.clusters
-            for tile in cluster.tiles
-            if not tile.coupled
-        )
+        return sum(map(self.work, self.clusters))
+
+    def work(self, cluster: Cluster) -> int:
+        """Multiply-adds of all products of one cluster."""
+        total = 0
+        for tile in cluster.tiles:
+            sizes = self.families.shapes[tile.key].sizes
+            total += 0 if tile.coupled else len(tile.positions) * prod(sizes) * tile.positions.size // sizes[tile.fold]
+        return total
 
     def value(self, arrangement: Arrangement) -> float:
         """The true objective of an arrangement."""
-        return objective(self.a, self.b, self.keys, arrangement)
+        return self.identity if arrangement.is_identity else objective(self.a, self.b, self.keys, arrangement)
 
 
 def prepare(
@@ -81,7 +81,8 @@ def prepare(
         ModelError: a tensor is missing or has another shape than its twin.
         NumericalError: the objective is not finite.
     """
-    keys = tuple(key for key in a if key in set(parameters) and a[key].is_floating_point())
+    counted = frozenset(parameters)
+    keys = tuple(key for key in a if key in counted and a[key].is_floating_point())
     for key in keys:
         if key not in b or b[key].shape != a[key].shape:
             seen = tuple(b[key].shape) if key in b else "nothing"

@@ -23,6 +23,7 @@ from rebasin_cli.matching.frank_wolfe import frank_wolfe, kicked, memory_needed,
 from rebasin_cli.matching.mixture import Mixture
 from rebasin_cli.matching.outcome import conclude
 from rebasin_cli.matching.polish import Order, Polished, Run, Settings
+from rebasin_cli.matching.probe import near_identity
 from rebasin_cli.matching.problem import Problem, prepare
 from rebasin_cli.matching.result import MatchResult, OnPass
 from rebasin_cli.matching.weighing import PLAIN, weigh
@@ -53,6 +54,7 @@ class Plan:
         starts: names of starts, tried in this order.
         barycentres: Frank–Wolfe runs: the first from the barycentre itself, the others from near it.
         kicks: kicks at most.
+        frugal: leave out the identity where a few groups show that it leads nowhere.
         passes_of_work, work: once the products have cost this many full passes, and this many multiply-adds, no further
             kick or run begins. Small networks are searched long, since it costs seconds.
     """
@@ -62,10 +64,11 @@ class Plan:
     kicks: int
     passes_of_work: float
     work: float
+    frugal: bool = False
 
 
 PLANS: Mapping[str, Plan] = {
-    "fast": Plan(("identity", "forward"), 0, 0, 4, 0.0),
+    "fast": Plan(("identity", "forward"), 0, 0, 4, 0.0, frugal=True),
     "standard": Plan(("identity", "forward", "barycentre", "activations"), 3, 24, 12, 6e10),
     "thorough": Plan(("identity", "forward", "barycentre", "activations", "random"), 8, 120, 100, 1e12),
 }
@@ -98,7 +101,7 @@ def search(
         spec, a, b, parameters, order, max_passes, relative_tolerance, time_limit, on_pass, budget, device: as for
             `weight_matching`.
         objective: what is maximised: see `weighing`. The result states the plain one besides.
-        relative_tolerance: by default 1e-6, and 1e-5 for `fast`.
+        relative_tolerance: by default 1e-6, and 3e-5 for `fast`.
         effort: `fast` is descents only; `standard` adds Frank–Wolfe and kicks; `thorough` has more of both; `auto` is
             `standard` where that costs seconds, and `fast` for larger networks.
         starts: only these instead of the effort's own: names in `STARTS`.
@@ -123,7 +126,7 @@ def search(
     deadline = None if time_limit is None else began + time_limit
     if effort == "auto":
         effort = "standard" if problem.full_pass < SECONDS_OF_WORK else "fast"
-    tolerance = relative_tolerance or (1e-5 if effort == "fast" else 1e-6)
+    tolerance = relative_tolerance or (3e-5 if effort == "fast" else 1e-6)
     settings = Settings(order, max_passes, tolerance, deadline, began, on_pass)
     plan = _plan(PLANS[effort], starts, restarts)
     if memory is None:
@@ -148,7 +151,8 @@ def _plan(plan: Plan, starts: Sequence[str] | None, restarts: int | None) -> Pla
     names = plan.starts if starts is None else tuple(starts)
     centres = (plan.barycentres or 1) if "barycentre" in names else 0
     kicks = plan.kicks if starts is None else 0
-    return Plan(names, centres, kicks if restarts is None else restarts, plan.passes_of_work, plan.work)
+    frugal = plan.frugal and starts is None
+    return Plan(names, centres, kicks if restarts is None else restarts, plan.passes_of_work, plan.work, frugal)
 
 
 @dataclass
@@ -164,7 +168,10 @@ class _Portfolio:
         """All ends; the best one has converged, unless time or passes ran out."""
         self.ends: list[Polished] = []
         deep = self.roomy and bool(self.plan.barycentres or self.plan.kicks)
-        simple = [Start(name, self.seed) for name in self.plan.starts if name in ("identity", "forward")]
+        names = [name for name in self.plan.starts if name in ("identity", "forward")]
+        if len(names) > 1 and self.plan.frugal and not near_identity(self.problem):
+            names.remove("identity")
+        simple = [Start(name, self.seed) for name in names]
         if simple:
             heat = 1 if len(simple) > 1 or deep else None
             self.ends += contest(self.problem, simple, self.settings, heat=heat, finalists=0 if deep else 1)

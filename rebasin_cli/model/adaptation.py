@@ -15,14 +15,18 @@ if TYPE_CHECKING:
 
 def adapted(factory: ModelFactory, shapes: Mapping[str, Shape]) -> tuple[ModelFactory, str | None]:
     """The factory with what the checkpoint's shapes explain, and the sentence that says so; see its `adapt_to`."""
-    switched, said = _with_switch(factory, shapes)
+    own = state_shapes(factory.build_weightless())
+    if own == dict(shapes):
+        return factory, None
+    switched, said = _with_switch(factory, shapes, own)
     counted, also = _with_class_count(switched, shapes)
     return counted, "; ".join(part for part in (said, also) if part) or None
 
 
-def _with_switch(factory: ModelFactory, shapes: Mapping[str, Shape]) -> tuple[ModelFactory, str | None]:
+def _with_switch(
+    factory: ModelFactory, shapes: Mapping[str, Shape], own: Mapping[str, Shape]
+) -> tuple[ModelFactory, str | None]:
     """With or without auxiliary parts, when that alone makes the keys the checkpoint's."""
-    own = state_shapes(factory.build_weightless())
     differing = unshared(own, shapes)
     for argument, value in factory.source.switches() if differing else ():
         other = None if argument in factory.args else _shapes_with(factory, argument, value)

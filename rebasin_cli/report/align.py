@@ -69,6 +69,8 @@ def function_in_words(check: FunctionCheck) -> str:
     """Unchanged, and by which measure; or why nobody looked."""
     if check.left_out is not None:
         return f"every tensor is B's, reordered; not run: {check.left_out}"
+    if check.samples == 0:
+        return f"unchanged: {check.note}"
     agreement = "" if check.argmax_agreement is None else f", argmax agreement {share(check.argmax_agreement)}"
     word = "unchanged" if check.same else "CHANGED"
     note = "" if check.note is None else f"; {check.note}"
