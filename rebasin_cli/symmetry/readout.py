@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 import numpy as np
@@ -95,19 +95,57 @@ def _site(key: str, layout: Layout, over: tuple[Factor, ...], rows: Ids) -> tupl
     found = _regular(factors, places, len(rows))
     span = last - first + 1
     if found is not None:
-        offset, outer, inner = found
-        return Site(key, first, offset, outer, inner, span), tuple(axes)
-    positions = _positions(factors, places, len(rows))
-    return Site(key, first, span=span, positions=tuple(map(tuple, positions.tolist()))), tuple(axes)
+        site = _of_fewest_axes(Site(key, first, *found, span), layout.shape, len(rows))
+        return site, tuple(axis for axis in axes if site.axis <= axis < site.axis + site.span)
+    site = site_of_rows(key, first, layout.shape[first : last + 1], _positions(factors, places, len(rows)))
+    return site, tuple(axis for axis in axes if site.axis <= axis < site.axis + site.span)
 
 
-def site_of_rows(key: str, first: int, span: int, rows: Ids) -> Site:
+def _of_fewest_axes(site: Site, shape: Sequence[int], units: int) -> Site:
+    """The same site without leading and trailing axes that are only gone through, position by position."""
+    while site.span > 1:
+        lead, tail = shape[site.axis], shape[site.axis + site.span - 1]
+        whole = site.offset == 0 and site.outer * units * site.inner == site.extent(shape)
+        if whole and site.outer % lead == 0:
+            site = replace(site, axis=site.axis + 1, span=site.span - 1, outer=site.outer // lead)
+        elif site.inner % tail == 0 and site.offset % tail == 0:
+            site = replace(site, span=site.span - 1, inner=site.inner // tail, offset=site.offset // tail)
+        else:
+            break
+    return site
+
+
+def site_of_rows(key: str, first: int, sizes: Sequence[int], rows: Ids) -> Site:
     """The site at which row u of `rows` (positions along the axes from `first` on, read as one) moves as unit u."""
-    whole = Factor(int(rows.max()) + 1)
+    sizes = list(sizes)
+    while len(sizes) > 1:
+        below, last = prod(sizes[1:]), sizes[-1]
+        if (narrower := _same_for_each(rows // below, rows % below, sizes[0])) is not None:
+            rows, first, sizes = narrower, first + 1, sizes[1:]
+        elif (narrower := _same_for_each(rows % last, rows // last, last)) is not None:
+            rows, sizes = narrower, sizes[:-1]
+        else:
+            break
+    whole = Factor(prod(sizes))
     found = _regular([whole], {whole: rows}, len(rows))
     if found is not None:
-        return Site(key, first, *found, span)
-    return Site(key, first, span=span, positions=tuple(map(tuple, rows.tolist())))
+        return Site(key, first, *found, len(sizes))
+    return Site(key, first, span=len(sizes), positions=tuple(map(tuple, rows.tolist())))
+
+
+def _same_for_each(along: Ids, rest: Ids, size: int) -> Ids | None:
+    """`rest` for one position of an axis, where every unit has the same for each of them; None otherwise.
+
+    Args:
+        along, rest: (units, places), where each place lies along the axis, and where it lies otherwise.
+    """
+    if np.any(along != along[0]) or along.shape[1] % size:
+        return None
+    order = np.lexsort((rest[0], along[0]))
+    along, rest = along[:, order], rest[:, order].reshape(len(rest), size, -1)
+    if np.any(along[0] != np.repeat(np.arange(size), rest.shape[2])) or np.any(rest != rest[:, :1]):
+        return None
+    return rest[:, 0]
 
 
 def _regular(factors: Sequence[Factor], places: dict[Factor, Ids], units: int) -> tuple[int, int, int] | None:

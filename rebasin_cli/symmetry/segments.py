@@ -166,5 +166,5 @@ def _in_the_whole(
     numbers = np.take(numbers, np.arange(start, start + shape[axis]), axis=axis - first)
     ahead, own = prod(shape[first : site.axis]), site.extent(shape)
     rows = numbers.reshape(ahead, own, -1)[:, np.array(site.rows(units))]  # (ahead, units, of each, behind)
-    listed = site_of_rows(site.key, first, last - first + 1, np.moveaxis(rows, 1, 0).reshape(units, -1))
-    return replace(placed, site=listed, axes=axes)
+    listed = site_of_rows(site.key, first, whole[first : last + 1], np.moveaxis(rows, 1, 0).reshape(units, -1))
+    return replace(placed, site=listed, axes=tuple(a for a in axes if listed.axis <= a < listed.axis + listed.span))

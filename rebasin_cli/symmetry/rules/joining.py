@@ -19,7 +19,7 @@ def cat(op: Op) -> Layout:
     place = op.dim("dim", len(op.result_shape))
     some = op.result_shape[place] > 0
     pieces = [piece for piece in pieces if len(piece.dims) == len(op.result_shape) and not (some and 0 in piece.shape)]
-    return concatenate(op.relations, pieces, place)
+    return concatenate(op.relations, pieces, place, apart=True)
 
 
 @rule("aten.stack", "aten._stack")

@@ -50,15 +50,22 @@ def test_stacking_makes_a_new_axis_that_keeps_its_order() -> None:
     ]
 
 
-def test_what_is_laid_beside_heads_moves_with_them() -> None:
-    def run(m: Net, x: Tensor) -> Tensor:
-        heads, scalars = m.one(x).relu().view(-1, 3, 4), m.other(x).tanh().view(-1, 3, 1)
-        return m.two(torch.cat([heads, scalars], 2).flatten(1))
+def heads_beside_scalars(m: Net, x: Tensor) -> Tensor:
+    heads, scalars = m.one(x).relu().view(-1, 3, 4), m.other(x).tanh().view(-1, 3, 1)
+    return torch.cat([heads, scalars], 2)
 
-    derivation = found(pair(run, width=12, hidden=15, other=nn.Linear(3, 3)), X)
-    blocks = ["one.bias/0+0(1,4)", "one.weight/0+0(1,4)", "other.bias/0", "other.weight/0", "two.weight/1+0(1,5)"]
-    assert (3, blocks) in axes(derivation)
-    assert [size for size, _ in axes(derivation)] == [3, 4, 4, 4]
+
+def test_what_is_laid_beside_heads_moves_with_them() -> None:
+    net = pair(lambda m, x: m.two(heads_beside_scalars(m, x)).relu().sum(1), 12, 5, other=nn.Linear(3, 3))
+    derivation = found(net, X)
+    blocks = ["one.bias/0+0(1,4)", "one.weight/0+0(1,4)", "other.bias/0", "other.weight/0"]
+    units = ["one.bias/0+0(3,1)", "one.weight/0+0(3,1)", "two.weight/1"]
+    assert axes(derivation) == [(3, blocks), (4, units)]
+
+
+def test_what_is_laid_beside_heads_is_free_where_nothing_ties_it() -> None:
+    net = pair(lambda m, x: m.two(heads_beside_scalars(m, x).flatten(1)), 12, 15, other=nn.Linear(3, 3))
+    assert [size for size, _ in axes(found(net, X))] == [3, 12]
 
 
 def test_stacked_and_taken_apart_again_is_free() -> None:
