@@ -1,7 +1,7 @@
 """Compare, align, merge and interpolate trained networks.
 
-Whatever a verb of the command line does, one import does: `from rebasin_cli import align, verify, trace, apply`. Names
-are imported when first asked for, so `import rebasin_cli` itself costs nothing and does not import torch.
+Whatever a verb of the command line does, one import does: `from rebasin_cli import align, interpolate, verify, trace`.
+Names are imported when first asked for, so `import rebasin_cli` itself costs nothing and does not import torch.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from rebasin_cli.errors import RebasinError as RebasinError
+    from rebasin_cli.interpolation.faces import Interpolation as Interpolation
     from rebasin_cli.permutation import Permutations as Permutations
     from rebasin_cli.spec import PermutationSpec as PermutationSpec
     from rebasin_cli.verbs.align import align as align
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from rebasin_cli.verbs.coordinate_descent import PermutationCoordinateDescent as PermutationCoordinateDescent
     from rebasin_cli.verbs.inspect import InspectResult as InspectResult
     from rebasin_cli.verbs.inspect import inspect as inspect
+    from rebasin_cli.verbs.interpolate import interpolate as interpolate
+    from rebasin_cli.verbs.interpolate_result import InterpolateResult as InterpolateResult
     from rebasin_cli.verbs.trace import TraceResult as TraceResult
     from rebasin_cli.verbs.trace import trace as trace
     from rebasin_cli.verbs.verify import VerifyResult as VerifyResult
@@ -33,6 +36,8 @@ _HOMES = {
     "AlignResult": "verbs.align_result",
     "ApplyResult": "verbs.apply",
     "InspectResult": "verbs.inspect",
+    "InterpolateResult": "verbs.interpolate_result",
+    "Interpolation": "interpolation.faces",
     "PermutationCoordinateDescent": "verbs.coordinate_descent",
     "PermutationSpec": "spec",
     "Permutations": "permutation",
@@ -42,6 +47,7 @@ _HOMES = {
     "align": "verbs.align",
     "apply": "verbs.apply",
     "inspect": "verbs.inspect",
+    "interpolate": "verbs.interpolate",
     "trace": "verbs.trace",
     "verify": "verbs.verify",
 }

@@ -58,7 +58,7 @@ class LineOfModels:
         """The module with the weights of this network."""
         place = self.places.by_name[name]
         self.body.place(place.line, place.point, self.adjustments.get(name, NOTHING))
-        return self.body.module
+        return self.body.module.eval()  # the user's function may have left it otherwise
 
     def copy_of(self, name: str) -> nn.Module:
         return copy.deepcopy(self.become(name))
