@@ -1,6 +1,6 @@
 """Learning through the projection (Ainsworth et al. 2022, Algorithm 2): permutations chosen by what the merge is worth.
 
-A *shadow* of B, free to take any values, starts as A. Its projection is the permutation of B nearest to it, found by
+A *shadow* of B, free to take any values, starts at A. Its projection is the permutation of B nearest to it, found by
 weight matching of B to the shadow from where the last one ended; the networks' midpoint is taken with the projection,
 and the gradient of its loss moves the shadow as if there were no projection between them (the straight-through
 estimator of Bengio et al. 2013). Who computes the loss is not known here.
@@ -22,6 +22,8 @@ from rebasin_cli.permutation import Permutations, gathers, permute_tensor
 from rebasin_cli.spec import PermutationSpec
 
 MOMENTUM = 0.9
+HOLD = 0.3
+"""Where the shadow begins between A and B permuted, so that permutations that are no projection of A stay one of it."""
 PASSES = 3
 """Passes of coordinate descent for one projection, which goes on from the last one."""
 _TOLERANCE = 1e-6
@@ -34,7 +36,9 @@ class StraightThrough:
         spec: the groups.
         a, b: tensors by key; float32 copies of A's parameters are the shadow and its momentum, B is read when needed.
         parameters: the keys that are learned; all other floating tensors are averaged as they are.
-        start: the permutations to start from; with the shadow at A, weight matching's are a projection already.
+        start: the permutations to start from.
+        hold: how far between A and B permuted by `start` the shadow begins; 0 for what weight matching found, which
+            is A's projection, else `HOLD`.
         rate: how far the shadow moves in a step, in units of each tensor's norm.
         seed: of the visiting orders.
 
@@ -52,14 +56,23 @@ class StraightThrough:
         parameters: Collection[str],
         start: Permutations,
         rate: float,
+        hold: float = 0.0,
         seed: int = 0,
     ) -> None:
-        self.spec, self.a, self.b, self.rate, self.permutations = spec, a, b, rate, dict(start)
+        self.spec, self.a, self.b, self.rate = spec, a, b, rate
         self.problem = prepare(spec, a, b, parameters)
-        self._arrangement = Arrangement(self.problem.families, start)
-        self._shadow = {key: a[key].detach().float().clone() for key in self.problem.keys}
-        self._momentum = {key: torch.zeros_like(tensor) for key, tensor in self._shadow.items()}
         self._generator = np.random.default_rng(seed)
+        self.begin(start, hold)
+
+    def begin(self, start: Permutations, hold: float) -> None:
+        """Begin anew from these permutations, without momentum."""
+        self.permutations = dict(start)
+        self._arrangement = Arrangement(self.problem.families, start)
+        self._shadow = {
+            key: torch.lerp(self.a[key].detach().float(), permuted(self.spec, self.b, start, key).float(), hold)
+            for key in self.problem.keys
+        }
+        self._momentum = {key: torch.zeros_like(tensor) for key, tensor in self._shadow.items()}
 
     def midpoint(self) -> dict[str, Tensor]:
         """`(A + B permuted) / 2` by key, float32; parameters are leaves that want a gradient."""
@@ -114,6 +127,11 @@ def merged(
         if not mine.is_floating_point():
             found[key] = mine
             continue
-        theirs = permute_tensor(b[key].detach(), gathers(spec, permutations, key, mine.shape))
+        theirs = permuted(spec, b, permutations, key)
         found[key] = torch.lerp(mine.float(), theirs.float(), 0.5).requires_grad_(key in learned)
     return found
+
+
+def permuted(spec: PermutationSpec, b: Mapping[str, Tensor], permutations: Permutations, key: str) -> Tensor:
+    """One tensor of B permuted."""
+    return permute_tensor(b[key].detach(), gathers(spec, permutations, key, b[key].shape))

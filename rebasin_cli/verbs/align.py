@@ -77,7 +77,8 @@ def align(
         max_passes, time_limit: bounds for the matching, in passes over all groups and in seconds.
         seed: decides every random choice.
         device: where the matching's products are computed.
-        data: what the networks are run on: for `activation` and `straight-through`, and as one more start for `weight`.
+        data: what the networks are run on, for `straight-through` and `activation` (which else goes by noise), and for
+            one more start of `weight`.
         limit, batch_size: how many samples of the data are used, and how many at a time.
         mix: share of the activations against the weights in `activation` matching, above 0 and at most 1.
         learning_steps, learning_rate: batches that `straight-through` learns from, and its way in one step in units of

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -21,9 +21,12 @@ from rebasin_cli.permutation import Permutations
 from rebasin_cli.verbs import straight_through
 from rebasin_cli.verbs.activations import data_batches, measured, start_from, synthetic_starts
 from rebasin_cli.verbs.pair import Pair
+from rebasin_cli.verbs.synthetic_inputs import is_image, natural_noise, white_noise
 from rebasin_cli.verbs.understanding import Understanding
 
 ACTIVATION = "activation"
+MIX = 0.2
+"""Share of the activations in the mixture that straight-through learning also tries to start from."""
 METHODS = ("weight", ACTIVATION, straight_through.NAME)
 
 
@@ -67,7 +70,7 @@ def find_permutations(
         ranks: the processes that take part in `activation_statistics`; this is the first of them.
 
     Raises:
-        UsageError: a method that needs data without any, or activation matching without a traced model.
+        UsageError: straight-through without data, or activation matching without a traced model.
         DataError, ModelError, NumericalError: as the method says.
     """
     if matching.method == ACTIVATION:
@@ -76,8 +79,13 @@ def find_permutations(
     found = _by_weights(pair, understood, matching, model, device=device, on_pass=on_pass)
     if learning is None:
         return found
+    further = {}
+    if understood.derivation is not None:
+        left = None if learning.deadline is None else learning.deadline - time.monotonic()
+        mixture = replace(matching, mix=MIX, time_limit=left)
+        further["mixture"] = lambda: _by_activations(pair, understood, mixture, model, ALONE).permutations
     batches = partial(_batches, pair, understood, matching, model)
-    return straight_through.learn(pair, understood, found, batches, learning, device=device, on_pass=on_pass)
+    return straight_through.learn(pair, understood, found, further, batches, learning, device=device, on_pass=on_pass)
 
 
 def _learning(matching: Matching) -> straight_through.Learning | None:
@@ -117,14 +125,11 @@ def activation_statistics(
     """The correlations that activation matching maximises; the same in all processes, each of which runs a share.
 
     Raises:
-        UsageError: there are no data, or the model was not traced.
+        UsageError: the model was not traced.
         DataError, ModelError, NumericalError: a batch cannot be read or run.
     """
-    if understood.derivation is None or matching.data is None:
-        raise UsageError(
-            "activation matching needs data to run the networks on, and a model that was traced",
-            hint="give --data, and leave out --spec",
-        )
+    if understood.derivation is None:
+        raise UsageError("activation matching needs a model that was traced", hint="leave out --spec")
     return measured(pair, understood, _inputs(pair, understood, matching, model, ranks), ranks=ranks)
 
 
@@ -160,6 +165,11 @@ def _activation_starts(
 def _inputs(
     pair: Pair, understood: Understanding, matching: Matching, model: str, ranks: Ranks = ALONE
 ) -> Iterable[ExampleInput]:
+    """What units are seen at work on: the data, or noise where there are none."""
+    if matching.data is None:
+        make = natural_noise if is_image(understood.example) else white_noise
+        yield from make(understood.example, matching.seed)
+        return
     for batch in _batches(pair, understood, matching, model, ranks):
         yield ExampleInput(batch.args, dict(batch.kwargs))
 

@@ -1,4 +1,4 @@
-"""`--method straight-through`: from weight matching's permutations on, learn those whose midpoint has the lowest loss.
+"""`--method straight-through`: from what matching finds on, learn permutations whose midpoint has the lowest loss.
 
 Every so many steps the present permutations are judged on the same batches as weight matching's and B as it is; the
 best of all is kept, so the result is never worse by this measure than what it started from.
@@ -7,7 +7,7 @@ best of all is kept, so the result is never worse by this measure than what it s
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import chain, repeat
 from math import inf, isfinite
@@ -19,7 +19,7 @@ from rebasin_cli.data import Batch
 from rebasin_cli.errors import DataError, NumericalError
 from rebasin_cli.matching.outcome import judged
 from rebasin_cli.matching.result import Criterion, MatchResult, OnPass, PassReport
-from rebasin_cli.matching.straight_through import StraightThrough, merged
+from rebasin_cli.matching.straight_through import HOLD, StraightThrough, merged
 from rebasin_cli.model.state import load_state
 from rebasin_cli.permutation import Permutations, identity
 from rebasin_cli.verbs.midpoint_loss import MidpointLoss
@@ -50,6 +50,7 @@ def learn(
     pair: Pair,
     understood: Understanding,
     start: MatchResult,
+    further: Mapping[str, Callable[[], Permutations]],
     batches: Callable[[], Iterator[Batch]],
     learning: Learning,
     *,
@@ -62,6 +63,7 @@ def learn(
 
     Args:
         start: of weight matching; also one of the candidates.
+        further: makers of further permutations to start from, by name; learning begins at the best of all.
         batches: a fresh pass over the data, in the same order each time.
         on_pass: is told of every judgement; the objective is the lowest loss so far.
 
@@ -70,7 +72,7 @@ def learn(
         NumericalError: the midpoint's loss is not finite from the start.
     """
     began = time.monotonic()
-    run = _Run(pair, understood, start, batches, learning, device)
+    run = _Run(pair, understood, start, further, batches, learning, device)
     while not run.finished:
         run.advance()
         elapsed = time.monotonic() - began
@@ -86,11 +88,12 @@ class _Run:
         pair: Pair,
         understood: Understanding,
         start: MatchResult,
+        further: Mapping[str, Callable[[], Permutations]],
         batches: Callable[[], Iterator[Batch]],
         learning: Learning,
         device: torch.device,
     ) -> None:
-        self.start, self.learning, self.spec = start, learning, understood.spec
+        self.found, self.learning, self.spec = start, learning, understood.spec
         self.a, self.b = (_widened(weights, pair) for weights in (pair.a, pair.b))
         module = load_state(pair.subject.factory.build_weightless(), self.a)
         self.loss = MidpointLoss(module, (self.a, self.b), device)
@@ -108,10 +111,15 @@ class _Run:
         self.done = self.moved = 0
         self.losses: list[float] = []
         self.identity = self._judge(identity(self.spec))
-        self.best, self.best_loss = identity(self.spec), self.identity
-        self.weight_matching = self._offer(start.permutations)
+        self.best, self.best_loss, self.start = identity(self.spec), self.identity, "identity"
+        self.weight_matching = self._offer("weight matching", start.permutations)
         if not isfinite(self.best_loss):
             raise NumericalError("neither the midpoint as it is nor that of weight matching has a finite loss")
+        for name, make in further.items():
+            if not self.finished:
+                self._offer(name, make())
+        if self.start != "weight matching":
+            self.learner.begin(self.best, HOLD)
 
     @property
     def finished(self) -> bool:
@@ -126,7 +134,7 @@ class _Run:
                 break
             self.moved += self._step(next(self.stream))
         if self.moved:
-            self._offer(self.learner.permutations)
+            self._offer(self.start, self.learner.permutations)
         self.losses.append(self.best_loss)
 
     def _step(self, batch: Batch) -> int:
@@ -140,11 +148,11 @@ class _Run:
         pairs = zip(wanted, gradients, strict=True)
         return self.learner.step({key: gradient for key, gradient in pairs if gradient is not None})
 
-    def _offer(self, permutations: Permutations) -> float:
+    def _offer(self, start: str, permutations: Permutations) -> float:
         """Judge these, and keep them if they are the best so far and bring B no farther from A than it was."""
         loss = self._judge(permutations)
         if loss < self.best_loss and self.learner.objective(permutations) >= self.learner.objective_before:
-            self.best, self.best_loss = permutations, loss
+            self.best, self.best_loss, self.start = permutations, loss, start
         return loss
 
     @torch.no_grad()
@@ -158,13 +166,13 @@ class _Run:
     def result(self, seconds: float) -> MatchResult:
         late = self.done < self.learning.steps
         return replace(
-            judged(self.learner.problem, self.start, self.best),
+            judged(self.learner.problem, self.found, self.best),
             criterion=Criterion(CRITERION, self.identity, self.best_loss, self.weight_matching),
             per_pass=tuple(self.losses),
             passes=self.done,
             converged=not late,
             method=NAME,
-            start="weight matching",
+            start=self.start,
             timed_out=late,
             seconds=seconds,
         )
