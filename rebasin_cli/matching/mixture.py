@@ -21,7 +21,7 @@ from rebasin_cli.matching.nesting import worth
 from rebasin_cli.matching.problem import Problem
 from rebasin_cli.matching.products import Products
 from rebasin_cli.matching.similarity import Sums
-from rebasin_cli.matching.slabs import column_pieces, slab
+from rebasin_cli.matching.slabs import column_pieces, gathered, slab
 
 Vertex = Mapping[int, Index]
 """Permutations by family."""
@@ -135,4 +135,4 @@ class MixedArrangement:
 
 def _gathered(view: Tensor, place: Place, arrangement: Arrangement) -> Tensor:
     gather = arrangement.gather(place)
-    return view if gather is None else view.index_select(place[1], torch.from_numpy(gather).to(view.device))
+    return view if gather is None else gathered(view, place[1], gather)

@@ -208,5 +208,6 @@ def worth(families: Families, sums: Mapping[Axes, Tensor], perms: Mapping[int, I
     total = 0.0
     for axes, matrix in sums.items():
         cells = cell_map(families, axes, perms)
-        total += float(matrix.cpu().numpy()[np.arange(len(cells)), cells].sum())
+        picked = matrix.gather(1, torch.from_numpy(cells).to(matrix.device)[:, None])
+        total += float(picked.sum(dtype=torch.float64))
     return total

@@ -6,12 +6,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import sqrt
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from rebasin_cli.matching.arrangement import Arrangement
-from rebasin_cli.matching.slabs import PIECE
+from rebasin_cli.matching.slabs import PIECE, gathered
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,10 +60,10 @@ def inner_product(a: Mapping[str, Tensor], b: Mapping[str, Tensor], key: str, ar
     for start in range(0, shape.sizes[0], step):
         stop = min(start + step, shape.sizes[0])
         first = gathers[0]
-        piece = other[start:stop] if first is None else other.index_select(0, torch.from_numpy(first[start:stop]))
+        piece = other[start:stop] if first is None else gathered(other, 0, first[start:stop])
         for fold, gather in enumerate(gathers[1:], start=1):
             if gather is not None:
-                piece = piece.index_select(fold, torch.from_numpy(np.ascontiguousarray(gather)))
+                piece = gathered(piece, fold, gather)
         total += _dot(one[start:stop], piece)
     return total
 

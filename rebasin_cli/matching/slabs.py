@@ -50,6 +50,11 @@ def column_pieces(shape: FoldedShape, look: Frame, rows: int, columns: Index | N
         yield slice(start, min(start + step, total)) if columns is None else columns[start : start + step]
 
 
+def gathered(view: Tensor, fold: int, index: Index) -> Tensor:
+    """`view` with one fold gathered, on whatever device it lies."""
+    return view.index_select(fold, torch.from_numpy(np.ascontiguousarray(index)).to(view.device))
+
+
 def slab(
     tensor: Tensor,
     shape: FoldedShape,
@@ -64,17 +69,17 @@ def slab(
     if look.lead is not None:
         through = gathers.get(look.lead)
         if through is not None:
-            view = view.index_select(look.lead, torch.from_numpy(np.ascontiguousarray(through[columns])))
+            view = gathered(view, look.lead, through[columns])
         elif isinstance(columns, slice):
             view = view.narrow(look.lead, columns.start, columns.stop - columns.start)
         else:
-            view = view.index_select(look.lead, torch.from_numpy(columns))
+            view = gathered(view, look.lead, columns)
     for other in look.rest:
         through = gathers.get(other)
         if through is not None:
-            view = view.index_select(other, torch.from_numpy(through))
+            view = gathered(view, other, through)
     flat = rows.reshape(-1)
     if len(flat) != shape.sizes[look.fold] or (flat != np.arange(len(flat))).any():
-        view = view.index_select(look.fold, torch.from_numpy(flat))
+        view = gathered(view, look.fold, flat)
     matrix = view.to(device=device, dtype=torch.float32).movedim(look.fold, 0)
     return matrix.reshape(rows.shape[0], -1)
