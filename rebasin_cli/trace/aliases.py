@@ -69,6 +69,7 @@ class AliasTable:
         describe: Callable[[int], Value],
     ) -> None:
         self._members: Any = WeakTensorKeyDictionary()
+        self._latest: dict[tuple[int, ...], Member] = {}
         self._new_value = new_value
         self._emit = emit
         self._scope = scope
@@ -76,35 +77,40 @@ class AliasTable:
 
     def add_root(self, tensor: Tensor, value: int) -> None:
         """A tensor that is no view of another one that is known."""
-        self._members[tensor] = Member(Family(value), value, 0)
+        self._keep(tensor, Member(Family(value), value, 0))
 
     def add_view(self, tensor: Tensor, value: int, viewed: Tensor, step: ViewStep) -> None:
         """A tensor made by a view operation of another."""
-        parent: Member = self._members[viewed]
-        self._members[tensor] = Member(parent.family, value, parent.family.version, (*parent.chain, step))
+        parent = self._member(viewed)
+        self._keep(tensor, Member(parent.family, value, parent.family.version, (*parent.chain, step)))
 
     def add_stand_in(self, tensor: Tensor, known: Tensor) -> None:
         """Another tensor object for the same memory."""
-        self._members[tensor] = self._members[known]
+        self._keep(tensor, self._member(known))
 
     def adopt(self, tensor: Tensor) -> bool:
         """Recognise a tensor object that looks at the whole of a known one (`.data`, a fresh wrapper); False if
         none.
         """
-        storage = tensor.untyped_storage()._cdata
-        layout = (tensor.shape, tensor.stride(), tensor.storage_offset())
-        for other, member in list(self._members.items()):
-            theirs = (other.shape, other.stride(), other.storage_offset())
-            if storage and other.untyped_storage()._cdata == storage and theirs == layout:
-                self._members[tensor] = member
+        place = _place(tensor)
+        for other, (member, _) in list(self._members.items()):
+            if place[0] and _place(other) == place:
+                self._keep(tensor, member)
                 return True
         return False
 
     def read(self, tensor: Tensor) -> int | None:
         """The current value of a tensor, replaying its views where its family has changed; None if unknown."""
-        member: Member | None = self._members.get(tensor)
-        if member is None:
+        kept = self._members.get(tensor)
+        if kept is None:
             return None
+        member: Member = kept[0]
+        if kept[1] != _storage(tensor):  # `.data` was assigned: the object stands for other memory now, or for other's
+            del self._members[tensor]
+            latest = self._latest.get(_place(tensor))  # what it was assigned may be gone by now
+            if latest is not None:
+                self._keep(tensor, latest)
+            return self.read(tensor) if latest is not None or self.adopt(tensor) else None
         if member.version != member.family.version:
             member.value = self._replay(member.family.root, member.chain)[-1]
             member.version = member.family.version
@@ -112,7 +118,7 @@ class AliasTable:
 
     def write(self, tensor: Tensor, value: int) -> None:
         """The tensor was changed in place and now has this value."""
-        member: Member = self._members[tensor]
+        member = self._member(tensor)
         family = member.family
         current = value
         if member.chain:
@@ -122,11 +128,20 @@ class AliasTable:
         family.root = current
         family.version += 1
         member.value, member.version = value, family.version
+        self._keep(tensor, member)
 
     def family_values(self, tensor: Tensor) -> list[int]:
         """Last read values of all live tensors that share memory with this one, itself included."""
-        family = self._members[tensor].family
-        return [member.value for member in self._members.values() if member.family is family]
+        family = self._member(tensor).family
+        return [member.value for member, _ in self._members.values() if member.family is family]
+
+    def _member(self, tensor: Tensor) -> Member:
+        member: Member = self._members[tensor][0]
+        return member
+
+    def _keep(self, tensor: Tensor, member: Member) -> None:
+        self._members[tensor] = member, _storage(tensor)
+        self._latest[_place(tensor)] = member
 
     def _replay(self, root: int, chain: tuple[ViewStep, ...]) -> list[int]:
         values = [root]
@@ -142,3 +157,17 @@ class AliasTable:
         arguments = {**step.on(base), "base": Ref(base), "part": Ref(part), "view": step.name, "which": step.which}
         self._emit(Call(SCATTER, SCATTER, arguments, (result,), self._scope(), synthetic=True))
         return result
+
+
+def _storage(tensor: Tensor) -> int:
+    """Which memory a tensor looks at; 0 where it has none of its own kind (a sparse one)."""
+    try:
+        return int(tensor.untyped_storage()._cdata)
+    except (NotImplementedError, RuntimeError):
+        return 0
+
+
+def _place(tensor: Tensor) -> tuple[int, ...]:
+    """The memory, and which part of it in which order."""
+    storage = _storage(tensor)
+    return (storage, int(tensor.storage_offset()), *tensor.shape, *tensor.stride()) if storage else (0, id(tensor))

@@ -125,6 +125,21 @@ def test_in_place_changes_make_new_values() -> None:
     assert any(written.results[0] == value or value > written.results[0] for value in doubled.inputs)
 
 
+def test_an_assignment_to_data_is_seen() -> None:
+    """No operation runs when `.data` is assigned, so the object stands for other numbers unnoticed."""
+
+    def run(m: Any, x: Tensor) -> Tensor:
+        hidden = m.one(x)
+        hidden.data = m.mid(torch.relu(hidden)).data
+        out: Tensor = m.two(hidden)
+        return out
+
+    trace = traced(run, one=nn.Linear(3, 4), mid=nn.Linear(4, 4), two=nn.Linear(4, 2))
+    made = {call.results[0]: call for call in trace.calls if call.results}
+    _, mid, last = (call for call in trace.calls if call.name == "aten.addmm")
+    assert made[last.arguments["mat1"].value].inputs == [mid.results[0]]
+
+
 def test_constants_keep_their_numbers_from_before_a_change() -> None:
     def run(m: Wired, x: Tensor) -> Tensor:
         ramp = torch.arange(4.0)
