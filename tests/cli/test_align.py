@@ -27,6 +27,12 @@ def test_the_json_document_holds_what_the_contract_names(run: Runner, place: Pat
     data = document["data"]
     assert set(data) >= DATA
     assert set(data["objective"]) == {"before", "after", "per_pass"}
+    assert data["criterion"] == {
+        "name": "plain",
+        "before": data["objective"]["before"],
+        "after": data["objective"]["after"],
+        "weight_matching": None,
+    }
     assert set(data["verified"]) >= {"max_absolute_error", "max_relative_error", "argmax_agreement", "samples"}
     assert set(data["seconds"]) == {"read", "trace", "match", "verify", "write", "total"}
     assert set(data["sha256"]) == {"a", "b", "out"}
@@ -39,6 +45,24 @@ def test_the_json_document_holds_what_the_contract_names(run: Runner, place: Pat
     assert data["verified"]["argmax_agreement"] == 1.0
     beside = json.loads((place / "b-aligned.json").read_text())
     assert beside == document
+
+
+def test_another_objective_is_reported_beside_the_plain_one(run: Runner, place: Path) -> None:
+    done = run(*ALIGN, "--objective", "rows", "--json")
+    assert done.code == 0, done.err
+    data = json.loads(done.out)["data"]
+    assert data["criterion"]["name"] == "rows"
+    assert data["criterion"]["after"] >= data["criterion"]["before"]
+    a, b, c = (read_safetensors(place / f"{name}.safetensors") for name in ("a", "b", "b-aligned"))
+    for found, moment in ((b, "before"), (c, "after")):
+        keys = [key for key in a if a[key].is_floating_point() and "running" not in key]
+        plain = sum(float((a[key].double() * found[key].double()).sum()) for key in keys)
+        assert data["objective"][moment] == pytest.approx(plain, rel=1e-5)
+    told = run(*ALIGN, "--objective", "rows", "--force")
+    assert "chosen by" in told.out
+    refused = run(*ALIGN, "--objective", "best", "--force")
+    assert refused.code == 2
+    assert "plain, matrices, tensors, rows" in refused.err
 
 
 def test_planted_permutations_come_back_bit_for_bit(run: Runner, place: Path) -> None:
