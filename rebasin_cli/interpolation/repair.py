@@ -13,12 +13,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from rebasin_cli.interpolation.adjustment import UnitAffine
 from rebasin_cli.interpolation.moments import Moments, moments
+from rebasin_cli.interpolation.repair_attention import hook_projection
 from rebasin_cli.interpolation.repair_sites import RepairSite, first_tensor
 
 DEAD = 1e-6
@@ -67,26 +69,32 @@ def correcting(
 def _hooked(
     module: nn.Module, sites: Sequence[RepairSite], seen: Seen, between: tuple[Seen, Seen, float] | None
 ) -> Iterator[None]:
-    def after(site: RepairSite, output: object) -> object:
-        values = first_tensor(output)
-        if values is None:
-            return None
-        found = moments(values, site.output_axis)
+    def correct(site: RepairSite, found: Moments) -> tuple[Tensor, Tensor] | None:
         seen[site.name] = found
         if between is None:
             return None
         a, b, lam = between[0][site.name], between[1][site.name], between[2]
         made = correction(found.mean, found.variance, (a.mean, a.variance), (b.mean, b.variance), lam)
+        return made.scale, made.shift
+
+    def after(site: RepairSite, output: object) -> object:
+        values = first_tensor(output)
+        made = None if values is None else correct(site, moments(values, site.output_axis))
+        if values is None or made is None:
+            return None
         shape = [1] * values.dim()
         shape[site.output_axis] = -1
-        scale, shift = (row.to(values.dtype).view(shape) for row in (made.scale, made.shift))
+        scale, shift = (row.to(values.dtype).view(shape) for row in made)
         changed = values * scale if site.bias is None else torch.addcmul(shift, values, scale)
         return (changed, *output[1:]) if isinstance(output, tuple) else changed
 
-    handles = [
-        module.get_submodule(site.name).register_forward_hook(lambda _, __, output, site=site: after(site, output))
-        for site in sites
-    ]
+    handles = []
+    for site in sites:
+        owner = module.get_submodule(site.module)
+        if site.packed:
+            handles += hook_projection(owner, partial(correct, site))
+        else:
+            handles.append(owner.register_forward_hook(lambda _, __, output, site=site: after(site, output)))
     try:
         yield
     finally:

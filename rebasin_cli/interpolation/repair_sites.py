@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from rebasin_cli.data import Batch
 from rebasin_cli.interpolation.batch_norm import batch_norms
 from rebasin_cli.interpolation.body import Body
+from rebasin_cli.interpolation.repair_attention import packed_units
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -27,15 +28,17 @@ class RepairSite:
     """A module's output and the tensors that scale and shift its units.
 
     `output_axis` counts units in the output; `weight_axis` in the weight. `bias` is None where no tensor can hold a
-    shift: then units are rescaled only.
+    shift: then units are rescaled only. A `packed` site is the projection inside a module (see `repair_attention`).
     """
 
     name: str
+    module: str
     output_axis: int
     units: int
     weight: str
     weight_axis: int
     bias: str | None
+    packed: bool = False
 
 
 def repair_sites(body: Body, batch: Batch) -> tuple[RepairSite, ...]:
@@ -77,7 +80,8 @@ def repair_sites(body: Body, batch: Batch) -> tuple[RepairSite, ...]:
         if {site.weight, site.bias} & shared or made[name].dim() < 2:
             continue
         if made[name].shape[site.output_axis] == site.units:
-            found.append(site)
+            inside = _packed_in(name, candidates[name])
+            found += [one for one in (inside, site) if one is not None and not {one.weight, one.bias} & shared]
     return tuple(found)
 
 
@@ -107,12 +111,21 @@ def _affine_of(name: str, module: nn.Module) -> RepairSite | None:
     return None
 
 
+def _packed_in(name: str, module: nn.Module) -> RepairSite | None:
+    """The projection to queries, keys and values that an attention module holds itself."""
+    units, prefix = packed_units(module), f"{name}." if name else ""
+    if not units:
+        return None
+    bias = f"{prefix}in_proj_bias" if module._parameters.get("in_proj_bias") is not None else None
+    return RepairSite(f"{prefix}in_proj", name, -1, units, f"{prefix}in_proj_weight", 0, bias, packed=True)
+
+
 def _site(name: str, output_axis: int, prefix: str, owner: nn.Module, axis: int) -> RepairSite | None:
     weight, bias = owner._parameters.get("weight"), owner._parameters.get("bias")
     if weight is None:  # without an affine part, or computed from other parameters at each call
         return None
     held = None if bias is None else f"{prefix}bias"
-    return RepairSite(name, output_axis, int(weight.shape[axis]), f"{prefix}weight", axis, held)
+    return RepairSite(name, name, output_axis, int(weight.shape[axis]), f"{prefix}weight", axis, held)
 
 
 def _shared_parameters(module: nn.Module) -> set[str | None]:

@@ -14,6 +14,7 @@ from rebasin_cli.interpolation.ledger import Ledger
 from rebasin_cli.interpolation.measure import Measure
 from rebasin_cli.interpolation.moments import moments
 from rebasin_cli.interpolation.recalibrate import Recalibration
+from rebasin_cli.interpolation.repair_attention import hook_projection, projected
 from rebasin_cli.interpolation.sweep import summarize
 from tests.interpolation.digits import batches, trained
 
@@ -138,19 +139,60 @@ def test_a_layer_without_bias_is_rescaled_only() -> None:
     assert adjustment.affine["1.weight"].shift is None
 
 
-def test_attention_is_repaired_at_its_output_projection() -> None:
-    def network(seed: int) -> nn.Module:
-        torch.manual_seed(seed)
-        layer = nn.TransformerEncoderLayer(8, 2, 16, 0.0, batch_first=True)
-        encoder = nn.TransformerEncoder(layer, 1, enable_nested_tensor=False)
-        return nn.Sequential(nn.Flatten(1, 2), encoder, nn.Flatten(), nn.Linear(64, 10)).eval()
+def encoder(seed: int) -> nn.Module:
+    torch.manual_seed(seed)
+    layer = nn.TransformerEncoderLayer(8, 2, 16, 0.0, batch_first=True)
+    nn.init.normal_(layer.self_attn.in_proj_bias)
+    stack = nn.TransformerEncoder(layer, 1, enable_nested_tensor=False)
+    return nn.Sequential(nn.Flatten(1, 2), stack, nn.Flatten(), nn.Linear(64, 10)).eval()
 
-    line = LineOfModels([network(0), network(1)], None, "lerp", 2)
+
+def test_attention_is_repaired_at_its_projections() -> None:
+    line = LineOfModels([encoder(0), encoder(1)], None, "lerp", 2)
     recalibration = Recalibration(line.body, loader_source(batches(0, 600, 60), "t"), line.places, repair=True)
     names = [site.name for site in recalibration.sites]
-    assert "1.layers.0.self_attn" in names
-    assert {"1.layers.0.linear1", "1.layers.0.linear2", "1.layers.0.norm1", "1.layers.0.norm2"} <= set(names)
-    assert "1.layers.0.self_attn.out_proj.bias" in recalibration.run(Ledger())[MIDDLE].affine
+    assert names == [
+        f"1.layers.0.{name}" for name in ("self_attn.in_proj", "self_attn", "norm1", "linear1", "linear2", "norm2")
+    ]
+    changed = recalibration.run(Ledger())[MIDDLE].affine
+    for key in ("in_proj_weight", "in_proj_bias", "out_proj.weight", "out_proj.bias"):
+        assert f"1.layers.0.self_attn.{key}" in changed
+
+
+def test_queries_keys_and_values_get_the_moments_between_the_ends() -> None:
+    def packed(network: nn.Module, data: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+        attention = network.get_submodule("1.layers.0.self_attn")
+        assert isinstance(attention, nn.MultiheadAttention)
+        x = torch.cat([x for x, _ in data]).flatten(1, 2)
+        found = projected(attention, (x, x), {"value": x})
+        return found.mean, found.variance.sqrt()
+
+    ends, data = (encoder(0), encoder(1)), batches(0, 600, 60)
+    line = LineOfModels(ends, None, "lerp", 2)
+    blended = copy.deepcopy(line.become(MIDDLE))
+    recalibration = Recalibration(line.body, loader_source(data, "t"), line.places, repair=True)
+    line.adjustments = recalibration.run(Ledger(chunk=3))
+    with torch.no_grad():
+        (mean_a, std_a), (mean_b, std_b) = (packed(network, data) for network in ends)
+        mean, std = packed(line.become(MIDDLE), data)
+        collapsed = packed(blended, data)[1]
+    torch.testing.assert_close(mean, (mean_a + mean_b) / 2, atol=0.01, rtol=0)
+    torch.testing.assert_close(std, (std_a + std_b) / 2, atol=0.01, rtol=0.02)
+    assert float(collapsed.mean()) < 0.9 * float(std.mean())
+
+
+def test_a_projection_is_put_back_also_after_a_run_that_failed() -> None:
+    attention = nn.MultiheadAttention(8, 2, batch_first=True).requires_grad_(False)
+    before = {key: value.clone() for key, value in attention.state_dict().items()}
+    handles = hook_projection(attention, lambda found: (2 * torch.ones(24), torch.ones(24)))
+    x = torch.randn(3, 5, 8)
+    with torch.inference_mode():
+        attention(x, x, x)
+        with pytest.raises((RuntimeError, AssertionError)):
+            attention(x, x, x, key_padding_mask=torch.zeros(7, 7, dtype=torch.bool))
+    for handle in handles:
+        handle.remove()
+    assert all(torch.equal(value, before[key]) for key, value in attention.state_dict().items())
 
 
 def test_shared_weights_and_repeated_modules_are_left_alone() -> None:
