@@ -14,7 +14,7 @@ from rebasin_cli.checkpoint.write import check_output
 from rebasin_cli.data.ranks import ALONE, Ranks
 from rebasin_cli.errors import UsageError
 from rebasin_cli.matching.result import PassReport
-from rebasin_cli.matching.weighing import PLAIN, check_objective, weigh
+from rebasin_cli.matching.weighing import OBJECTIVES, PLAIN, check_objective, weigh
 from rebasin_cli.verbs.align_report import compose, write_beside
 from rebasin_cli.verbs.align_result import AlignResult
 from rebasin_cli.verbs.closeness import Closeness
@@ -33,6 +33,8 @@ from rebasin_cli.verbs.permuted_copy import Rearranged, Rearrangement, write_per
 from rebasin_cli.verbs.progress import Progress
 from rebasin_cli.verbs.proof import measure, prove_closer, prove_same_function
 from rebasin_cli.verbs.same_function import FunctionCheck
+from rebasin_cli.verbs.straight_through import CRITERION
+from rebasin_cli.verbs.straight_through import NAME as LEARNED
 from rebasin_cli.verbs.subject import ModelChoice
 from rebasin_cli.verbs.understanding import understand
 
@@ -155,7 +157,8 @@ class Alignment:
 
     def _tell(self, done: PassReport) -> None:
         """One pass is over; nobody can know how many there will be."""
-        detail = f"{done.start}, pass {done.number}, similarity {done.objective:.5g}"
+        unit = CRITERION if done.start == LEARNED else "similarity"
+        detail = f"{done.start}, pass {done.number}, {unit} {done.objective:.5g}"
         self.progress.step(done.number, None, detail)
 
     def _write(self) -> None:
@@ -189,10 +192,11 @@ class Alignment:
             return
         subject = self.pair.subject
         self.after = measure(self.pair.a, permuted, subject.parameters)
-        if self.request.matching.objective == PLAIN:
-            prove_closer(self.before, self.after)
+        by = self.match.criterion.name
+        if by in OBJECTIVES and by != PLAIN:
+            prove_closer(*(self._weighed(by, b) for b in (self.pair.b, permuted)))
         else:
-            prove_closer(*(self._weighed(b) for b in (self.pair.b, permuted)))
+            prove_closer(self.before, self.after)
         self.function = prove_same_function(
             subject.factory.build_weightless,
             self.understood.example,
@@ -202,10 +206,9 @@ class Alignment:
             seed=self.request.matching.seed,
         )
 
-    def _weighed(self, b: Mapping[str, Tensor]) -> Closeness:
-        """How near a network is to A as the chosen objective sees them."""
-        objective, parameters = self.request.matching.objective, self.pair.subject.parameters
-        sides = weigh(objective, self.understood.spec, self.pair.a, b, parameters)
+    def _weighed(self, objective: str, b: Mapping[str, Tensor]) -> Closeness:
+        """How near a network is to A as an objective sees them."""
+        sides = weigh(objective, self.understood.spec, self.pair.a, b, self.pair.subject.parameters)
         return measure(sides.a, sides.b, sides.keys)
 
     def provenance(self) -> dict[str, str]:
