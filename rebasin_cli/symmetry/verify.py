@@ -123,28 +123,31 @@ def _perturbed(state: Mapping[str, Tensor], seed: int) -> dict[str, Tensor]:
 
 
 def run_in_float64(module: nn.Module, example: ExampleInput, seed: int) -> list[Tensor]:
-    """All tensors of the output, computed in float64 throughout, whatever precisions the model asks for.
+    """All tensors of the output, computed in float64 throughout, whatever precisions the model asks for."""
+    return run_widened(module, example, seed, torch.float64)
 
-    What the pass leaves behind in the module (a cache of biases, made from these weights) does not outlive it.
+
+def run_widened(module: nn.Module, example: ExampleInput, seed: int, dtype: torch.dtype) -> list[Tensor]:
+    """All tensors of the output, with everything narrower than `dtype` computed in it, operation by operation.
+
+    Weights are widened where an operation reads them and stay narrow where they lie. What the pass leaves behind in the
+    module (a cache of biases, made from these weights) does not outlive it.
     """
-    args, kwargs = tree_map_only(Tensor, _widened, (example.args, example.kwargs))
+    wide = _Wide(dtype)
+    args, kwargs = tree_map_only(Tensor, wide.widened, (example.args, example.kwargs))
     default = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
+    torch.set_default_dtype(dtype)
     torch.manual_seed(seed)
     try:
-        with unchanged_attributes(module), torch.no_grad(), _Float64():
-            _widen_buffers(module)
+        with unchanged_attributes(module), torch.no_grad(), wide:
+            for owner in module.modules():
+                for name, buffer in owner._buffers.items():
+                    if buffer is not None:
+                        owner._buffers[name] = wide.widened(buffer)
             output = module(*args, **kwargs)
     finally:
         torch.set_default_dtype(default)
     return [leaf for leaf in tree_leaves(opened(output)) if isinstance(leaf, Tensor)]
-
-
-def _widen_buffers(module: nn.Module) -> None:
-    for owner in module.modules():
-        for name, buffer in owner._buffers.items():
-            if buffer is not None:
-                owner._buffers[name] = _widened(buffer)
 
 
 def relative_error(before: Iterable[Tensor], after: Iterable[Tensor]) -> float:
@@ -164,18 +167,12 @@ def relative_error(before: Iterable[Tensor], after: Iterable[Tensor]) -> float:
     return worst
 
 
-def _widened(tensor: Tensor) -> Tensor:
-    return tensor.to(torch.float64) if tensor.is_floating_point() else tensor
-
-
-_NARROW = (torch.float32, torch.float16, torch.bfloat16)
-
-
-class _Float64(TorchDispatchMode):
+class _Wide(TorchDispatchMode):
     """Rewrites every request for a narrower floating type, and widens every narrower tensor that comes in."""
 
-    def __init__(self) -> None:
+    def __init__(self, dtype: torch.dtype) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self.dtype = dtype
 
     def __torch_dispatch__(self, func: OpOverload, types: Iterable[type], args: Any = (), kwargs: Any = None) -> Any:
         args, kwargs = tree_map(self._wide, (args, kwargs or {}))
@@ -183,13 +180,16 @@ class _Float64(TorchDispatchMode):
             return _grouped_product(args[0], args[1], args[2] if len(args) > 2 else kwargs["offs"])
         return func(*args, **kwargs)
 
-    @staticmethod
-    def _wide(value: Any) -> Any:
+    def widened(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self.dtype) if self._is_narrow(tensor.dtype) else tensor
+
+    def _wide(self, value: Any) -> Any:
         if isinstance(value, Tensor):
-            return _widened(value)
-        if isinstance(value, torch.dtype) and value in _NARROW:
-            return torch.float64
-        return value
+            return self.widened(value)
+        return self.dtype if isinstance(value, torch.dtype) and self._is_narrow(value) else value
+
+    def _is_narrow(self, dtype: torch.dtype) -> bool:
+        return dtype.is_floating_point and dtype.itemsize < self.dtype.itemsize
 
 
 def _grouped_product(rows: Tensor, matrices: Tensor, ends: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 from rebasin_cli.errors import ModelError
 from rebasin_cli.model.example_input import ExampleInput
 from rebasin_cli.model.state import load_state, state_tensors
-from rebasin_cli.symmetry.verify import run_in_float64
+from rebasin_cli.symmetry.verify import run_in_float64, run_widened
 from rebasin_cli.trace.outputs import opened
 from rebasin_cli.verbs.sample_inputs import sample_inputs
 
@@ -70,7 +70,8 @@ def compare_functions(
 
     Args:
         build_weightless: makes the module without memory for its weights; called once per precision.
-        reference, candidate: tensors by model key. float32 tensors are used where they lie (mapped files stay mapped).
+        reference, candidate: tensors by model key, used where they lie (mapped files stay mapped); narrower ones
+            are widened operation by operation.
 
     Raises:
         ModelError: the forward pass itself fails.
@@ -80,7 +81,9 @@ def compare_functions(
     inputs = list(sample_inputs(example, samples, seed))
     run = _Run(build_weightless, inputs, reference, candidate, seed)
     try:
-        rough = run.compare(_in_float32) if _all_float32(reference) and _all_float32(candidate) else None
+        widest = max(_widest(reference), _widest(candidate))
+        plain = _all_float32(reference) and _all_float32(candidate)
+        rough = None if widest > 4 else run.compare(_in_float32 if plain else _widened_to_float32)
         if rough is not None and rough.relative <= FLOAT32_CLEAR:
             return rough.verdict(True, samples, "float32")
         fine = run.compare(run_in_float64)
@@ -175,6 +178,16 @@ def _in_float32(module: nn.Module, example: ExampleInput, seed: int) -> list[Ten
     torch.manual_seed(seed)
     output = module(*example.args, **example.kwargs)
     return [leaf for leaf in tree_leaves(opened(output)) if isinstance(leaf, Tensor)]
+
+
+def _widened_to_float32(module: nn.Module, example: ExampleInput, seed: int) -> list[Tensor]:
+    """For files of narrower tensors: in their own precision, reordered sums would differ too much to tell."""
+    return run_widened(module, example, seed, torch.float32)
+
+
+def _widest(tensors: Mapping[str, Tensor]) -> int:
+    """Bytes of the widest floating numbers."""
+    return max((tensor.element_size() for tensor in tensors.values() if tensor.is_floating_point()), default=0)
 
 
 def _all_float32(tensors: Mapping[str, Tensor]) -> bool:

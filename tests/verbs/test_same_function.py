@@ -60,6 +60,25 @@ def test_half_precision_is_compared_without_its_rounding() -> None:
     state = {key: tensor.bfloat16() for key, tensor in deep().state_dict().items()}
     check = compare_functions(deep, EXAMPLE, state, reordered(state, torch.randperm(6)))
     assert check.same is True
+    assert check.precision == "float32"
+    assert check.max_relative_error is not None
+    assert check.max_relative_error < 1e-5  # one rounding to bfloat16 is 4e-3
+
+
+def test_a_wrong_order_shows_in_half_precision_too() -> None:
+    torch.manual_seed(0)
+    state = {key: tensor.bfloat16() for key, tensor in deep().state_dict().items()}
+    moved = reordered(state, torch.tensor([3, 1, 4, 0, 5, 2]))
+    first = next(key for key, tensor in moved.items() if tensor.dim() > 1)
+    moved[first] = moved[first].flip(0)
+    assert compare_functions(deep, EXAMPLE, state, moved).same is False
+
+
+def test_double_precision_is_compared_in_it() -> None:
+    torch.manual_seed(0)
+    state = {key: tensor.double() for key, tensor in deep().state_dict().items()}
+    check = compare_functions(deep, EXAMPLE, state, reordered(state, torch.randperm(6)))
+    assert check.same is True
     assert check.precision == "float64"
 
 
