@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 
 import torch
 
@@ -25,8 +25,8 @@ from rebasin_cli.verbs.synthetic_inputs import is_image, natural_noise, white_no
 from rebasin_cli.verbs.understanding import Understanding
 
 ACTIVATION = "activation"
-MIX = 0.2
-"""Share of the activations in the mixture that straight-through learning also tries to start from."""
+MIXTURES = {"mixture": 0.2, "activations": 1.0}
+"""Shares of the activations in what straight-through learning may also start from."""
 METHODS = ("weight", ACTIVATION, straight_through.NAME)
 
 
@@ -74,16 +74,13 @@ def find_permutations(
         DataError, ModelError, NumericalError: as the method says.
     """
     if matching.method == ACTIVATION:
-        return _by_activations(pair, understood, matching, model, ranks)
+        seen = activation_statistics(pair, understood, matching, model, ranks)
+        return _by_activations(pair, understood, matching, seen)
     learning = _learning(matching)
     found = _by_weights(pair, understood, matching, model, device=device, on_pass=on_pass)
     if learning is None:
         return found
-    further = {}
-    if understood.derivation is not None:
-        left = None if learning.deadline is None else learning.deadline - time.monotonic()
-        mixture = replace(matching, mix=MIX, time_limit=left)
-        further["mixture"] = lambda: _by_activations(pair, understood, mixture, model, ALONE).permutations
+    further = _further_starts(pair, understood, matching, model, learning.deadline)
     batches = partial(_batches, pair, understood, matching, model)
     return straight_through.learn(pair, understood, found, further, batches, learning, device=device, on_pass=on_pass)
 
@@ -96,6 +93,21 @@ def _learning(matching: Matching) -> straight_through.Learning | None:
         raise UsageError("straight-through learning needs data to take losses on", hint="give --data")
     deadline = None if matching.time_limit is None else time.monotonic() + matching.time_limit
     return straight_through.Learning(matching.steps, matching.rate, matching.seed, deadline)
+
+
+def _further_starts(
+    pair: Pair, understood: Understanding, matching: Matching, model: str, deadline: float | None
+) -> Mapping[str, Callable[[], Permutations]]:
+    """What learning may start from besides weight matching; the units are run on the data once for all."""
+    if understood.derivation is None:
+        return {}
+    seen = cache(lambda: activation_statistics(pair, understood, matching, model, ALONE))
+
+    def matched(mix: float) -> Permutations:
+        left = None if deadline is None else deadline - time.monotonic()
+        return _by_activations(pair, understood, replace(matching, mix=mix, time_limit=left), seen()).permutations
+
+    return {name: partial(matched, mix) for name, mix in MIXTURES.items()}
 
 
 def _by_weights(
@@ -133,8 +145,9 @@ def activation_statistics(
     return measured(pair, understood, _inputs(pair, understood, matching, model, ranks), ranks=ranks)
 
 
-def _by_activations(pair: Pair, understood: Understanding, matching: Matching, model: str, ranks: Ranks) -> MatchResult:
-    correlations = activation_statistics(pair, understood, matching, model, ranks)
+def _by_activations(
+    pair: Pair, understood: Understanding, matching: Matching, correlations: Sequence[torch.Tensor]
+) -> MatchResult:
     assert understood.derivation is not None
     return activation_matching(
         understood.spec,
