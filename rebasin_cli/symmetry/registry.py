@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from rebasin_cli.symmetry.algebra import reduce
 from rebasin_cli.symmetry.joining import hold
 from rebasin_cli.symmetry.positions import Factor, Layout, dimension, fixed_layout, released, uniform_layout
 from rebasin_cli.symmetry.relations import Relations
@@ -141,14 +142,15 @@ def hold_all(relations: Relations, layout: Layout, reason: str) -> Layout:
     return hold_dims(relations, layout, range(len(layout.dims)), reason)
 
 
-def resized(layout: Layout, places: Sequence[int], shape: Sequence[int], reason: str) -> Layout:
-    """The layout with the given dimensions replaced by fixed ones of the result's sizes."""
+def resized(relations: Relations, layout: Layout, places: Sequence[int], shape: Sequence[int], reason: str) -> Layout:
+    """The layout with the given dimensions replaced by fixed ones of the result's sizes.
+
+    Every new position may stem from several old ones, so what moves along the other dimensions moves alike at all.
+    """
+    layout = released(layout)
+    kept = reduce(relations, replace(layout, dims=tuple(() if at in places else d for at, d in enumerate(layout.dims))))
     dims = tuple(dimension(shape[at]) if at in places else dim for at, dim in enumerate(layout.dims))
-    dropped = {factor for at in places for factor in layout.dims[at]}
-    fixed = {factor: why for factor, why in layout.fixed.items() if factor not in dropped}
-    fixed.update({factor: reason for at in places for factor in dims[at]})
-    entries = tuple(entry for entry in layout.entries if not set(entry.factors) & dropped)
-    return Layout(dims, entries, fixed)
+    return replace(kept, dims=dims, fixed={**kept.fixed, **{f: reason for at in places for f in dims[at]}})
 
 
 def constant_layout(numbers: Tensor) -> Layout:

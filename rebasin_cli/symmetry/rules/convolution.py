@@ -36,7 +36,7 @@ def convolution(op: Op) -> Layout:
     result = combine(op.relations, operands, ["n", "g", "o", *points])
     result = replace(result, dims=(result.dims[0], (*result.dims[1], *result.dims[2]), *result.dims[3:]))
     if scattered:
-        result = resized(result, list(space), op.result_shape, SPACE)
+        result = resized(op.relations, result, list(space), op.result_shape, SPACE)
     if not op.has("bias"):
         return result
     channels = ["n", "c", *points]

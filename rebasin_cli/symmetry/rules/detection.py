@@ -26,7 +26,7 @@ def regions(op: Op) -> list[Layout]:
     layout = released(hold_dims(op.relations, op.layout("input"), [0, 2, 3], SPACE))
     hold_all(op.relations, op.layout("rois"), BOXES)
     rest = [fixed_layout(shape, BOXES) for shape in op.result_shapes[1:]]
-    return [resized(layout, [0, 2, 3], op.result_shape, SPACE), *rest]
+    return [resized(op.relations, layout, [0, 2, 3], op.result_shape, SPACE), *rest]
 
 
 @rule("torchvision.ps_roi_align", "torchvision.ps_roi_pool")
@@ -36,7 +36,7 @@ def position_sensitive_regions(op: Op) -> list[Layout]:
     layout = view(op.relations, op.layout("input"), [shape[0], channels, shape[1] // channels, *shape[2:]])
     layout = released(hold_dims(op.relations, layout, [0, 2, 3, 4], SPACE))
     hold_all(op.relations, op.layout("rois"), BOXES)
-    kept = resized(layout, [0, 2, 3, 4], [op.result_shape[0], channels, 1, *op.result_shape[2:]], SPACE)
+    kept = resized(op.relations, layout, [0, 2, 3, 4], [op.result_shape[0], channels, 1, *op.result_shape[2:]], SPACE)
     result = replace(kept, dims=(kept.dims[0], kept.dims[1], *kept.dims[3:]))
     rest = [fixed_layout(other, BOXES) for other in op.result_shapes[1:]]
     return [result, *rest]
@@ -63,7 +63,7 @@ def deformable_convolution(op: Op) -> Layout:
         ["n", "g", "o", "y", "x"],
     )
     result = replace(result, dims=(result.dims[0], (*result.dims[1], *result.dims[2]), *result.dims[3:]))
-    result = resized(result, [2, 3], op.result_shape, SPACE)
+    result = resized(op.relations, result, [2, 3], op.result_shape, SPACE)
     if not op.has("bias"):
         return result
     return combine(op.relations, [(result, "ncyx"), (op.layout("bias"), "c")], "ncyx")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rebasin_cli.symmetry.algebra import combine
+from rebasin_cli.symmetry.algebra import combine, reduce
 from rebasin_cli.symmetry.positions import Layout, fixed_layout, released
 from rebasin_cli.symmetry.registry import Op, hold_all, hold_dims, rule
 
@@ -29,4 +29,5 @@ def embedding_bag(op: Op) -> list[Layout]:
     places = fixed_layout(op.result_shape[:1], "positions of what is looked up")
     fixed = {f: reason for f, reason in {**table.fixed, **places.fixed}.items() if f not in table.dims[0]}
     rest = [fixed_layout(shape, TOKENS) for shape in op.result_shapes[1:]]
-    return [Layout((places.dims[0], table.dims[1]), table.entries, fixed), *rest]
+    rows = Layout((places.dims[0], table.dims[1]), table.entries, fixed)
+    return [reduce(op.relations, rows), *rest]

@@ -103,7 +103,7 @@ def index_selected(op: Op) -> Layout:
         return take(op.relations, layout, place, numbers.reshape(-1).numpy() % layout.shape[place])
     held = hold_dims(op.relations, layout, [place], BY_VALUE)
     hold_all(op.relations, op.layout("index"), BY_VALUE)
-    return resized(held, [place], op.result_shape, BY_VALUE)
+    return resized(op.relations, held, [place], op.result_shape, BY_VALUE)
 
 
 @rule("aten.index", "aten._unsafe_index")
@@ -157,7 +157,9 @@ def gathered(op: Op) -> Layout:
         other = [p for p in range(len(layout.dims)) if layout.shape[p] != op.shape("index")[p]]
         layout = hold_dims(op.relations, layout, other, BY_VALUE)
     held = hold_dims(op.relations, layout, [place], BY_VALUE)
-    picked = resized(released(held), _differing(held.shape, op.result_shape, place), op.result_shape, BY_VALUE)
+    picked = resized(
+        op.relations, released(held), _differing(held.shape, op.result_shape, place), op.result_shape, BY_VALUE
+    )
     index = hold_dims(op.relations, op.layout("index"), [place], BY_VALUE)
     return elementwise(op.relations, [picked, index], op.result_shape)
 
@@ -198,7 +200,13 @@ def scattered(op: Op) -> Layout | list[Layout]:
             if len(piece.dims) == len(layout.dims)
         ]
         shaped = [
-            resized(released(piece), _differing(piece.shape, op.result_shape, place), op.result_shape, BY_VALUE)
+            resized(
+                op.relations,
+                released(piece),
+                _differing(piece.shape, op.result_shape, place),
+                op.result_shape,
+                BY_VALUE,
+            )
             for piece in held
         ]
         return elementwise(op.relations, shaped, op.result_shape)
@@ -213,6 +221,14 @@ def _uneven(op: Op, place: int) -> bool:
 
 def _index_put(op: Op, layout: Layout) -> Layout | list[Layout]:
     given = [(place, ref) for place, ref in enumerate(op["indices"]) if ref is not None]
+    if (
+        len(given) == 1
+        and _is_mask(op)
+        and op.shape_of(given[0][1].value) == layout.shape
+        and _is_one(op.shape("values"))
+    ):
+        mask = op.layout_of(given[0][1].value)  # one number where the mask says: each position for itself
+        return elementwise(op.relations, [layout, mask, op.layout("values")], layout.shape)
     widths = [max(1, _rank(op, ref.value)) if _is_mask(op) else 1 for _, ref in given]
     for _, ref in given:
         hold_all(op.relations, op.layout_of(ref.value), BY_VALUE)
@@ -224,6 +240,10 @@ def _index_put(op: Op, layout: Layout) -> Layout | list[Layout]:
             hold_all(op.relations, piece, BY_VALUE)
         return fixed_results(op, BY_VALUE)
     return _written_rows(op, covered, values, range(len(values.dims) - rest))
+
+
+def _is_one(shape: Sequence[int]) -> bool:
+    return all(size == 1 for size in shape)
 
 
 def _written_rows(op: Op, covered: Sequence[int], source: Layout | None, lost: Sequence[int]) -> Layout:

@@ -55,6 +55,15 @@ def dot(op: Op) -> Layout:
     )
 
 
+@rule("aten._cdist_forward", "aten._euclidean_dist")
+def distances(op: Op) -> Layout:
+    """Distances between all rows of two lists: the features are summed over."""
+    lead = [("lead", place) for place in range(len(op.layout("x1").dims) - 2)]
+    return combine(
+        op.relations, [(op.layout("x1"), [*lead, "m", "k"]), (op.layout("x2"), [*lead, "n", "k"])], [*lead, "m", "n"]
+    )
+
+
 @rule("aten._trilinear")
 def trilinear(op: Op) -> Layout:
     """Three tensors spread over common dimensions, multiplied, and summed over some of them."""

@@ -86,7 +86,7 @@ def best(op: Op) -> list[Layout] | None:
     layout, entry = found
     op.relations.ids(entry)
     lost = replace(layout, dims=(*layout.dims[:place], (), *layout.dims[place + 1 :]))
-    values = resized(reduce(op.relations, lost), [place], op.result_shape, RANKED)
+    values = resized(op.relations, reduce(op.relations, lost), [place], op.result_shape, RANKED)
     positions = replace(values, tells=Tells("index", entry.block, object()))
     return [positions] if op.call.name == "aten.argsort" else [values, positions]
 

@@ -6,7 +6,7 @@ import torch
 
 from rebasin_cli.symmetry.algebra import elementwise
 from rebasin_cli.symmetry.positions import Layout
-from rebasin_cli.symmetry.registry import Op, rule
+from rebasin_cli.symmetry.registry import Op, hold_all, rule
 from rebasin_cli.symmetry.rules.indexing import segments
 
 
@@ -26,6 +26,7 @@ from rebasin_cli.symmetry.rules.indexing import segments
     "aten.hardswish",
     "aten.hardtanh",
     "aten.lerp",
+    "aten.log_sigmoid_forward",
     "aten.masked_fill",
     "aten.maximum",
     "aten.minimum",
@@ -55,6 +56,13 @@ def prelu(op: Op) -> Layout:
         dims = (*[()] * 1, weight.dims[0], *[()] * (len(layout.dims) - 2))
         weight = Layout(dims, weight.entries, weight.fixed)
     return elementwise(op.relations, [layout, weight], op.result_shape)
+
+
+@rule("aten.bucketize")
+def between(op: Op) -> Layout:
+    """Each number's place among the boundaries, which are in order."""
+    hold_all(op.relations, op.layout("boundaries"), "boundaries are in order")
+    return elementwise(op.relations, [op.layout("self")], op.result_shape)
 
 
 @rule("aten.glu")

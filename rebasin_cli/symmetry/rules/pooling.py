@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from rebasin_cli.symmetry.algebra import combine
+from rebasin_cli.symmetry.algebra import combine, reduce
 from rebasin_cli.symmetry.arrange import view
 from rebasin_cli.symmetry.positions import Layout, fixed_layout
 from rebasin_cli.symmetry.registry import Op, hold_dims, resized, rule
@@ -17,7 +17,7 @@ _LAST = {"1d": 1, "2d": 2, "3d": 3}
 def _spatial(op: Op, layout: Layout, rank: int) -> list[Layout]:
     places = list(range(len(layout.dims) - rank, len(layout.dims)))
     held = hold_dims(op.relations, layout, places, SPACE)
-    result = resized(held, places, op.result_shape, SPACE)
+    result = resized(op.relations, held, places, op.result_shape, SPACE)
     return [result for _ in op.call.results]
 
 
@@ -94,7 +94,7 @@ def im2col(op: Op) -> Layout:
     kernel = rows // layout.shape[1]
     patch = fixed_layout((kernel, columns), SPACE)
     dims = (batch, (*channels, *patch.dims[0]), patch.dims[1])
-    return Layout(dims, layout.entries, {**layout.fixed, **patch.fixed})
+    return reduce(op.relations, Layout(dims, layout.entries, {**layout.fixed, **patch.fixed}))
 
 
 @rule("aten.col2im")
@@ -104,7 +104,7 @@ def col2im(op: Op) -> Layout:
     channels = op.result_shape[1]
     split = view(op.relations, layout, [batch, channels, rows // channels, columns])
     split = hold_dims(op.relations, split, [2, 3], SPACE)
-    return resized(split, [2, 3], op.result_shape, SPACE)
+    return resized(op.relations, split, [2, 3], op.result_shape, SPACE)
 
 
 @rule("aten.grid_sampler_2d", "aten.grid_sampler_3d", "aten.grid_sampler")

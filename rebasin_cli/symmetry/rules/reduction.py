@@ -97,8 +97,10 @@ def softmax(op: Op) -> Layout:
 @rule("aten.cumprod", "aten.cumsum", "aten.logcumsumexp", "aten.cummax", "aten.cummin")
 def running(op: Op) -> list[Layout]:
     layout = op.layout("self")
-    layout = hold_dims(op.relations, layout, [op.dim("dim", len(layout.dims))], ORDER)
-    return [layout for _ in op.call.results]
+    place = op.dim("dim", len(layout.dims))
+    held = hold_dims(op.relations, layout, [place], ORDER)
+    result = resized(op.relations, held, [place], layout.shape, ORDER)
+    return [result for _ in op.call.results]
 
 
 @rule("aten.sort", "aten.argsort", "aten.topk")
@@ -108,7 +110,7 @@ def ranked(op: Op) -> list[Layout]:
     place = op.dim("dim", len(layout.dims))
     if op.call.name == "aten.argsort" or _positions_are_read(op):
         layout = hold_dims(op.relations, layout, [place], INDEX)
-    result = resized(reduced(op, layout, [place], True), [place], op.result_shape, INDEX)
+    result = resized(op.relations, reduced(op, layout, [place], True), [place], op.result_shape, INDEX)
     return [result for _ in op.call.results]
 
 

@@ -159,7 +159,7 @@ def windows(op: Op) -> Layout:
     layout = op.layout("self")
     reason = "sliding windows keep the order along this axis"
     held = released(hold_dims(op.relations, layout, [op.dim("dimension", len(layout.dims))], reason))
-    result = resized(held, [op.dim("dimension", len(layout.dims))], op.result_shape, reason)
+    result = resized(op.relations, held, [op.dim("dimension", len(layout.dims))], op.result_shape, reason)
     window = dimension(op.result_shape[-1])
     fixed = {**result.fixed, **dict.fromkeys(window, reason)}
     return Layout((*result.dims, window), result.entries, fixed)

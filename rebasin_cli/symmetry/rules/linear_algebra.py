@@ -1,0 +1,61 @@
+"""Factorisations and solutions of matrices: rows and columns keep their order, batches and right-hand sides pass."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from rebasin_cli.symmetry.algebra import combine, reduce
+from rebasin_cli.symmetry.positions import Layout, dimension, released
+from rebasin_cli.symmetry.registry import Op, hold_dims, rule
+
+MATRIX = "rows and columns of a matrix that is factorised keep their order"
+
+
+def _of_batches(op: Op, matrix: Layout) -> list[Layout]:
+    """Results over the matrix' leading dimensions, their own last ones fixed."""
+    lead = len(matrix.dims) - 2
+    batch = reduce(op.relations, replace(released(matrix), dims=matrix.dims[:-2]))
+    results = []
+    for shape in op.result_shapes:
+        own = [dimension(size) for size in shape[lead:]]
+        fixed = {**batch.fixed, **{factor: MATRIX for dim in own for factor in dim}}
+        results.append(replace(batch, dims=(*batch.dims, *own), fixed=fixed))
+    return results
+
+
+@rule(
+    "aten._linalg_det",
+    "aten._linalg_eigh",
+    "aten._linalg_slogdet",
+    "aten._linalg_svd",
+    "aten.linalg_cholesky_ex",
+    "aten.linalg_eig",
+    "aten.linalg_inv_ex",
+    "aten.linalg_lu_factor_ex",
+    "aten.linalg_matrix_exp",
+    "aten.linalg_qr",
+)
+def factorised(op: Op) -> list[Layout]:
+    matrix = op.layout("self" if op.has("self") else "A")
+    rank = len(matrix.dims)
+    return _of_batches(op, hold_dims(op.relations, matrix, [rank - 2, rank - 1], MATRIX))
+
+
+@rule("aten._linalg_solve_ex", "aten.linalg_solve_triangular", "aten.triangular_solve")
+def solved(op: Op) -> list[Layout]:
+    """`A X = B` (or `X A = B`): as a product with the inverse, whose rows and columns keep their order."""
+    first, second = ("self", "B") if op.call.name == "aten.linalg_solve_triangular" else ("A", "B")
+    if op.call.name == "aten.triangular_solve":
+        first, second = "A", "self"
+    matrix, given = op.layout(first), op.layout(second)
+    rank = len(matrix.dims)
+    matrix = hold_dims(op.relations, matrix, [rank - 2, rank - 1], MATRIX)
+    lead = [("lead", place) for place in range(rank - 2)]
+    if len(given.dims) != rank:
+        labels, wanted = [*lead, "m"], [*lead, "n"]
+    elif op.get("left", True):
+        labels, wanted = [*lead, "m", "k"], [*lead, "n", "k"]
+    else:
+        labels, wanted = [*lead, "k", "m"], [*lead, "k", "n"]
+    solution = combine(op.relations, [(matrix, [*lead, "n", "m"]), (given, labels)], wanted)
+    return [solution, *_of_batches(op, matrix)[1:]]
