@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import pytest
@@ -54,7 +55,13 @@ class Bench:
 
     path: Path
 
-    def start(self, *words: str, launcher: Sequence[str] = (), program: str = "program.py") -> subprocess.Popen[str]:
+    def start(
+        self,
+        *words: str,
+        launcher: Sequence[str] = (),
+        program: str = "program.py",
+        stderr: int | IO[str] = subprocess.PIPE,
+    ) -> subprocess.Popen[str]:
         """`program` is a file in the directory; without a launcher, Python runs it."""
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "COLUMNS": "100"}
         return subprocess.Popen(
@@ -63,7 +70,7 @@ class Bench:
             env=environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stderr=stderr,
             text=True,
         )
 
@@ -76,7 +83,7 @@ class Bench:
 
     def process(self, *words: str, launcher: Sequence[str] = ()) -> Run:
         process = self.start(*words, launcher=launcher)
-        out, err = process.communicate(timeout=120)
+        out, err = process.communicate(timeout=300)
         return Run(process.returncode, out, err)
 
 

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
-import signal
-import subprocess
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -102,90 +98,6 @@ def test_the_best_network_is_what_was_measured(bench: Bench) -> None:
     evaluated = data_of(bench.path / "again.json")["curves"]["naive"][0]
     assert evaluated["loss"] == pytest.approx(data["curves"]["naive"][2]["loss"], rel=1e-5)
     assert evaluated["accuracy"] == data["curves"]["naive"][2]["accuracy"]
-
-
-SLOW = """
-import time
-import numpy as np
-import torch
-
-
-class Slow(torch.utils.data.Dataset):
-    def __init__(self, name):
-        with np.load(name) as arrays:
-            self.x, self.y = arrays["x"][:300], arrays["y"][:300]
-
-    def __len__(self):
-        return len(self.y)
-
-    def __getitem__(self, i):
-        time.sleep(0.002)
-        return torch.from_numpy(self.x[i].repeat(4096, 0)[:1]), int(self.y[i])
-
-
-def test():
-    return Slow("test.npz")
-
-
-def train():
-    return Slow("train.npz")
-"""
-
-
-KILLS = 7
-SAVING_OFTEN = """
-from rebasin_cli.__main__ import main
-from rebasin_cli.interpolation import passes
-from rebasin_cli.verbs import interpolate, interpolate_file
-
-interpolate_file.SECONDS_BETWEEN_SAVES = interpolate_file.SAVE_SHARE = 0.0
-passes.chunk_size = lambda source, ranks: 4  # batches: both passes go through the data in several chunks
-print("started", file=sys.stderr, flush=True)
-sys.exit(main())
-"""
-
-
-def start_and_see(bench: Bench, *words: str) -> tuple[float, subprocess.Popen[str]]:
-    """A process that is past its imports, which take longer than all its work, and when that was."""
-    process = bench.start(*words, program="often.py")
-    assert process.stderr is not None
-    assert process.stderr.readline() == "started\n"
-    return time.monotonic(), process
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
-def test_stopped_at_any_moment_it_ends_with_the_same_file(bench: Bench, stop: signal.Signals) -> None:
-    (bench.path / "slow.py").write_text(SLOW)
-    (bench.path / "often.py").write_text(SAVING_OFTEN)
-    words = [*NORM[:-1], "slow.py:test", "--recalibrate", "slow.py:train", "--repair", "--steps", "3"]
-    words += ["--batch-size", "10", "--recalibrate-limit", "200"]
-    began, process = start_and_see(bench, *words, "-o", "whole.json")
-    assert process.wait(timeout=60) == 0
-    whole_run = time.monotonic() - began
-    chance = random.Random(stop)
-    codes: list[int] = []
-    resumed = 0
-    while len([code for code in codes if code]) < KILLS:
-        if codes and codes[-1] == 0:  # it came to its end before it was stopped
-            (bench.path / "broken.json").unlink()
-        _, process = start_and_see(bench, *words, "-o", "broken.json")
-        time.sleep(chance.uniform(0.0, whole_run))
-        process.send_signal(stop)
-        _, err = process.communicate(timeout=60)
-        codes.append(process.returncode)
-        resumed += "resuming" in err
-        if process.returncode == 130:
-            assert "interrupted" in err
-    told = {signal.SIGKILL: -9, signal.SIGINT: 130, signal.SIGTERM: 143}[stop]
-    assert set(codes) <= {0, told, -stop}, err  # the last where Python itself was already going down
-    _, process = start_and_see(bench, *words, "-o", "broken.json")  # chunked as before, even where nothing was saved
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 0, err
-    assert resumed or "resuming" in err
-    whole, broken = (json.loads((bench.path / name).read_text())["data"] for name in ("whole.json", "broken.json"))
-    assert {**whole, "out": ""} == {**broken, "out": ""}
-    assert not [path for path in bench.path.iterdir() if path.name.startswith(".")]
 
 
 def in_process(bench: Bench, **options: Any) -> dict[str, Any]:
