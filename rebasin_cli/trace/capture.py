@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,6 +47,11 @@ _UNCOUNTED = frozenset(
     )
 )
 """Operations that come and go with the batch size and with strides, not with what the model does."""
+
+
+_AFFINE, _TWO_STEPS, _SECOND_STEP = "aten.addmm.default", "aten.mm.default", "aten.add.Tensor"
+_OPERANDS = {"mat1": "self"}
+"""A linear layer is one operation where its input is contiguous and two where it is not, as in attention on batches."""
 
 
 def counts(overload: str) -> bool:
@@ -97,13 +102,20 @@ class _Capture(TorchDispatchMode):
         for tap in taps:
             self.taps.setdefault(tap.ordinal, []).append(tap)
         self.place = 0
+        self.pending: str | None = None
 
     def __torch_dispatch__(self, func: OpOverload, types: Iterable[type], args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = full_name(func)
         if not counts(name):
             return func(*args, **kwargs)
+        if name == self.pending:  # the bias of an affine map made in two steps: correlations do not see it
+            self.pending = None
+            return func(*args, **kwargs)
         place, self.place = self.place, self.place + 1
+        names: Mapping[str, str] = {}
+        if name == _TWO_STEPS and place < len(self.expected) and self.expected[place] == _AFFINE:
+            name, names, self.pending = _AFFINE, _OPERANDS, _SECOND_STEP
         if place >= len(self.expected) or self.expected[place] != name:
             known = self.expected[place] if place < len(self.expected) else "the end"
             raise OtherPath(f"the model took another path than when it was traced: {name} where the trace has {known}")
@@ -112,7 +124,7 @@ class _Capture(TorchDispatchMode):
             given = bind(func, args, kwargs)
             for tap in taps:
                 if tap.operand is not None:
-                    self.on_tensor(tap, given[tap.operand])
+                    self.on_tensor(tap, given[names.get(tap.operand, tap.operand)])
         out = func(*args, **kwargs)
         for tap in taps:
             if tap.operand is None:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from rebasin_cli.errors import DataError, ModelError, NumericalError
+from rebasin_cli.matching import activation_statistics
 from rebasin_cli.matching.activation_matching import activation_matching, match_activations
 from rebasin_cli.matching.activation_statistics import correlations
 from rebasin_cli.matching.covariance import CrossCovariance
@@ -119,6 +120,17 @@ def test_any_batch_size_gives_the_same_correlations() -> None:
     assert one
     for left, right in zip(one, many, strict=True):
         assert torch.allclose(left, right, atol=1e-6)
+
+
+def test_attention_is_followed_in_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a batch its input is not contiguous, and linear layers are two operations instead of one."""
+    torch.manual_seed(0)
+    net = Heads().eval()
+    found, expected, other, _ = planted(net, ExampleInput((torch.randn(1, 7, 24),)))
+    single = correlations((net, other), batches((7, 24), [1] * 12), found.taps, expected)
+    monkeypatch.setattr(activation_statistics, "_rows", lambda batch: pytest.fail("taken one by one"))
+    together = correlations((net, other), batches((7, 24), [12]), found.taps, expected)
+    assert all(torch.allclose(x, y, atol=1e-6) for x, y in zip(single, together, strict=True))
 
 
 def test_weights_have_a_say_in_a_mixture_and_the_result_is_theirs() -> None:
