@@ -11,7 +11,9 @@ import numpy as np
 from torch import Tensor
 
 from rebasin_cli.matching.arrangement import Arrangement
+from rebasin_cli.matching.clusters import Cluster, Tile
 from rebasin_cli.matching.descent import Descent
+from rebasin_cli.matching.families import Families
 from rebasin_cli.matching.problem import Problem
 from rebasin_cli.matching.result import OnPass, PassReport
 
@@ -147,22 +149,33 @@ class Run:
 
 
 def forward(problem: Problem, descent: Descent) -> None:
-    """Visit the groups along the data's path; match each on the tiles whose other folds are pinned or matched."""
+    """Visit the groups along the data's path; match each on the tiles on which no unmatched group acts besides.
+
+    Others act on a tile's other folds, and, where segments of an axis are permuted each in its own way, on the very
+    positions of the tile.
+    """
     matched: set[int] = set()
     for number, cluster in enumerate(problem.clusters):
         known = [
             index
             for index, tile in enumerate(cluster.tiles)
-            if not tile.coupled
-            and all(
-                set(problem.families.places.get((tile.key, fold), ())) <= matched
-                for fold in range(len(problem.families.shapes[tile.key].sizes))
-                if fold != tile.fold
-            )
+            if not tile.coupled and _others(problem.families, cluster, tile) <= matched
         ]
         if known:
             descent.place(number, known)
             matched.update(cluster.families)
+
+
+def _others(families: Families, cluster: Cluster, tile: Tile) -> set[int]:
+    """The families of other clusters on which a tile's similarity hangs."""
+    folds = range(len(families.shapes[tile.key].sizes))
+    found = {f for fold in folds if fold != tile.fold for f in families.places.get((tile.key, fold), ())}
+    beside = set(families.places[tile.place]) - set(cluster.families)
+    if beside:
+        own = np.zeros(families.shapes[tile.key].sizes[tile.fold], dtype=bool)
+        own[tile.positions] = True
+        found |= {f for f in beside if own[families.all[f].rows[tile.place]].any()}
+    return found
 
 
 def _ordered(waiting: list[int], order: Order, number: int, generator: np.random.Generator) -> list[int]:

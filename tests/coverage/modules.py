@@ -34,12 +34,14 @@ class _Encoder(nn.Module):
         return out
 
 
-class _Both(nn.Module):
-    def __init__(self) -> None:
+class Both(nn.Module):
+    """An encoder and a decoder, whose packed projection across reads two streams."""
+
+    def __init__(self, width: int = 16, heads: int = 4, hidden: int = 32) -> None:
         super().__init__()
-        self.source, self.target = nn.Linear(5, 16), nn.Linear(7, 16)
-        self.transformer = nn.Transformer(16, 4, 2, 2, 32, batch_first=True)
-        self.out = nn.Linear(16, 3)
+        self.source, self.target = nn.Linear(5, width), nn.Linear(7, width)
+        self.transformer = nn.Transformer(width, heads, 2, 2, hidden, batch_first=True)
+        self.out = nn.Linear(width, 3)
 
     def forward(self, source: Tensor, target: Tensor) -> Tensor:
         out: Tensor = self.out(self.transformer(self.source(source), self.target(target)))
@@ -83,7 +85,7 @@ MODULES: dict[str, tuple[Callable[[], nn.Module], ExampleInput]] = {
     "nn.GRU, 2 layers, bidirectional": (_recurrent(nn.GRU, 2, True), ExampleInput((_normal(2, 5, 6),))),
     "nn.TransformerEncoder": (lambda: _Encoder(False), ExampleInput((_normal(2, 6, 5),))),
     "nn.TransformerEncoder, norm first": (lambda: _Encoder(True), ExampleInput((_normal(2, 6, 5),))),
-    "nn.Transformer": (_Both, ExampleInput((_normal(2, 6, 5), _normal(2, 4, 7)))),
+    "nn.Transformer": (Both, ExampleInput((_normal(2, 6, 5), _normal(2, 4, 7)))),
     "experts in a loop, all hit": (lambda: _SparseExperts(3), ExampleInput((_normal(60, 5),))),
     "experts in a loop, some never hit": (lambda: _SparseExperts(40), ExampleInput((_normal(6, 5),))),
 }

@@ -18,7 +18,7 @@ from rebasin_cli.model.optional_package import import_optional
 from rebasin_cli.model.weightless import without_weights
 from tests.coverage.configurations import TRANSFORMERS
 from tests.coverage.entries import unet_factory
-from tests.coverage.modules import MODULES, Recurrent
+from tests.coverage.modules import MODULES, Both, Recurrent
 
 Subject = tuple[nn.Module, ExampleInput]
 
@@ -64,6 +64,10 @@ def _lstm() -> Subject:
     return without_weights(net), ExampleInput((Sampler(0).normal(2, 5, 6),))
 
 
+def _transformer() -> Subject:
+    return without_weights(Both(width=512, heads=8, hidden=2048)), MODULES["nn.Transformer"][1]
+
+
 GROUPED_QUERIES = {
     "architecture": "LlamaForCausalLM",
     "hidden_size": 1024,
@@ -91,9 +95,11 @@ SMALL = {
     "CLIP": Case(_small_open_clip, "open_clip"),
     "LSTM": Case(partial(_module, "nn.LSTM, 2 layers, bidirectional")),
     "U-Net of SD 1.5": Case(partial(_unet, "U-Net of SD 1.5, small"), "diffusers"),
+    "nn.Transformer": Case(partial(_module, "nn.Transformer")),
 }
 FULL = {
     "LSTM, 2 x 512, bidirectional": Case(_lstm),
+    "nn.Transformer, 2 + 2 x 512": Case(_transformer),
     "Swin-T": Case(partial(_factory, "torchvision:swin_t")),
     "ViT-B/16": Case(partial(_factory, "torchvision:vit_b_16")),
     "CLIP ViT-B/32": Case(partial(_factory, "open_clip:ViT-B-32"), "open_clip"),
