@@ -14,6 +14,7 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from fnmatch import fnmatchcase
+from statistics import median
 from typing import Any
 
 from rebasin_cli.model.optional_package import is_installed
@@ -59,6 +60,7 @@ def main() -> None:
         shown[entry.name] = fields
         if options.write:
             GOLDEN.write_text(json.dumps(dict(sorted({**golden(), entry.name: fields}.items())), indent=1) + "\n")
+    _tell("Zoo: rows, executed, largest error, groups, units, median and least free share:", _summary(shown))
     _tell("Rows that fall short of what is possible, or could:", _shortfalls(shown))
     _tell("Rows that were not executed:", [f"{name}: {row['execution']}" for name, row in _unexecuted(shown)])
     _tell("Rows that came out otherwise than in the golden file:", changed)
@@ -102,6 +104,20 @@ def _line(name: str, row: dict[str, Any]) -> str:
     unknown = ", ".join(row["unknown_ops"])
     counts = f"{shape:>14} {row['groups']:6d} {row['units']:7d} {row['free_fraction']:7.4f}"
     return f"{name:44} {counts} {error:>8} {seconds:>13}  {unknown}"
+
+
+def _summary(rows: dict[str, dict[str, Any]]) -> list[str]:
+    lines = []
+    for zoo in dict.fromkeys(name.partition(":")[0] for name in rows):
+        own = [row for name, row in rows.items() if name.startswith(f"{zoo}:")]
+        errors = [row["error"] for row in own if row["error"] is not None]
+        free = sorted(row["free_fraction"] for row in own)
+        groups, units = (sum(row[field] for row in own) for field in ("groups", "units"))
+        lines.append(
+            f"{zoo:14} {len(own):4d} {len(errors):4d} {max(errors, default=0.0):8.0e} {groups:7d} {units:9d} "
+            f"{median(free):8.4f} {free[0]:7.4f}"
+        )
+    return lines
 
 
 def _shortfalls(rows: dict[str, dict[str, Any]]) -> list[str]:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from rebasin_cli.model.example_input import ExampleInput
 from rebasin_cli.model.factory import ModelFactory, load_factory
@@ -22,7 +21,6 @@ from tests.coverage.timm_models import TIMM
 from tests.coverage.torchvision_kernels import provide_kernels
 
 AUXILIARY = ("fcn", "deeplabv3")
-ONE_STAGE = ("retinanet", "fcos", "ssd")
 OPEN_CLIP = (
     "ViT-B-32",
     "RN50",
@@ -72,18 +70,6 @@ class Entry:
         return SHORTFALLS.get(self.name, "")
 
 
-class Heads(nn.Module):
-    """A one-stage detector without its choice of boxes: all that its parameters compute."""
-
-    def __init__(self, detector: nn.Module) -> None:
-        super().__init__()
-        self.backbone, self.head = detector.backbone, detector.head
-
-    def forward(self, image: Tensor) -> object:
-        features = self.backbone(image)
-        return self.head([features] if isinstance(features, Tensor) else list(features.values()))
-
-
 def entries() -> Iterator[Entry]:
     """All of them, the quick ones of each zoo first."""
     for name, (build, example) in MODULES.items():
@@ -112,20 +98,20 @@ def _torchvision_names() -> list[str]:
 def _torchvision(name: str) -> Entry:
     args: Args = {"aux_loss": True} if name.startswith(AUXILIARY) else {}
     provide_kernels()
+    models = import_torchvision("models")
     entry = _from_factory(f"torchvision:{name}", partial(load_factory, f"torchvision:{name}", args), "")
-    if not name.startswith(ONE_STAGE):
-        return entry
-    return Entry(entry.name, entry.build, entry.weightless, entry.example, heads_only=True)
+    detects = name in models.list_models(module=models.detection)
+    return replace(entry, heads_only=True) if detects else entry
 
 
 def _transformer(name: str, args: Args) -> Entry:
     return _from_factory(f"transformers:{name}", partial(load_factory, f"transformers:{name}", args), "transformers")
 
 
-def unet_factory(name: str) -> ModelFactory:
-    """A diffusion U-Net by its name in `UNETS`."""
+def unet_factory(name: str, **changes: object) -> ModelFactory:
+    """A diffusion U-Net by its name in `UNETS`, some entries of its configuration changed."""
     with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "config.json").write_text(json.dumps(UNETS[name]))
+        (Path(folder) / "config.json").write_text(json.dumps({**UNETS[name], **changes}))
         return load_factory(f"diffusers:{folder}")
 
 
@@ -149,7 +135,3 @@ def is_quick(name: str) -> bool:
     """Whether a row is derived and executed afresh by the tests."""
     slow = "experts in a loop" in name or name == "modules:nn.Transformer" or "billion" in name
     return name in QUICK or (name.startswith(("modules:", "transformers:")) and not slow)
-
-
-def heads_input() -> ExampleInput:
-    return ExampleInput((torch.randn(1, 3, 320, 320, generator=torch.Generator().manual_seed(0)),))

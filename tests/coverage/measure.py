@@ -14,7 +14,8 @@ from rebasin_cli.symmetry.derive import Derivation, derive
 from rebasin_cli.symmetry.verify import SoundnessCheck, verify_by_execution
 from rebasin_cli.trace.graph import Trace
 from rebasin_cli.trace.tracer import trace_model
-from tests.coverage.entries import Entry, Heads, heads_input
+from tests.coverage.detector_heads import DetectorHeads, detector_input
+from tests.coverage.entries import Entry
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "coverage.json"
 TIMES = ("trace_seconds", "derive_seconds", "error", "noise_floor")
@@ -116,7 +117,7 @@ def _held(trace: Trace, found: Derivation) -> dict[str, float]:
 
 def _check(entry: Entry, found: Derivation) -> SoundnessCheck:
     if entry.heads_only:
-        return verify_by_execution(lambda: Heads(entry.weightless()), heads_input(), found.spec)
+        return verify_by_execution(lambda: DetectorHeads(entry.weightless()), detector_input(), found.spec)
     module = entry.weightless()
     return verify_by_execution(entry.weightless, entry.example(module), found.spec)
 

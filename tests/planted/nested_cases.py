@@ -44,6 +44,12 @@ def _unet(name: str) -> Subject:
     return module, factory.example_input(module)
 
 
+def _half_wide_unet() -> Subject:
+    factory = unet_factory("U-Net of SD 1.5", block_out_channels=[160, 320, 640, 640])
+    module = factory.build_weightless()
+    return module, factory.example_input(module)
+
+
 def _small_open_clip() -> Subject:
     """open_clip's own class, two layers in each tower."""
     model = import_optional("open_clip.model", "open-clip")
@@ -106,5 +112,6 @@ FULL = {
     "GPT-2 small": Case(partial(_factory, "transformers:gpt2", {"architecture": "GPT2LMHeadModel"}), "transformers"),
     "Llama-like, 16 heads on 4": Case(partial(_factory, "transformers:llama", GROUPED_QUERIES), "transformers"),
     "Mixtral-like, 8 experts": Case(partial(_factory, "transformers:mixtral", SPARSE_EXPERTS), "transformers"),
+    "U-Net of SD 1.5, half as wide": Case(_half_wide_unet, "diffusers"),
     "U-Net of SD 1.5": Case(partial(_unet, "U-Net of SD 1.5"), "diffusers", half=True),
 }
