@@ -1,6 +1,6 @@
 """The trained pairs by every method: barriers of the merged network, and how good and how steady the search is.
 
-    python -m tests.benchmarks.pair_table [--images DIR] [--limit 2000] [--pair resnet20 …] [--json FILE]
+    python -m tests.benchmarks.pair_table [--images DIR] [--limit 2000] [--pair NAME] [--table merged] [--json FILE]
 
 First table: the midpoint of each pair on test images, as it is and with BatchNorm measured anew on training images:
 accuracy, and in brackets its barrier in points and that of the loss, which are the midpoint's error or loss less the
@@ -160,6 +160,7 @@ def main() -> int:
     parser.add_argument("--images", type=Path, help="a directory with the images unpacked, test/ and train/")
     parser.add_argument("--limit", type=int, default=2000, help="test images, and as many to recalibrate on")
     parser.add_argument("--pair", action="append", choices=list(PAIRS))
+    parser.add_argument("--table", choices=["merged", "searched"], help="one of the two tables")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     if not (options.shared / "pairs").is_dir():
@@ -177,11 +178,12 @@ def main() -> int:
         for name in options.pair or PAIRS:
             bench = Bench(name, options.shared, images, options.limit)
             ends = ", ".join(f"{100 * accuracy:.1f}" for _, accuracy in bench.ends)
-            for row in bench.merged():
+            for row in bench.merged() if options.table != "searched" else ():
                 merged.append(row)
                 cells = (cell(row["as it is"]), cell(row.get("recalibrated")), f"{row['seconds']:.0f}")
                 print(f"| {name} | {ends} | {row['way']} | {row['cosine']:.4f} | {' | '.join(cells)} |", flush=True)
-            searched.append(bench.searched())
+            if options.table != "merged":
+                searched.append(bench.searched())
             if options.json is not None:
                 options.json.write_text(json.dumps({"merged": merged, "searched": searched}, indent=1) + "\n")
     print("\n| pair | standard, five seeds | spread | descents, ten seeds | Frank-Wolfe, polished |")
