@@ -46,6 +46,11 @@ STEPS = (
     "excited",
     "beside_heads",
     "summed",
+    "tokens_apart",
+    "cumulated",
+    "pooled",
+    "ranked",
+    "softly_chosen",
 )
 
 
@@ -228,6 +233,31 @@ class Tiny(nn.Module):
     def summed(self, name: str) -> Step:
         self.number(name, TOKENS, self.width)
         return lambda x: x + (x * self.numbers[name]).sum(1, keepdim=True)
+
+    def tokens_apart(self, name: str) -> Step:
+        one, two = self.layer(f"{name}a", self.width, 2), self.layer(f"{name}b", self.width, 2)
+        self.width = 2
+        return lambda x: torch.cat([one(x[:, :1]), two(x[:, 1:])], dim=1).tanh()
+
+    def cumulated(self, name: str) -> Step:
+        return lambda x: x.cumsum(1)
+
+    def pooled(self, name: str) -> Step:
+        return lambda x: F.avg_pool1d(x.transpose(1, 2), 3, stride=1, padding=1).transpose(1, 2)
+
+    def ranked(self, name: str) -> Step:
+        return lambda x: x.sort(1)[0]
+
+    def softly_chosen(self, name: str) -> Step:
+        experts, router = f"{name}e", self.layer(f"{name}r", self.width, 2)
+        self.number(experts, 2, self.width, 2)
+        self.width = 2
+
+        def apply(x: Tensor) -> Tensor:
+            each = torch.einsum("btf,efo->bteo", x, self.numbers[experts]).tanh()
+            return torch.einsum("bteo,bte->bto", each, router(x).softmax(2))
+
+        return apply
 
 
 EXAMPLE = ExampleInput((torch.randn(2, TOKENS, 2, generator=torch.Generator().manual_seed(0)),))
