@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 
 from torch import Tensor
 
@@ -36,9 +37,7 @@ def match_activations(
         taps, correlations: where units were seen, and how A's go with B's: (length, length) each.
         seed: of the visiting order, which matters only among equals.
     """
-    terms = activations_alone(spec, taps, correlations)
-    found = weight_matching(terms.spec, terms.a, terms.b, parameters=terms.keys, seed=seed, starts=("identity",))
-    return found.permutations
+    return _match_alone(activations_alone(spec, taps, correlations), seed, None).permutations
 
 
 def activation_matching(
@@ -67,18 +66,30 @@ def activation_matching(
     began = time.monotonic()
     sides = weigh(objective, spec, a, b, parameters)
     if share >= 1.0:
-        permutations = match_activations(spec, taps, correlations, seed=seed)
+        found = _match_alone(activations_alone(spec, taps, correlations), seed, time_limit)
     else:
-        permutations = _match_mixture(
+        found = _match_mixture(
             mixed(spec, sides.a, sides.b, sides.keys, taps, correlations, share), effort, seed, time_limit
         )
     problem = prepare(spec, sides.a, sides.b, sides.keys)
     plain = problem if objective == PLAIN else prepare(spec, a, b, parameters)
     settings = Settings("random", None, TOLERANCE, None, began, None)
-    run = Run(problem, "activations", seed, settings, permutations)
-    return conclude(problem, [run.finish()], "activation", seed, settings, objective=objective, plain=plain)
+    run = Run(problem, "activations", seed, settings, found.permutations)
+    result = conclude(problem, [run.finish()], "activation", seed, settings, objective=objective, plain=plain)
+    return replace(result, passes=found.passes, converged=found.converged, timed_out=found.timed_out)
 
 
-def _match_mixture(terms: Terms, effort: Effort, seed: int, time_limit: float | None) -> Permutations:
-    found = search(terms.spec, terms.a, terms.b, parameters=terms.keys, effort=effort, seed=seed, time_limit=time_limit)
-    return found.permutations
+def _match_alone(terms: Terms, seed: int, time_limit: float | None) -> MatchResult:
+    return weight_matching(
+        terms.spec,
+        terms.a,
+        terms.b,
+        parameters=terms.keys,
+        seed=seed,
+        starts=("identity",),
+        time_limit=time_limit,
+    )
+
+
+def _match_mixture(terms: Terms, effort: Effort, seed: int, time_limit: float | None) -> MatchResult:
+    return search(terms.spec, terms.a, terms.b, parameters=terms.keys, effort=effort, seed=seed, time_limit=time_limit)

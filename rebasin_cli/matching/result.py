@@ -71,7 +71,8 @@ class MatchResult:
         per_pass: what was maximised, after each pass from the winning start.
         converged: no single group (no block with all that is nested in it) can raise the objective by more than
             `relative_tolerance` times the product of the norms of the tensors that it touches, as the optimality of its
-            assignment proves; for a group on two axes of one tensor, to first order.
+            assignment proves; for a group on two axes of one tensor, to first order. Methods that go by activations
+            say so of what they maximise; straight-through learning says that it took all its steps, which `passes` are.
         already_aligned: nothing better than leaving B as it is was found.
         start: the start that won. candidates: all that were tried.
     """

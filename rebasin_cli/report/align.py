@@ -81,6 +81,8 @@ def function_in_words(check: FunctionCheck) -> str:
 
 
 def _search(result: AlignResult) -> str:
+    if result.criterion.name == "midpoint loss":
+        return f"learned for {counted(result.passes, 'step')} from the best start ({result.start}); seed {result.seed}"
     end = "converged" if result.converged else "stopped before it converged"
     passes = counted(result.passes, "pass", "passes")
     return f"{end} after {passes} from the best start ({result.start}); seed {result.seed}"
