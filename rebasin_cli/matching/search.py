@@ -19,7 +19,7 @@ from torch import Tensor
 
 from rebasin_cli.errors import UsageError
 from rebasin_cli.matching.contest import Start, contest, is_fixed, resume
-from rebasin_cli.matching.frank_wolfe import frank_wolfe, kicked, memory_needed, near_barycentre
+from rebasin_cli.matching.frank_wolfe import ITERATIONS, frank_wolfe, kicked, memory_needed, near_barycentre
 from rebasin_cli.matching.mixture import Mixture
 from rebasin_cli.matching.outcome import conclude
 from rebasin_cli.matching.polish import Order, Polished, Run, Settings
@@ -173,8 +173,8 @@ class _Portfolio:
             names.remove("identity")
         simple = [Start(name, self.seed) for name in names]
         if simple:
-            heat = 1 if len(simple) > 1 or deep else None
-            self.ends += contest(self.problem, simple, self.settings, heat=heat, finalists=0 if deep else 1)
+            heat = 1 if len(simple) > 1 and not deep else None  # a bad beginning may have the better end
+            self.ends += contest(self.problem, simple, self.settings, heat=heat)
         if not any(is_fixed(end) for end in self.ends):
             self._random_starts()
             self._activation_starts()
@@ -220,7 +220,7 @@ class _Portfolio:
 
     def _explore(self, name: str, seed: int, mixture: Mixture) -> None:
         began = time.monotonic()
-        initial, work = frank_wolfe(self.problem, self.settings, mixture)
+        initial, work = frank_wolfe(self.problem, self.settings, mixture, iterations=self._iterations)
         self._follow(name, seed, initial, work, began)
 
     def _follow(self, name: str, seed: int, initial: Permutations, work: int = 0, began: float | None = None) -> None:
@@ -233,6 +233,12 @@ class _Portfolio:
             best = max(range(len(self.ends)), key=lambda number: self.ends[number].value)
             if not self.ends[best].converged:
                 self.ends[best] = resume(self.problem, self.ends[best], self.settings)
+
+    @property
+    def _iterations(self) -> int:
+        """Of Frank–Wolfe, each of which costs a full pass: all that help, or what is affordable in large networks."""
+        large = self.plan.passes_of_work * self.problem.full_pass > self.plan.work
+        return min(ITERATIONS, max(4, int(self.plan.passes_of_work) - 6)) if large else ITERATIONS
 
     @property
     def _exhausted(self) -> bool:
