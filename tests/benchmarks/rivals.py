@@ -2,8 +2,8 @@
 
     python -m tests.benchmarks.rivals [--model torchvision:resnet50] [--snimu PYTHON] [--standard] [-o FILE.json]
 
-- `plain`: our restatement of coordinate descent as the known tools do it (`matching_plain`): identity start, all products
-  made anew. It is given our groups, and converges.
+- `plain`: our restatement of coordinate descent as the known tools do it (`matching_plain`): identity start, all
+  products made anew. It is given our groups, and converges.
 - `snimu`: the registry's package `rebasin` 0.0.47, in the interpreter that `--snimu` names, made by
   `python -m venv V && V/bin/pip install --no-deps rebasin==0.0.47 torchview graphviz tqdm` with torch, torchvision,
   pandas and scipy added; as many iterations as `--iterations` says.
