@@ -39,7 +39,7 @@ class Row:
     `held` says why numbers keep their order: the share of all elements that no group moves, by reason. `execution` says
     what was run. `error` is the largest relative error of any output in float64 under a random element of every group,
     None where the model was not executed; `noise_floor` that of perturbing every weight by one rounding, where it was
-    needed.
+    needed. Seconds are of processor time.
     """
 
     roots: int
@@ -69,11 +69,11 @@ def measure(entry: Entry, *, execute: bool = True) -> Row:
     """
     module = entry.weightless()
     example = entry.example(module)
-    began = time.perf_counter()
+    began = time.process_time()
     trace = trace_model(module, example, with_numbers=entry.build)
-    traced = time.perf_counter()
+    traced = time.process_time()
     found = derive(trace)
-    derived = time.perf_counter()
+    derived = time.process_time()
     check = _check(entry, found) if execute and not entry.stand_in else None
     assert check is None or check.ok, f"{entry.name} is not sound: {check}"
     return Row(
