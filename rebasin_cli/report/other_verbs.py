@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
+from collections.abc import Iterator, Sequence
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -11,11 +13,15 @@ from rich.text import Text
 from rebasin_cli.report.align import function_in_words
 from rebasin_cli.report.layout import cell, facts, rows, stacked
 from rebasin_cli.report.text import counted, number, seconds, share, size
+from rebasin_cli.spec import AxisGroup
 from rebasin_cli.verbs.apply import ApplyResult
 from rebasin_cli.verbs.env import EnvResult
 from rebasin_cli.verbs.models import ModelsResult
 from rebasin_cli.verbs.trace import TraceResult
 from rebasin_cli.verbs.verify import VerifyResult
+
+_BLOCK = re.compile(r"\[\d+\](?=(#\d+)?$)")
+"""The number of the block in the name of a group that lives in one."""
 
 
 def verify_table(result: VerifyResult) -> Table:
@@ -45,7 +51,7 @@ def apply_table(result: ApplyResult) -> Table:
 
 
 def trace_table(result: TraceResult, *, verbose: bool = False) -> Group:
-    """The groups, why the rest is pinned, and the proof; with `verbose`, every pinned axis and operation."""
+    """The groups, why the rest is pinned, and the proof; with `verbose`, every group, pinned axis and operation."""
     movable = [group for group in result.spec.groups if group.size > 1]
     entries: list[tuple[str, object]] = [
         ("model", result.model),
@@ -60,18 +66,37 @@ def trace_table(result: TraceResult, *, verbose: bool = False) -> Group:
         entries.append(("written", result.out))
     groups = rows(
         ("group", "units", "inside", "tensors"),
-        [
-            (
-                group.name,
-                f"{group.size:,}",
-                f"{group.parent.group}[{group.parent.block}]" if group.parent else "",
-                len({site.key for site in group.sites}),
-            )
-            for group in movable
-        ],
+        [(group.name, f"{group.size:,}", _parent(group), _tensors(group)) for group in movable]
+        if verbose
+        else list(_bundled(movable)),
         numbers=(1, 3),
     )
     return stacked(facts(entries), groups if movable else None, _pins(result, verbose), _operations(result, verbose))
+
+
+def _parent(group: AxisGroup) -> str:
+    return f"{group.parent.group}[{group.parent.block}]" if group.parent else ""
+
+
+def _tensors(group: AxisGroup) -> int:
+    return len({site.key for site in group.sites})
+
+
+def _bundled(groups: Sequence[AxisGroup]) -> Iterator[tuple[str, str, str, int]]:
+    """Rows of the table, in which like groups in the blocks of one group are one row."""
+    bundles: dict[tuple[object, ...], list[AxisGroup]] = {}
+    for group in groups:
+        shape: tuple[object, ...] = (group.name,)
+        if group.parent is not None:
+            shape = (_BLOCK.sub("[]", group.name), group.parent.group, group.size, _tensors(group))
+        bundles.setdefault(shape, []).append(group)
+    for bundle in bundles.values():
+        first = bundle[0]
+        if len(bundle) == 1 or first.parent is None:
+            yield first.name, f"{first.size:,}", _parent(first), _tensors(first)
+        else:
+            name = _BLOCK.sub(f"[{len(bundle)} blocks]", first.name)
+            yield name, f"{len(bundle)} x {first.size:,}", first.parent.group, _tensors(first)
 
 
 def _soundness(result: TraceResult) -> str:

@@ -16,15 +16,16 @@ def group_names(
 ) -> dict[tuple[int, int], str]:
     """A name for every (family, fibre), unique in the model."""
     names: dict[tuple[int, int], str] = {}
-    used: dict[str, int] = {}
+    used: dict[tuple[str, bool], int] = {}
     makers = {key: _maker(trace, placed) for key, placed in found.items()}
-    stems: dict[int, str] = {}
+    stems: dict[int, tuple[str, str]] = {}
     for (family, fibre), maker in makers.items():
-        if family not in stems:
-            used[maker] = used.get(maker, 0) + 1
-            stems[family] = maker if used[maker] == 1 else f"{maker}#{used[maker]}"
         nested = bool(closure.families[family].parents)
-        names[family, fibre] = f"{stems[family]}[{fibre}]" if nested else stems[family]
+        if family not in stems:
+            count = used[maker, nested] = used.get((maker, nested), 0) + 1
+            stems[family] = maker, "" if count == 1 else f"#{count}"
+        stem, which = stems[family]
+        names[family, fibre] = f"{stem}[{fibre}]{which}" if nested else f"{stem}{which}"
     return names
 
 
