@@ -65,6 +65,8 @@ def _theirs(module: nn.Module, example: ExampleInput) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(1)
     groups, moved = 0, dict[int, int]()
     for permutation, places in found.pinit.model_graph.permutation_to_info:
+        if len(permutation) < 2:  # the one input channel of a depthwise kernel
+            continue
         permutation.perm_indices = torch.randperm(len(permutation), generator=generator)
         groups += 1
         moved.update({id(place.parameter_b): place.parameter_b.numel() for place in places})

@@ -38,9 +38,9 @@ MODELS = (
 )
 EXACT = 1e-9
 WHAT = {
-    "functional_convolutions": "a speed-run CNN in functions (like hlb-CIFAR10)",
-    "functional_language_model": "a speed-run language model (like hlb-GPT)",
-    "functional_heads": "the same with heads",
+    "functional_convolutions": "a CNN written in functions, like hlb-CIFAR10",
+    "functional_language_model": "a language model like hlb-GPT",
+    "functional_heads": "the same with two heads",
 }
 
 
