@@ -51,7 +51,7 @@ class Recorder(TorchDispatchMode):
         self.constants: dict[int, Tensor] = {}
         self._variable: set[int] = set()
         self._path = ""
-        self.aliases = AliasTable(self.new_value, self.calls.append, self.scope, self.values.__getitem__)
+        self.aliases = AliasTable(self.new_value, self._emit, self.scope, self.values.__getitem__)
         self.follow: Any = None
 
     def scope(self) -> str:
@@ -60,6 +60,12 @@ class Recorder(TorchDispatchMode):
     def new_value(self, value: Value) -> int:
         self.values.append(value)
         return len(self.values) - 1
+
+    def _emit(self, call: Call) -> None:
+        """A call made while views were resolved: what it gives varies where what it was given does."""
+        self.calls.append(call)
+        if not self._variable.isdisjoint(call.inputs):
+            self._variable.update(value for value in call.results if value is not None)
 
     def add_leaf(self, tensor: Tensor, *, constant: bool = False) -> int:
         """Register a parameter, buffer or input (a constant keeps its numbers); the same tensor object once only."""
@@ -124,6 +130,7 @@ class Recorder(TorchDispatchMode):
         self.calls.append(Call(name, full_name(func), arguments, results, self.scope(), place=spot))
         viewed = _viewed(func)
         for place, (tensor, index) in enumerate(zip(leaves, results, strict=True)):
+            self._note_constancy(index, tensor, constant)  # before it is written back into what it is a view of
             changed = next((w for w in written if w is tensor), None)
             if changed is None and len(written) == len(leaves) == 1:
                 changed = written[0]  # a real tensor changed by a fake one: what comes back is a stand-in for it
@@ -136,7 +143,6 @@ class Recorder(TorchDispatchMode):
                     self.aliases.add_view(tensor, index, given[viewed], step)
             elif self.aliases.read(tensor) is None:
                 self.aliases.add_root(tensor, index)
-            self._note_constancy(index, tensor, constant)
         if written and not leaves:
             self._record_silent_writes(written, constant)
 
@@ -146,8 +152,8 @@ class Recorder(TorchDispatchMode):
         results = tuple(self.new_value(Value(tuple(tensor.shape), tensor.dtype)) for tensor in written)
         self.calls.append(Call(call.name, call.overload, call.arguments, results, call.scope))
         for tensor, index in zip(written, results, strict=True):
-            self.aliases.write(tensor, index)
             self._note_constancy(index, tensor, constant)
+            self.aliases.write(tensor, index)
 
     def _note_constancy(self, index: int, tensor: Tensor, constant: bool) -> None:
         if not constant:

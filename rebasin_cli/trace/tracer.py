@@ -38,8 +38,14 @@ def trace_model(
         real.
 
     Raises:
-        ModelError: the model's forward pass fails on this input.
+        ModelError: the model's forward pass fails on this input, or it is compiled and cannot be followed.
     """
+    for name, part in module.named_modules():
+        if isinstance(part, torch.jit.ScriptModule):
+            raise ModelError(
+                f"{name or 'the model'} is a TorchScript module, whose operations cannot be followed",
+                hint="give the Python module that it was made from; its checkpoint is the same",
+            )
     try:
         return _record(module, example, weightless=True)
     except NUMBERS_NEEDED:

@@ -140,6 +140,23 @@ def test_an_assignment_to_data_is_seen() -> None:
     assert made[last.arguments["mat1"].value].inputs == [mid.results[0]]
 
 
+def test_what_is_viewed_after_a_write_is_no_constant() -> None:
+    def run(m: Any, x: Tensor) -> Tensor:
+        cache = torch.zeros(2, 2, 4)
+        cache[:, 0] = m.one(x)
+        return cache.view(4, 4)
+
+    trace = traced(run, one=nn.Linear(3, 4))
+    assert not set(trace.outputs) & set(trace.constants)
+    assert any(call.name == "aten.addmm" for call in trace.live)
+
+
+@pytest.mark.parametrize("compiled", [torch.jit.script, lambda m: torch.jit.trace(m, X.args[0])])
+def test_torchscript_is_refused_by_name(compiled: Any) -> None:
+    with pytest.raises(ModelError, match=r"^part is a TorchScript module"):
+        traced(lambda m, x: m.part(x), part=compiled(nn.Linear(3, 4)))
+
+
 def test_constants_keep_their_numbers_from_before_a_change() -> None:
     def run(m: Wired, x: Tensor) -> Tensor:
         ramp = torch.arange(4.0)

@@ -121,6 +121,18 @@ def test_a_slice_that_is_written_from_elsewhere_takes_its_units() -> None:
     assert (4, ["one.bias/0", "one.weight/0", "two.weight/1+1(1,1)"]) in axes(derivation)
 
 
+def test_a_buffer_that_was_filled_and_is_viewed_takes_its_units() -> None:
+    """The view of a constant into which something was written is no constant."""
+
+    def run(m: Net, x: Tensor) -> Tensor:
+        cache = torch.zeros(2, 5, 4)
+        cache[:, :2] = m.one(x).view(2, 2, 4)
+        return m.two(cache.view(10, 4))
+
+    derivation = found(pair(run, hidden=4), X)
+    assert axes(derivation) == [(4, ["one.bias/0", "one.weight/0", "two.weight/1"])]
+
+
 def test_a_write_through_a_chain_of_views() -> None:
     def run(m: Net, x: Tensor) -> Tensor:
         hidden = m.one(x)
