@@ -74,7 +74,7 @@ class Row:
         if self.error < EXACT:
             return "function kept"
         if self.neutral < EXACT:
-            return f"**function changed** by {self.error:.0e}: running statistics stay behind"
+            return f"changed by {self.error:.0e} until running statistics are measured anew"
         return f"**function changed** by {self.error:.0e}, silently"
 
 
