@@ -40,10 +40,15 @@ class Norms:
         return sqrt(max(0.0, sum(self.a.values()) + sum(self.b.values()) - 2 * objective))
 
 
-def norms(a: Mapping[str, Tensor], b: Mapping[str, Tensor], keys: Iterable[str]) -> Norms:
-    """Squared norms of the named tensors; each file is read once."""
-    keys = list(keys)
-    return Norms({key: _dot(a[key], a[key]) for key in keys}, {key: _dot(b[key], b[key]) for key in keys})
+def norms_and_product(a: Mapping[str, Tensor], b: Mapping[str, Tensor], keys: Iterable[str]) -> tuple[Norms, float]:
+    """Squared norms of the named tensors, and `<A, B>` over them; each file is read once."""
+    squares_a: dict[str, float] = {}
+    squares_b: dict[str, float] = {}
+    product = 0.0
+    for key in keys:
+        squares_a[key], squares_b[key], both = _moments(a[key], b[key])
+        product += both
+    return Norms(squares_a, squares_b), product
 
 
 def inner_product(a: Mapping[str, Tensor], b: Mapping[str, Tensor], key: str, arrangement: Arrangement) -> float:
@@ -71,6 +76,16 @@ def inner_product(a: Mapping[str, Tensor], b: Mapping[str, Tensor], key: str, ar
 def objective(a: Mapping[str, Tensor], b: Mapping[str, Tensor], keys: Iterable[str], arrangement: Arrangement) -> float:
     """The objective over the named tensors."""
     return sum(inner_product(a, b, key, arrangement) for key in keys)
+
+
+def _moments(one: Tensor, other: Tensor) -> tuple[float, float, float]:
+    """`<x, x>`, `<y, y>` and `<x, y>`, in the pieces of `_dot`, so that the last is what it gives."""
+    flat, against = one.detach().reshape(-1), other.detach().reshape(-1)
+    xx = yy = xy = 0.0
+    for start in range(0, flat.numel(), PIECE // 4):
+        x, y = (side[start : start + PIECE // 4].double() for side in (flat, against))
+        xx, yy, xy = xx + float(torch.dot(x, x)), yy + float(torch.dot(y, y)), xy + float(torch.dot(x, y))
+    return xx, yy, xy
 
 
 def _dot(one: Tensor, other: Tensor) -> float:

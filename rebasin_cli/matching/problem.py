@@ -13,7 +13,7 @@ from rebasin_cli.errors import ModelError, NumericalError
 from rebasin_cli.matching.arrangement import Arrangement
 from rebasin_cli.matching.clusters import Cluster, NotNested, build_clusters
 from rebasin_cli.matching.families import Families, build_families
-from rebasin_cli.matching.objective import Norms, norms, objective
+from rebasin_cli.matching.objective import Norms, norms_and_product, objective
 from rebasin_cli.matching.similarity import Similarity
 from rebasin_cli.spec import PermutationSpec
 
@@ -88,8 +88,7 @@ def prepare(
             seen = tuple(b[key].shape) if key in b else "nothing"
             raise ModelError(f"tensor {key!r}: A has shape {tuple(a[key].shape)}, B has {seen}")
     families, clusters = _families_and_clusters(spec, {key: tuple(a[key].shape) for key in keys})
-    sizes = norms(a, b, keys)
-    identity = objective(a, b, keys, Arrangement(families))
+    sizes, identity = norms_and_product(a, b, keys)
     _check_finite(sizes, keys)
     if budget is None:
         budget = max(1 << 26, sum(a[key].nbytes for key in keys) // 4)

@@ -19,7 +19,15 @@ from rebasin_cli.matching.weighing import PLAIN
 from rebasin_cli.model.example_input import ExampleInput
 from rebasin_cli.permutation import Permutations
 from rebasin_cli.verbs import straight_through
-from rebasin_cli.verbs.activations import data_batches, measured, start_from, synthetic_starts
+from rebasin_cli.verbs.activations import (
+    ROOM,
+    ROOM_UNASKED,
+    can_run,
+    data_batches,
+    measured,
+    start_from,
+    synthetic_starts,
+)
 from rebasin_cli.verbs.pair import Pair
 from rebasin_cli.verbs.synthetic_inputs import is_image, natural_noise, white_noise
 from rebasin_cli.verbs.understanding import Understanding
@@ -167,9 +175,12 @@ def _by_activations(
 def _activation_starts(
     pair: Pair, understood: Understanding, matching: Matching, model: str
 ) -> Mapping[str, Callable[[], Permutations]]:
-    """Starts from what the units say: on noise, and on data where there are some."""
-    starts = dict(synthetic_starts(pair, understood, matching.seed))
-    if matching.data is not None and starts:
+    """Starts from what the units say: on noise where that is worth its cost, and on data where there are some."""
+    asked = matching.effort == "thorough" or "activations" in (matching.starts or ())
+    starts: dict[str, Callable[[], Permutations]] = {}
+    if can_run(pair, understood, ROOM if asked else ROOM_UNASKED):
+        starts.update(synthetic_starts(pair, understood, matching.seed))
+    if matching.data is not None and can_run(pair, understood):
         inputs = partial(_inputs, pair, understood, matching, model)
         starts["data"] = partial(start_from, pair, understood, inputs, matching.seed)
     return starts
