@@ -39,6 +39,7 @@ from rebasin_cli.verbs.understanding import understand
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 PAIRS: dict[str, dict[str, Any]] = {"mlp": {}, "resnet20": {}, "vgg": {}, "vit": {"dim": 96}}
 WAYS: dict[str, dict[str, Any]] = {
+    "descent from the identity": {"starts": ("identity",)},
     "weights": {},
     "weights, started on data": {"data": True},
     "activations": {"method": "activation", "data": True},
@@ -73,11 +74,16 @@ class Bench:
         return torch.cat([batch.args[0] for batch in found]), torch.cat([batch.target for batch in found])
 
     def match(self, how: dict[str, Any], seed: int = 0) -> tuple[Permutations, float]:
-        chosen = {"method": "weight", "mix": 1.0, **how, "data": str(self.images / "train") if "data" in how else None}
+        chosen = {
+            "method": "weight",
+            "mix": 1.0,
+            "starts": None,
+            **how,
+            "data": str(self.images / "train") if "data" in how else None,
+        }
         learned = 2000 if chosen["method"] == "straight-through" else SEEN
         matching = Matching(
             effort="standard",
-            starts=None,
             restarts=None,
             max_passes=None,
             time_limit=None,
