@@ -102,7 +102,7 @@ class Analysis:
         if layout is None:
             numbers = self.trace.constants.get(value)
             shape = self.trace.values[value].shape
-            layout = fixed_layout(shape, TABLE) if numbers is None else constant_layout(numbers)
+            layout = fixed_layout(shape, TABLE) if numbers is None else constant_layout(self.relations, numbers)
             self.layouts[value] = layout
         if layout.leaf is not None:
             return layout.leaf.view(layout.axes)

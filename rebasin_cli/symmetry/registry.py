@@ -6,14 +6,32 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from rebasin_cli.symmetry.algebra import reduce
 from rebasin_cli.symmetry.joining import hold
-from rebasin_cli.symmetry.positions import Factor, Layout, dimension, fixed_layout, released, uniform_layout
+from rebasin_cli.symmetry.positions import (
+    Block,
+    Entry,
+    Factor,
+    Ids,
+    Layout,
+    dimension,
+    fixed_layout,
+    released,
+    uniform_layout,
+)
 from rebasin_cli.symmetry.relations import Relations
 from rebasin_cli.trace.graph import Call, Ref, refs_in
+
+DIFFERS = "a constant of the model differs along this axis"
+MOST_ALIKE = 4096
+"""Longest axis of a constant along which equal positions are looked for."""
+
+MOST_NUMBERS = 1 << 20
+"""Largest constant in which they are looked for."""
 
 Result = Layout | Sequence[Layout | None]
 
@@ -153,17 +171,34 @@ def resized(relations: Relations, layout: Layout, places: Sequence[int], shape: 
     return replace(kept, dims=dims, fixed={**kept.fixed, **{f: reason for at in places for f in dims[at]}})
 
 
-def constant_layout(numbers: Tensor) -> Layout:
-    """Layout of a constant: uniform along the axes on which its numbers do not change, fixed along the others."""
+def constant_layout(relations: Relations, numbers: Tensor) -> Layout:
+    """Layout of a constant: uniform along the axes on which its numbers do not change; elsewhere positions may trade
+    places with those that hold the same numbers (a mask's equal rows), and where there are none, the axis is fixed.
+    """
     layout = uniform_layout(tuple(numbers.shape))
     if not numbers.numel():
         return layout
-    fixed = {}
+    fixed, entries = {}, []
     for place, dim in enumerate(layout.dims):
         for factor in dim:
-            if not bool(torch.all(numbers == numbers.narrow(place, 0, 1))):
-                fixed[factor] = "a constant of the model differs along this axis"
-    return Layout(layout.dims, (), fixed)
+            if bool(torch.all(numbers == numbers.narrow(place, 0, 1))):
+                continue
+            alike = _alike(numbers, place)
+            if alike is None:
+                fixed[factor] = DIFFERS
+            else:
+                entries.append(Entry((factor,), Block(factor.size)))
+                relations.colour(relations.ids(entries[-1]), alike)
+    return Layout(layout.dims, tuple(entries), fixed)
+
+
+def _alike(numbers: Tensor, place: int) -> Ids | None:
+    """Equal labels for positions along a dimension that hold the same numbers; None where no two do, or for many."""
+    if numbers.shape[place] > MOST_ALIKE or numbers.numel() > MOST_NUMBERS or numbers.is_complex():
+        return None
+    rows = np.ascontiguousarray(numbers.movedim(place, 0).reshape(numbers.shape[place], -1).double().numpy())
+    labels: Ids = np.unique(rows, axis=0, return_inverse=True)[1].reshape(-1).astype(np.int64)
+    return None if len(np.unique(labels)) == len(labels) else labels
 
 
 def fixed_results(op: Op, reason: str) -> list[Layout]:
