@@ -1,0 +1,82 @@
+"""The loss of a merged network: for every model of the small zoo it is finite, differentiable, and zero between equals."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from rebasin_cli.data import Batch
+from rebasin_cli.errors import DataError
+from rebasin_cli.matching.straight_through import merged
+from rebasin_cli.model.state import parameter_keys, ties
+from rebasin_cli.permutation import identity
+from rebasin_cli.spec import PermutationSpec
+from rebasin_cli.verbs.midpoint_loss import MidpointLoss
+from tests.symmetry.small_zoo import load, zoo_names
+
+NOTHING = PermutationSpec(())
+CPU = torch.device("cpu")
+
+
+def state(module: nn.Module, seed: int) -> dict[str, Tensor]:
+    """Numbers for all its tensors but those that are tied to another."""
+    generator = torch.Generator().manual_seed(seed)
+    found: Mapping[str, Tensor] = module.state_dict()
+    return {
+        key: value + 0.1 * torch.randn(value.shape, generator=generator)
+        if value.is_floating_point() and "running" not in key
+        else value.clone()
+        for key, value in found.items()
+        if key not in ties(module)
+    }
+
+
+@pytest.mark.parametrize("name", zoo_names())
+def test_every_model_can_be_learned_on(name: str) -> None:
+    torch.manual_seed(0)
+    model = load(name)
+    module, example = model.module.build(), model.example()
+    a, b = state(module, 1), state(module, 2)
+    loss = MidpointLoss(module, (a, b), CPU)
+    batch = Batch(0, example.args, dict(example.kwargs), size=2)
+    network = merged(NOTHING, a, b, identity(NOTHING), learned=parameter_keys(module))
+    learned = [tensor for tensor in network.values() if tensor.requires_grad]
+    value = loss.of(network, batch)
+    gradients = torch.autograd.grad(value, learned, allow_unused=True)
+    assert float(value.detach()) > 0
+    assert sum(float(gradient.abs().sum()) for gradient in gradients if gradient is not None) > 0
+    assert all(bool(torch.isfinite(gradient).all()) for gradient in gradients if gradient is not None)
+
+
+def test_between_equals_there_is_no_distance() -> None:
+    module = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3))
+    a = state(module, 0)
+    loss = MidpointLoss(module, (a, a), CPU)
+    assert float(loss.of(a, Batch(0, (torch.randn(6, 4),), size=6))) == pytest.approx(0.0, abs=1e-12)
+
+
+def test_statistics_of_the_batch_leave_the_networks_alone() -> None:
+    module = nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(3 * 36, 2))
+    a = state(module, 0)
+    before = {key: value.clone() for key, value in a.items()}
+    loss = MidpointLoss(module, (a, a), CPU)
+    images = torch.randn(5, 1, 8, 8) * 10 + 3
+    scores = loss.of(a, Batch(0, (images,), target=torch.tensor([0, 1, 0, 1, 1]), size=5))
+    assert all(torch.equal(a[key], before[key]) for key in a)
+    x = nn.functional.conv2d(images, a["0.weight"], a["0.bias"])
+    x = (x - x.mean((0, 2, 3), keepdim=True)) / (x.var((0, 2, 3), correction=0, keepdim=True) + 1e-5).sqrt()
+    x = x * a["1.weight"].view(1, 3, 1, 1) + a["1.bias"].view(1, 3, 1, 1)
+    logits = nn.functional.linear(x.flatten(1), a["3.weight"], a["3.bias"])
+    assert float(scores) == pytest.approx(
+        float(nn.functional.cross_entropy(logits, torch.tensor([0, 1, 0, 1, 1]))), rel=1e-4
+    )
+
+
+def test_inputs_that_do_not_fit_are_a_fault_of_the_data() -> None:
+    module = nn.Linear(4, 5)
+    loss = MidpointLoss(module, (state(module, 0), state(module, 1)), CPU)
+    with pytest.raises(DataError, match="does not accept the data"):
+        loss.of(state(module, 0), Batch(0, (torch.randn(2, 3),), size=2))
