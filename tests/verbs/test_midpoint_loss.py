@@ -1,4 +1,4 @@
-"""The loss of a merged network: for every model of the small zoo it is finite, differentiable, and zero between equals."""
+"""The loss of a merged network: finite and differentiable for every model of the small zoo, zero between equals."""
 
 from __future__ import annotations
 
