@@ -8,12 +8,11 @@ from __future__ import annotations
 _STREAM_IS_OUTPUT = "it has no classifier by default: its output is the stream itself, whose order is the caller's"
 _PLACES = "mixes the places of the picture by weights of their own: places keep their order, and rightly"
 _AUXILIARY = "its auxiliary classifiers are read in training only, and stay as they are"
-_LOOP = "code loops over the experts that were hit: what others would read is not seen, and all that meets it is held"
 _WEIGHT_NORM = "weight norm on a grouped convolution: units inside the stream's groups move alike"
 
 SHORTFALLS = {
-    "modules:experts in a loop, all hit": _LOOP,
-    "modules:experts in a loop, some never hit": _LOOP,
+    "modules:experts in a loop, all hit": "experts that code tells apart by number keep their order; their units move",
+    "modules:experts in a loop, some never hit": "the units of experts that were not reached follow the others'",
     "modules:nn.RNN": "so small that the bias of its output is more than a hundredth: it keeps its order, rightly",
     "timm:aimv2_large_patch14_224": _STREAM_IS_OUTPUT,
     "timm:deepseek_vit_412m": _STREAM_IS_OUTPUT,
