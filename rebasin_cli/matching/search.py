@@ -199,7 +199,7 @@ class _Portfolio:
 
     def _barycentres(self) -> None:
         for number in range(self.plan.barycentres):
-            if self._exhausted:
+            if self._exhausted if number == 0 else self._cannot_explore:
                 return
             mixture = near_barycentre(self.problem, self.seed + number, 0.1 if number else 0.0)
             self._explore("barycentre" if number == 0 else f"near the barycentre, {number}", number, mixture)
@@ -209,7 +209,7 @@ class _Portfolio:
             return
         patience, in_vain = max(_PATIENCE, self.plan.kicks // 4), 0
         for number in range(self.plan.kicks):
-            if self._exhausted or not self.ends or in_vain == patience:
+            if self._cannot_explore or not self.ends or in_vain == patience:
                 return
             strength, randoms = _KICKS[number % len(_KICKS)]
             best = max(self.ends, key=lambda end: end.value)
@@ -235,17 +235,32 @@ class _Portfolio:
                 self.ends[best] = resume(self.problem, self.ends[best], self.settings)
 
     @property
+    def _is_large(self) -> bool:
+        """Is the search bounded by full passes, because these are dear?"""
+        return self.plan.passes_of_work * self.problem.full_pass > self.plan.work
+
+    @property
     def _iterations(self) -> int:
         """Of Frank–Wolfe, each of which costs a full pass: all that help, or what is affordable in large networks."""
-        large = self.plan.passes_of_work * self.problem.full_pass > self.plan.work
-        return min(ITERATIONS, max(4, int(self.plan.passes_of_work) - 6)) if large else ITERATIONS
+        return min(ITERATIONS, max(4, int(self.plan.passes_of_work) - 6)) if self._is_large else ITERATIONS
 
     @property
     def _exhausted(self) -> bool:
         """Is there something to return, and nothing left to gain, or neither time nor work?"""
         if any(end.value >= (1 - _PERFECT) * self.problem.norms.bound for end in self.ends):
             return True
-        spent = sum(end.work for end in self.ends)
-        return bool(self.ends) and (
-            self.settings.out_of_time or spent > max(self.plan.passes_of_work * self.problem.full_pass, self.plan.work)
-        )
+        return bool(self.ends) and (self.settings.out_of_time or self._spent > self._work)
+
+    @property
+    def _spent(self) -> float:
+        return sum(end.work for end in self.ends)
+
+    @property
+    def _work(self) -> float:
+        return max(self.plan.passes_of_work * self.problem.full_pass, self.plan.work)
+
+    @property
+    def _cannot_explore(self) -> bool:
+        """As `_exhausted`, also where one more run of Frank–Wolfe would cost a large network more than is left."""
+        ahead = (self._iterations + 2) * self.problem.full_pass if self._is_large and self.ends else 0
+        return self._exhausted or self._spent + ahead > self._work
