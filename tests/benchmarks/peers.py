@@ -81,7 +81,7 @@ class Row:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="*", default=MODELS, help="torchvision:NAME, or a file of tests/zoo")
-    parser.add_argument("--timeout", type=float, default=180.0, help="seconds for each model and tool")
+    parser.add_argument("--timeout", type=float, default=240.0, help="seconds for each model and tool")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     parser.add_argument("--markdown", type=Path, help="also write the table to this file")
     parser.add_argument("--child", nargs=2, metavar=("TOOL", "MODEL"), help=argparse.SUPPRESS)
