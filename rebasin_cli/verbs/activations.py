@@ -27,7 +27,7 @@ from rebasin_cli.verbs.weights import Weights
 ROOM = 1 << 30
 """Largest number of parameters of a model that is run for a start; a larger one costs more than the start is worth."""
 ROOM_UNASKED = 1 << 24
-"""The same for noise nobody asked for: on a ResNet-50 pair it made `standard` half as long again and changed nothing."""
+"""The same for noise nobody asked for: for a ResNet-50 pair it made `standard` half as long again in vain."""
 
 
 def can_run(pair: Pair, understood: Understanding, room: int = ROOM) -> bool:
