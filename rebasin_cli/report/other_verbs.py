@@ -102,6 +102,8 @@ def _bundled(groups: Sequence[AxisGroup]) -> Iterator[tuple[str, str, str, int]]
 def _soundness(result: TraceResult) -> str:
     if result.verified is None:
         return "not checked (--no-verify)"
+    if result.verified.silent:
+        return "not shown: on random weights the model's outputs are empty or zero"
     error = number(result.verified.max_relative_error)
     return f"unchanged under random permutations of all groups: relative error {error}"
 

@@ -13,21 +13,19 @@ from rebasin_cli.symmetry.joining import absorb, hold
 from rebasin_cli.symmetry.positions import JOINT_LIMIT, Block, Entry, Factor, Ids, Layout, released
 from rebasin_cli.symmetry.relations import Relations
 
-APART_LIMIT = 1 << 16
-"""Largest number of joint positions for which pieces are kept apart along their other dimensions."""
-
 _FREE = "free"
 PLACE = "positions that are laid end to end keep their order"
 
 
-def concatenate(relations: Relations, pieces: Sequence[Layout], place: int, *, apart: bool = False) -> Layout:
+def concatenate(relations: Relations, pieces: Sequence[Layout], place: int, *, apart: int = 0) -> Layout:
     """The positions of all pieces along dimension `place`, in order.
 
     Ids that occur twice become positions of their own, each following the one it came from.
 
     Args:
         apart: positions along the other dimensions may move in one way in one piece and in another in the next (what
-            is stacked may be taken apart again), unless that is too much to follow; else they run together.
+            is stacked may be taken apart again), as long as these are no more joint positions than this many; else
+            they run together.
     """
     if len(pieces) == 1:
         return pieces[0]
@@ -41,7 +39,7 @@ def concatenate(relations: Relations, pieces: Sequence[Layout], place: int, *, a
     along = [factors[("cat", which)][0] for which in range(len(pieces))]
     merged = Factor(sum(factor.size for factor in along))
     differ = _differing(relations, aligned, along) if apart else set()
-    if prod(factor.size for factor in differ) * merged.size > APART_LIMIT:
+    if prod(factor.size for factor in differ) * merged.size > apart:
         differ = set()
     dims = tuple((merged,) if d == place else factors.get(d, ()) for d in range(rank))
     touched = _closure(aligned, {*along, *differ})

@@ -67,13 +67,15 @@ def _rows_by_fibre(closure: Closure, ids: Ids, which: int, owners: Ids) -> Itera
         places.append(here)
         units.append(source.ancestors[which][number])
         keys.append(_relative_keys(closure.families, source, which, number, closure.colour[ids[here]]))
-    place, unit = np.concatenate(places), np.concatenate(units)
-    width = max(key.shape[1] for key in keys)
-    key = np.concatenate([np.pad(k, ((0, 0), (0, width - k.shape[1])), constant_values=-1) for k in keys])
+    place, unit, key = places[0], units[0], keys[0]
+    if len(places) > 1:
+        place, unit = np.concatenate(places), np.concatenate(units)
+        width = max(key.shape[1] for key in keys)
+        key = np.concatenate([np.pad(k, ((0, 0), (0, width - k.shape[1])), constant_values=-1) for k in keys])
     order = np.lexsort((*key.T[::-1], family.local[unit], family.fibre[unit]))
     place, fibre = place[order], family.fibre[unit][order]
     size = int(family.local.max()) + 1
-    cuts = np.r_[0, np.flatnonzero(np.diff(fibre)) + 1, len(fibre)]
+    cuts = [0, *(np.flatnonzero(fibre[1:] != fibre[:-1]) + 1).tolist(), len(fibre)]
     for start, end in itertools.pairwise(cuts):
         yield int(fibre[start]), place[start:end].reshape(size, -1)
 

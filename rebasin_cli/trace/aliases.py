@@ -35,10 +35,11 @@ class ViewStep:
 
 @dataclass(slots=True)
 class Family:
-    """All tensors on one storage: the current value of the root, and how often it was changed."""
+    """All tensors on one storage: the current value of the root, how often it was changed, and all values they had."""
 
     root: int
     version: int = 0
+    values: set[int] = field(default_factory=set)
 
 
 @dataclass(slots=True)
@@ -93,6 +94,8 @@ class AliasTable:
         none.
         """
         place = _place(tensor)
+        if place not in self._latest:
+            return False
         for other, (member, _) in list(self._members.items()):
             if place[0] and _place(other) == place:
                 self._keep(tensor, member)
@@ -114,6 +117,7 @@ class AliasTable:
         if member.version != member.family.version:
             member.value = self._replay(member.family.root, member.chain)[-1]
             member.version = member.family.version
+            member.family.values.add(member.value)
         return member.value
 
     def write(self, tensor: Tensor, value: int) -> None:
@@ -130,10 +134,9 @@ class AliasTable:
         member.value, member.version = value, family.version
         self._keep(tensor, member)
 
-    def family_values(self, tensor: Tensor) -> list[int]:
-        """Last read values of all live tensors that share memory with this one, itself included."""
-        family = self._member(tensor).family
-        return [member.value for member, _ in self._members.values() if member.family is family]
+    def family_values(self, tensor: Tensor) -> set[int]:
+        """Values of all tensors that share or shared memory with this one, itself included."""
+        return self._member(tensor).family.values
 
     def _member(self, tensor: Tensor) -> Member:
         member: Member = self._members[tensor][0]
@@ -141,6 +144,7 @@ class AliasTable:
 
     def _keep(self, tensor: Tensor, member: Member) -> None:
         self._members[tensor] = member, _storage(tensor)
+        member.family.values.add(member.value)
         self._latest[_place(tensor)] = member
 
     def _replay(self, root: int, chain: tuple[ViewStep, ...]) -> list[int]:

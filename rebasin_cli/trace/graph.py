@@ -51,6 +51,7 @@ class Call:
         scope: path of the module that was speaking (empty for the model itself).
         synthetic: made while resolving views, not called by the model.
         place: file and line of the model's code, for operations that tell it numbers (`DECIDING`).
+        inputs: value indices of all tensor arguments, in order, repeats kept.
     """
 
     name: str
@@ -60,11 +61,10 @@ class Call:
     scope: str
     synthetic: bool = False
     place: str = ""
+    inputs: list[int] = field(init=False)
 
-    @property
-    def inputs(self) -> list[int]:
-        """Value indices of all tensor arguments, in order, repeats kept."""
-        return list(refs_in(self.arguments))
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "inputs", list(refs_in(self.arguments)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -117,4 +117,8 @@ def _proved_on_random_weights(
             slug="proof",
         )
     words = f"B's outputs are all zero; on random weights the relative error is {soundness.max_relative_error:.3g}"
+    if soundness.silent:
+        words = (
+            "B's outputs are all zero, and on random weights too: that the function is kept was not shown by running"
+        )
     return replace(check, note=words)

@@ -45,11 +45,15 @@ class UnknownOperation:
 
 @dataclass(frozen=True, slots=True)
 class Soundness:
-    """Random permutations of every group at once, in float64: how much the outputs moved, relative to their size."""
+    """Random permutations of every group at once, in float64: how much the outputs moved, relative to their size.
+
+    `silent`: there was no output, or all of it was zero, so that nothing was shown.
+    """
 
     max_relative_error: float
     noise_floor: float | None
     seed: int
+    silent: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,4 +196,4 @@ def _check(source: str | Path, build: Callable[[], nn.Module], understood: Under
             hint="the spec's groups do not fit this model" if understood.derivation is None else hint,
             slug="unsound",
         )
-    return Soundness(check.max_relative_error, check.noise_floor, check.seed)
+    return Soundness(check.max_relative_error, check.noise_floor, check.seed, check.silent)

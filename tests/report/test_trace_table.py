@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -47,3 +48,24 @@ def test_verbose_shows_every_group(shown: dict[bool, list[str]]) -> None:
         assert f"1.self_attn[{block}] " in text
         assert f"1.self_attn[{block}]#2 " in text
     assert "blocks]" not in text
+
+
+def test_outputs_that_show_nothing_are_called_so(tmp_path: Path) -> None:
+    """A detector that finds no boxes returns nothing to compare."""
+    file = tmp_path / "net.py"
+    file.write_text(
+        "from torch import nn\n\n\n"
+        "class Net(nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.one, self.two = nn.Linear(5, 6), nn.Linear(6, 2)\n\n"
+        "    def forward(self, x):\n"
+        "        return self.two(self.one(x).relu()).relu() * 0\n"
+    )
+    result = trace(f"{file}:Net", inputs=["3,5"])
+    assert result.verified is not None
+    assert result.verified.silent
+    console = Console(file=io.StringIO(), width=200)
+    console.print(trace_table(result))
+    assert isinstance(console.file, io.StringIO)
+    assert "not shown" in console.file.getvalue()

@@ -263,10 +263,14 @@ class Tiny(nn.Module):
 EXAMPLE = ExampleInput((torch.randn(2, TOKENS, 2, generator=torch.Generator().manual_seed(0)),))
 
 
-def order(steps: list[str], width: int) -> tuple[int, int]:
-    """The number of symmetries that are derived, and the number that there are: no more than any seed finds."""
+def order(steps: list[str], width: int) -> tuple[int, int] | None:
+    """The number of symmetries that are derived, and the number that there are: no more than any seed finds.
+
+    None where these cannot be compared: groups that move several axes as one, or too much to try.
+    """
     found = derive(trace_model(Tiny(steps, width).eval(), EXAMPLE), strict=True)
-    assume(all(site.span == 1 for group in found.spec.groups for site in group.sites))  # no permutation of single axes
+    if any(site.span > 1 for group in found.spec.groups for site in group.sites):
+        return None
     for seed in (0, 1):
         assert verify_by_execution(lambda: Tiny(steps, width).eval(), EXAMPLE, found.spec, seed).ok, (steps, width)
     derived = prod(factorial(group.size) for group in found.spec.groups)
@@ -275,7 +279,7 @@ def order(steps: list[str], width: int) -> tuple[int, int]:
         try:
             counted = count_symmetries(Tiny(steps, width), EXAMPLE, seed)
         except TooMany:
-            assume(False)
+            return None
         there = min(there, counted) if there else counted
         if there == derived:
             break
@@ -285,7 +289,10 @@ def order(steps: list[str], width: int) -> tuple[int, int]:
 @settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(st.lists(st.sampled_from(STEPS), min_size=1, max_size=3), st.sampled_from([2, 3, 4]))
 def test_nothing_is_missed_and_nothing_is_wrong(steps: list[str], width: int) -> None:
-    derived, there = order(steps, width)
+    counted = order(steps, width)
+    assume(counted is not None)
+    assert counted is not None
+    derived, there = counted
     assert derived == there, (steps, width)
 
 

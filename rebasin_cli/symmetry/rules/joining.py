@@ -12,6 +12,11 @@ from rebasin_cli.symmetry.concatenate import concatenate
 from rebasin_cli.symmetry.positions import Layout, permute_dims, released, uniform_layout
 from rebasin_cli.symmetry.registry import Op, fixed_results, hold_all, rule
 
+STACKED = 1 << 16
+"""Joint positions up to which what is stacked or written back may move apart: it is often taken apart again."""
+BESIDE = 1 << 13
+"""The same for what is laid end to end, which mostly is read alike (tokens beside a class token)."""
+
 
 @rule("aten.cat", "aten.concat")
 def cat(op: Op) -> Layout:
@@ -19,7 +24,7 @@ def cat(op: Op) -> Layout:
     place = op.dim("dim", len(op.result_shape))
     some = op.result_shape[place] > 0
     pieces = [piece for piece in pieces if len(piece.dims) == len(op.result_shape) and not (some and 0 in piece.shape)]
-    return concatenate(op.relations, pieces, place, apart=True)
+    return concatenate(op.relations, pieces, place, apart=BESIDE)
 
 
 @rule("aten.stack", "aten._stack")
@@ -28,7 +33,7 @@ def stack(op: Op) -> Layout:
     place = op.dim("dim", rank)
     pieces = [released(op.layout_of(ref.value)) for ref in op["tensors"]]
     pieces = [replace(piece, dims=(*piece.dims[:place], (), *piece.dims[place:])) for piece in pieces]
-    return concatenate(op.relations, pieces, place, apart=True)
+    return concatenate(op.relations, pieces, place, apart=STACKED)
 
 
 @rule("aten.constant_pad_nd")
@@ -71,7 +76,7 @@ def replaced(op: Op, base: Layout, part: Layout, place: int, index: np.ndarray) 
     if len(index) == size:
         return take(op.relations, part, place, np.argsort(index, kind="stable"))
     others = np.setdiff1d(np.arange(size), index)
-    whole = concatenate(op.relations, [take(op.relations, base, place, others), part], place, apart=True)
+    whole = concatenate(op.relations, [take(op.relations, base, place, others), part], place, apart=STACKED)
     return take(op.relations, whole, place, np.argsort(np.r_[others, index], kind="stable"))
 
 
