@@ -12,6 +12,9 @@ from rebasin_cli.model.example_input import ExampleInput, Sampler
 
 TOKENS = 16
 DECODER_TOKENS = 8
+TOKENS_FOR_EACH_EXPERT = 32
+"""A mixture of experts is given so many tokens that a router reaches most experts; those that it does not must stay."""
+MOST_TOKENS = 2048
 SAMPLES = 16000  # a second of sound
 
 
@@ -43,7 +46,7 @@ def transformers_input(module: nn.Module, seed: int) -> ExampleInput | None:
 def _value(name: str, config: Any, sample: Sampler) -> torch.Tensor | None:
     if name in ("input_ids", "decoder_input_ids"):
         words = _entry(config, "text_config") or config
-        length = TOKENS if name == "input_ids" else DECODER_TOKENS
+        length = max(TOKENS if name == "input_ids" else DECODER_TOKENS, _tokens_for_experts(words))
         longest = getattr(words, "max_position_embeddings", None)
         return sample.integers((1, min(length, longest or length)), int(getattr(words, "vocab_size", 2)))
     if name == "pixel_values":
@@ -58,6 +61,12 @@ def _value(name: str, config: Any, sample: Sampler) -> torch.Tensor | None:
         positions = getattr(config, "max_source_positions", None)
         return sample.normal(1, getattr(config, "num_mel_bins", 80), 2 * positions if positions else 256)
     return None
+
+
+def _tokens_for_experts(config: Any) -> int:
+    names = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+    experts = max((count for name in names if isinstance(count := _entry(config, name), int)), default=0)
+    return min(TOKENS_FOR_EACH_EXPERT * experts, MOST_TOKENS)
 
 
 def _entry(config: Any, name: str) -> Any:

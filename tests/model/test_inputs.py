@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from rebasin_cli.errors import DataError, UsageError
 from rebasin_cli.model.example_input import ExampleInput, as_example
 from rebasin_cli.model.input_guess import candidates, first_accepted, refusal
 from rebasin_cli.model.input_option import InputSpec, draw, given_input, parse_input, read_input_file
+from rebasin_cli.model.transformers_inputs import transformers_input
 
 
 @pytest.mark.parametrize(
@@ -193,3 +195,29 @@ def test_given_input_takes_one_way_of_saying_it(tmp_path: Path) -> None:
     assert (file and file.describe(), text and text.describe()) == ("3:float64", "2x2, y=1")
     with pytest.raises(UsageError, match="exclude each other"):
         given_input(["2,2"], tmp_path / "x.npz")
+
+
+class _Mixture(nn.Module):
+    """What a model of `transformers` shows of itself."""
+
+    main_input_name = "input_ids"
+
+    def __init__(self, **config: int) -> None:
+        super().__init__()
+        self.config = SimpleNamespace(vocab_size=50, **config)
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        return input_ids
+
+
+def test_a_mixture_of_experts_is_given_tokens_for_all_of_them() -> None:
+    def tokens(**config: int) -> int:
+        found = transformers_input(_Mixture(**config), 0)
+        assert found is not None
+        return int(found.kwargs["input_ids"].shape[1])
+
+    assert tokens() == 16
+    assert tokens(num_experts=1) > 16
+    assert tokens(num_local_experts=8) == 8 * tokens(num_experts=1)
+    assert tokens(num_local_experts=8, max_position_embeddings=100) == 100
+    assert tokens(n_routed_experts=1000) < 10_000
