@@ -96,32 +96,34 @@ def random_state(module: nn.Module, seed: int) -> dict[str, Tensor]:
         elif not tensor.is_floating_point():
             state[key] = tensor.detach()
         else:
-            state[key] = _random_tensor(key, tuple(tensor.shape), generator)
+            state[key] = random_tensor(key, tuple(tensor.shape), generator)
     return state
 
 
-def _random_tensor(key: str, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+def random_tensor(
+    key: str, shape: tuple[int, ...], generator: torch.Generator, dtype: torch.dtype = torch.float64
+) -> Tensor:
+    """Numbers for one tensor of the state, of the scale that its name and its shape ask for (`random_state`)."""
     name = key.rpartition(".")[2]
     if len(shape) > 1:
         fan_in = prod(shape[1:])
-        return torch.randn(shape, generator=generator, dtype=torch.float64) * sqrt(2.0 / max(fan_in, 1))
+        return torch.randn(shape, generator=generator, dtype=dtype) * sqrt(2.0 / max(fan_in, 1))
     if "var" in name or ("bias" not in name and "mean" not in name):
-        return torch.rand(shape, generator=generator, dtype=torch.float64) + 0.5
-    return torch.randn(shape, generator=generator, dtype=torch.float64) * 0.1
+        return torch.rand(shape, generator=generator, dtype=dtype) + 0.5
+    return torch.randn(shape, generator=generator, dtype=dtype) * 0.1
 
 
 def _perturbed(state: Mapping[str, Tensor], seed: int) -> dict[str, Tensor]:
-    """Every number moved up or down by one unit in its last place."""
     generator = torch.Generator().manual_seed(seed)
-    epsilon = torch.finfo(torch.float64).eps
+    return {
+        key: perturbed(tensor, generator) if tensor.is_floating_point() else tensor for key, tensor in state.items()
+    }
 
-    def nudge(tensor: Tensor) -> Tensor:
-        if not tensor.is_floating_point():
-            return tensor
-        sign = torch.randint(0, 2, tensor.shape, generator=generator, dtype=torch.float64) * 2 - 1
-        return tensor * (1 + epsilon * sign)
 
-    return {key: nudge(tensor) for key, tensor in state.items()}
+def perturbed(tensor: Tensor, generator: torch.Generator) -> Tensor:
+    """Every number of a float64 tensor moved up or down by one unit in its last place."""
+    sign = torch.randint(0, 2, tensor.shape, generator=generator, dtype=torch.float64) * 2 - 1
+    return tensor * (1 + torch.finfo(torch.float64).eps * sign)
 
 
 def run_in_float64(module: nn.Module, example: ExampleInput, seed: int) -> list[Tensor]:
