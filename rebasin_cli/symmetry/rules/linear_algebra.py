@@ -1,14 +1,15 @@
-"""Factorisations and solutions of matrices: rows and columns keep their order, batches and right-hand sides pass."""
+"""Factorisations and solutions of matrices, products of vectors in space: what they work along keeps its order."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-from rebasin_cli.symmetry.algebra import combine, reduce
+from rebasin_cli.symmetry.algebra import combine, elementwise, reduce
 from rebasin_cli.symmetry.positions import Layout, dimension, released
 from rebasin_cli.symmetry.registry import Op, hold_dims, rule
 
 MATRIX = "rows and columns of a matrix that is factorised keep their order"
+COORDINATES = "the coordinates of a cross product keep their order"
 
 
 def _of_batches(op: Op, matrix: Layout) -> list[Layout]:
@@ -59,3 +60,11 @@ def solved(op: Op) -> list[Layout]:
         labels, wanted = [*lead, "k", "m"], [*lead, "k", "n"]
     solution = combine(op.relations, [(matrix, [*lead, "n", "m"]), (given, labels)], wanted)
     return [solution, *_of_batches(op, matrix)[1:]]
+
+
+@rule("aten.linalg_cross")
+def cross(op: Op) -> Layout:
+    """Each of the three coordinates is made of the two others."""
+    place = op.dim("dim", len(op.result_shape))
+    held = [hold_dims(op.relations, op.layout(name), [place], COORDINATES) for name in ("self", "other")]
+    return elementwise(op.relations, held, op.result_shape)

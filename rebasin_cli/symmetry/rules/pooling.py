@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from rebasin_cli.symmetry.algebra import combine, reduce
+from rebasin_cli.symmetry.algebra import combine, elementwise, reduce
 from rebasin_cli.symmetry.arrange import view
 from rebasin_cli.symmetry.positions import Layout, fixed_layout
 from rebasin_cli.symmetry.registry import Op, hold_dims, resized, rule
@@ -50,6 +50,15 @@ def pool(op: Op) -> list[Layout]:
     layout = op.layout("self" if op.has("self") else "input")
     rank = next(rank for name, rank in _LAST.items() if name in op.call.name)
     return _spatial(op, layout, rank)
+
+
+@rule("aten.max_unpool2d", "aten.max_unpool3d")
+def unpool(op: Op) -> Layout:
+    """Back to the places that the indices name: in space, in the same picture and channel."""
+    shape, rank = op.shape("self"), _LAST[op.call.name[-2:]]
+    places = range(len(shape) - rank, len(shape))
+    held = [hold_dims(op.relations, op.layout(name), places, SPACE) for name in ("self", "indices")]
+    return resized(op.relations, elementwise(op.relations, held, shape), places, op.result_shape, SPACE)
 
 
 @rule("aten.pixel_shuffle")

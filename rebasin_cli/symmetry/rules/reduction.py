@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from rebasin_cli.symmetry.algebra import reduce, rows_matter
-from rebasin_cli.symmetry.positions import Layout, released
-from rebasin_cli.symmetry.registry import Op, fixed_results, hold_dims, resized, rule
+from rebasin_cli.symmetry.algebra import combine, reduce, rows_matter
+from rebasin_cli.symmetry.positions import Layout, fixed_layout, released
+from rebasin_cli.symmetry.registry import Op, fixed_results, hold_all, hold_dims, resized, rule
 
 ORDER = "the order along this axis matters to an operation"
+CLASSES = "classes are named by number"
 INDEX = "an operation returns positions along this axis"
 
 
@@ -92,6 +93,20 @@ def middle(op: Op) -> list[Layout]:
 def softmax(op: Op) -> Layout:
     layout = op.layout("self")
     return rows_matter(op.relations, layout, [op.dim("dim", len(layout.dims))])
+
+
+@rule("aten.nll_loss_forward", "aten.nll_loss2d_forward")
+def likelihood(op: Op) -> list[Layout]:
+    """At each position the number of one class, and the weight of all that were summed."""
+    given, target = op.layout("self"), op.layout("target")
+    classes = min(1, len(given.dims) - 1)
+    held = hold_dims(op.relations, given, [classes], CLASSES)
+    if op.has("weight"):
+        hold_all(op.relations, op.layout("weight"), CLASSES)
+    others = [place for place in range(len(given.dims)) if place != classes]
+    summed = int(op["reduction"]) != 0
+    losses = combine(op.relations, [(held, range(len(given.dims))), (target, others)], [] if summed else others)
+    return [losses, fixed_layout(op.result_shapes[-1], CLASSES)]
 
 
 @rule("aten.cumprod", "aten.cumsum", "aten.logcumsumexp", "aten.cummax", "aten.cummin")
