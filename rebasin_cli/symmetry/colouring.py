@@ -54,55 +54,75 @@ def refine(relations: Relations, edges: Edges, known: Ids | None = None) -> Ids:
         known: colours of the first ids from fewer relations, which more relations can only split further.
     """
     colour = _first_colours(relations, known)
-    touched = np.flatnonzero(np.bincount(np.r_[edges.source, edges.target], minlength=relations.size))
-    if not len(touched):
+    linked = np.zeros(relations.size, dtype=bool)
+    linked[edges.source] = linked[edges.target] = True
+    open_ids = np.flatnonzero(linked & (np.bincount(colour, minlength=1)[colour] > 1))
+    if not len(open_ids):
         return colour
-    place = np.zeros(relations.size, dtype=np.int64)
-    place[touched] = np.arange(len(touched))
-    source, target = place[edges.source], place[edges.target]
+    # What stands alone cannot split any more: its hash stays, and tells the others apart.
+    place = np.full(relations.size, -1, dtype=np.int64)
+    place[open_ids] = np.arange(len(open_ids))
+    follows, followed = place[edges.source] >= 0, place[edges.target] >= 0
+    source, target = place[edges.source[follows]], place[edges.target[followed]]
+    above, below = edges.target[follows], edges.source[followed]
     label = edges.label.astype(np.uint64)
-    down, up = _mix(2 * label), _mix(2 * label + np.uint64(1))
-    local = _mix(colour[touched].astype(np.uint64) + np.uint64(1))
-    count = len(np.unique(local))
+    up, down = _mix(2 * label[follows]), _mix(2 * label[followed] + np.uint64(1))
+    told = _mix(colour.astype(np.uint64) + np.uint64(1))
+    count = len(np.unique(told[open_ids]))
     while True:
-        seen = _mix(local)
-        np.add.at(seen, source, _mix(local[target] + down))
-        np.add.at(seen, target, _mix(local[source] + up))
-        local = _mix(seen)
-        new_count = len(np.unique(local))
+        seen = _mix(told[open_ids])
+        np.add.at(seen, source, _mix(told[above] + up))
+        np.add.at(seen, target, _mix(told[below] + down))
+        told[open_ids] = _mix(seen)
+        new_count = len(np.unique(told[open_ids]))
         if new_count == count:
             break
         count = new_count
-    colour[touched] = np.unique(local, return_inverse=True)[1] + colour.max() + 1
-    return _in_order(colour)
+    return _split(colour, open_ids, told[open_ids])
 
 
 def first_places(numbers: Ids) -> Ids:
-    """For every number from 0 on, all of which occur, where it occurs first."""
-    first = np.empty(int(numbers.max(initial=-1)) + 1, dtype=np.int64)
-    first[numbers[::-1]] = np.arange(len(numbers))[::-1]
+    """For every number from 0 on, where it occurs first; the number of places for one that does not occur."""
+    count = len(numbers)
+    first = np.full(int(numbers.max(initial=-1)) + 1, count, dtype=np.int64)
+    first[numbers[::-1]] = np.arange(count - 1, -1, -1)
     return first
 
 
-def _in_order(values: Ids | Hashes) -> Ids:
-    """Numbers from 0 on for equal values, in the order in which they occur first: nothing depends on the hashes."""
-    numbers: Ids = np.unique(values, return_inverse=True)[1].reshape(-1)
-    rank = np.empty(int(numbers.max(initial=-1)) + 1, dtype=np.int64)
-    rank[np.argsort(first_places(numbers))] = np.arange(len(rank))
+def in_order(numbers: Ids) -> Ids:
+    """Numbers from 0 on for equal numbers, in the order in which they occur first."""
+    first = first_places(numbers)
+    rank = np.empty(len(first), dtype=np.int64)
+    rank[np.argsort(first, kind="stable")] = np.arange(len(first))
     return rank[numbers]
+
+
+def _split(colour: Ids, ids: Ids, told: Hashes) -> Ids:
+    """The colours with new ones for these ids, one for each hash; in order, so that nothing depends on the hashes."""
+    split = colour.copy()
+    # Asked for the index too, `unique` sorts in a way that is quick where equal values lie side by side.
+    split[ids] = np.unique(told, return_index=True, return_inverse=True)[2].reshape(-1) + colour.max(initial=-1) + 1
+    return in_order(split)
 
 
 def _first_colours(relations: Relations, known: Ids | None) -> Ids:
     births = np.array([*relations.births, relations.size], dtype=np.int64)
-    told = _mix(np.repeat(np.arange(len(births) - 1, dtype=np.uint64), np.diff(births)))
+    colour = np.repeat(np.arange(len(births) - 1), np.diff(births))
     if known is not None:
-        told[: len(known)] = _mix(told[: len(known)] + _mix(known.astype(np.uint64)))
+        colour += len(known)
+        colour[: len(known)] = known
+    unused = int(colour.max(initial=0)) + 1
+    for ids, _ in relations.pins:
+        colour[ids] = unused + ids
+    told = np.zeros(relations.size, dtype=np.uint64)
+    touched = np.zeros(relations.size, dtype=bool)
     for number, (ids, labels) in enumerate(relations.colours):
         salt = _mix(np.array([number], dtype=np.uint64))
         np.add.at(told, ids, _mix(labels.astype(np.uint64) * np.uint64(2) + salt))
-    for ids, _ in relations.pins:
-        told[ids] = _mix(_mix(ids.astype(np.uint64)) + np.uint64(7))
-    return _in_order(told)
+        touched[ids] = True
+    touched &= colour < unused
+    changed = np.flatnonzero(touched)
+    return _split(colour, changed, told[changed] + _mix(colour[changed].astype(np.uint64)))
 
 
 def _mix(values: Hashes) -> Hashes:

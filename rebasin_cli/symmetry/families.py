@@ -55,9 +55,11 @@ def lay_out(families: list[Family]) -> None:
         if not maps:
             family.fibre, family.local = np.zeros(family.size, dtype=np.int64), count
         else:
-            columns = np.stack([upward for _, upward in maps], axis=1)
-            family.fibre = np.unique(columns, axis=0, return_inverse=True)[1].reshape(-1).astype(np.int64)
-            family.local = _rank_within(family.fibre)
+            family.fibre = np.zeros(family.size, dtype=np.int64)
+            for parent, upward in maps:
+                both = family.fibre * families[parent].size + upward
+                family.fibre = np.unique(both, return_inverse=True)[1].astype(np.int64)
+            family.local = rank_within(family.fibre)
         family.parents = maps
         single = len(maps) < 2 and all(len(families[parent].parents) < 2 for parent, _ in maps)
         family.moves = single and bool(np.any(family.local > 0))
@@ -204,10 +206,10 @@ def _first_ids(families: list[Family], family: Ids, number: Ids, colour: Ids) ->
     return np.split(firsts, starts[1:])
 
 
-def _rank_within(fibre: Ids) -> Ids:
-    order = np.argsort(fibre, kind="stable")
-    ordered = fibre[order]
-    starts = np.searchsorted(ordered, ordered, side="left")
-    rank = np.empty(len(fibre), dtype=np.int64)
-    rank[order] = np.arange(len(fibre)) - starts
+def rank_within(group: Ids) -> Ids:
+    """For every place, how many places before it hold the same number."""
+    order = np.argsort(group, kind="stable")
+    sizes = np.bincount(group)
+    rank = np.empty(len(group), dtype=np.int64)
+    rank[order] = np.arange(len(group)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
     return rank

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from rebasin_cli.symmetry.colouring import Edges, first_places, refine
-from rebasin_cli.symmetry.families import Family, lay_out, mend
+from rebasin_cli.symmetry.colouring import Edges, first_places, in_order, refine
+from rebasin_cli.symmetry.families import Family, lay_out, mend, rank_within
 from rebasin_cli.symmetry.positions import Ids
 from rebasin_cli.symmetry.relations import Relations
 
@@ -122,13 +122,8 @@ def _components(count: int, source: Ids, target: Ids) -> Ids:
 
 def _number_units(family: Ids, unit: Ids) -> Ids:
     """Units numbered within their family, in the order of their smallest id."""
-    first = first_places(unit)
-    order = np.lexsort((first, family[first]))
-    owner = family[first][order]
-    starts = np.searchsorted(owner, owner, side="left")
-    rank = np.empty(len(first), dtype=np.int64)
-    rank[order] = np.arange(len(first)) - starts
-    return rank[unit]
+    unit = in_order(unit)
+    return rank_within(family[first_places(unit)])[unit]
 
 
 def _find_parents(families: list[Family], edges: Edges, many: NDArray[np.bool_], family: Ids, number: Ids) -> None:
