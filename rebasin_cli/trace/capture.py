@@ -10,13 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from rebasin_cli.errors import ModelError
 from rebasin_cli.model.example_input import ExampleInput
 from rebasin_cli.spec import Site
 from rebasin_cli.trace.graph import Trace
-from rebasin_cli.trace.recorder import bind, full_name
+from rebasin_cli.trace.schema import operator, tensors_in
 from rebasin_cli.trace.tracer import plain_operations
 
 
@@ -106,7 +105,7 @@ class _Capture(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: OpOverload, types: Iterable[type], args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        name = full_name(func)
+        name = operator(func).overload
         if not counts(name):
             return func(*args, **kwargs)
         if name == self.pending:  # the bias of an affine map made in two steps: correlations do not see it
@@ -121,12 +120,12 @@ class _Capture(TorchDispatchMode):
             raise OtherPath(f"the model took another path than when it was traced: {name} where the trace has {known}")
         taps = self.taps.get(place, ())
         if any(tap.operand is not None for tap in taps):
-            given = bind(func, args, kwargs)
+            given = operator(func).bind(args, kwargs)
             for tap in taps:
                 if tap.operand is not None:
                     self.on_tensor(tap, given[names.get(tap.operand, tap.operand)])
         out = func(*args, **kwargs)
         for tap in taps:
             if tap.operand is None:
-                self.on_tensor(tap, next(leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)))
+                self.on_tensor(tap, next(tensors_in(out)))
         return out

@@ -17,11 +17,12 @@ from torch._subclasses.fake_tensor import (
     UnsupportedOperatorException,
 )
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only
 
 from rebasin_cli.trace.aliases import AliasTable, ViewStep
 from rebasin_cli.trace.code_place import code_place
-from rebasin_cli.trace.graph import DECIDING, Call, Ref, Value, refs_in
+from rebasin_cli.trace.graph import DECIDING, Call, Ref, Value
+from rebasin_cli.trace.schema import Operator, operator, tensors_in
+from rebasin_cli.trace.weightless_kernels import WeightlessKernels
 
 NUMBERS_NEEDED = (
     DataDependentOutputException,
@@ -30,8 +31,6 @@ NUMBERS_NEEDED = (
     UnsupportedOperatorException,
 )
 """Raised where the model's code asks a weightless tensor for its numbers."""
-
-_SHAPES_FOR_BFLOAT16 = ("aten::_grouped_mm",)
 
 
 class Recorder(TorchDispatchMode):
@@ -45,7 +44,7 @@ class Recorder(TorchDispatchMode):
 
     def __init__(self, mode: FakeTensorMode | None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._mode = mode
+        self._weightless = None if mode is None else WeightlessKernels(mode)
         self.values: list[Value] = []
         self.calls: list[Call] = []
         self.constants: dict[int, Tensor] = {}
@@ -90,24 +89,24 @@ class Recorder(TorchDispatchMode):
         return index
 
     def __torch_dispatch__(self, func: OpOverload, types: Iterable[type], args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.prim.device.default:
+            return args[0].fake_device  # what a tensor without memory is asked about itself is no operation
         kwargs = kwargs or {}
-        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        names = {id(tensor): self.value_of(tensor) for tensor in tensors}
-        if func._schema.is_mutable:
+        form = operator(func)
+        tensors = list(tensors_in((args, kwargs)))
+        refs = {id(tensor): Ref(self.value_of(tensor)) for tensor in tensors}
+        if form.mutable:
             self._keep_numbers(tensors)
-        given = bind(func, args, kwargs)
-        arguments = tree_map_only(Tensor, lambda tensor: Ref(names[id(tensor)]), given)
+        given = form.bind(args, kwargs)
+        arguments = {name: _referred(value, refs) for name, value in given.items() if name not in form.outs}
         out = self._run(func, args, kwargs, tensors)
-        self._record(func, given, arguments, out)
+        self._record(form, given, arguments, out)
         return out
 
     def _run(self, func: OpOverload, args: Any, kwargs: Any, tensors: list[Tensor]) -> Any:
-        if self._mode is None or not any(isinstance(tensor, FakeTensor) for tensor in tensors):
+        if self._weightless is None or not any(isinstance(tensor, FakeTensor) for tensor in tensors):
             return func(*args, **kwargs)
-        with self._mode:
-            if func._schema.name in _SHAPES_FOR_BFLOAT16 and not any(t.dtype is torch.bfloat16 for t in tensors):
-                return _as_bfloat16(func, args, kwargs)
-            return func(*args, **kwargs)
+        return self._weightless.run(func, args, kwargs, tensors)
 
     def _keep_numbers(self, tensors: list[Tensor]) -> None:
         """An in-place operation is coming: constants whose memory it may change keep a copy of their numbers."""
@@ -116,19 +115,16 @@ class Recorder(TorchDispatchMode):
                 if value in self.constants:
                     self.constants[value] = self.constants[value].clone()
 
-    def _record(self, func: OpOverload, given: dict[str, Any], arguments: dict[str, Any], out: Any) -> None:
-        written = [leaf for name in _written(func) for leaf in tree_leaves(given[name]) if isinstance(leaf, Tensor)]
-        leaves = [leaf for leaf in tree_flatten(out)[0] if isinstance(leaf, Tensor)]
+    def _record(self, form: Operator, given: dict[str, Any], arguments: dict[str, Any], out: Any) -> None:
+        written = [leaf for name in form.written for leaf in tensors_in(given[name])]
+        leaves = list(tensors_in(out))
         described = tuple(Value(tuple(leaf.shape), leaf.dtype) for leaf in leaves)
         results = tuple(self.new_value(value) for value in described)
-        name = func._schema.name.replace("::", ".")
-        name = name[:-1] if name.endswith("_") and not name.endswith("__") else name
-        drawn = torch.Tag.nondeterministic_seeded in func.tags  # other numbers in the next pass
-        constant = not drawn and not any(value in self._variable for value in refs_in(arguments))
-        arguments = {key: value for key, value in arguments.items() if key not in _outs(func)}
-        spot = code_place() if name in DECIDING else ""
-        self.calls.append(Call(name, full_name(func), arguments, results, self.scope(), place=spot))
-        viewed = _viewed(func)
+        spot = code_place() if form.name in DECIDING else ""
+        call = Call(form.name, form.overload, arguments, results, self.scope(), place=spot)
+        self.calls.append(call)
+        # what is drawn has other numbers in the next pass
+        constant = not form.drawn and self._variable.isdisjoint(call.inputs)
         for place, (tensor, index) in enumerate(zip(leaves, results, strict=True)):
             self._note_constancy(index, tensor, constant)  # before it is written back into what it is a view of
             changed = next((w for w in written if w is tensor), None)
@@ -137,10 +133,10 @@ class Recorder(TorchDispatchMode):
             if changed is not None:
                 self.aliases.write(changed, index)
                 self.aliases.add_stand_in(tensor, changed)
-            elif viewed is not None:
-                if tensor is not given[viewed]:
-                    step = ViewStep(name, full_name(func), arguments, described, place, viewed)
-                    self.aliases.add_view(tensor, index, given[viewed], step)
+            elif form.viewed is not None:
+                if tensor is not given[form.viewed]:
+                    step = ViewStep(form.name, form.overload, arguments, described, place, form.viewed)
+                    self.aliases.add_view(tensor, index, given[form.viewed], step)
             elif self.aliases.read(tensor) is None:
                 self.aliases.add_root(tensor, index)
         if written and not leaves:
@@ -162,44 +158,10 @@ class Recorder(TorchDispatchMode):
             self.constants[index] = tensor
 
 
-def _as_bfloat16(func: OpOverload, args: Any, kwargs: dict[str, Any]) -> Any:
-    """What the operation gives in shape and in the dtype asked for, where its shape function knows bfloat16 alone."""
-    asked = next(leaf.dtype for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor))
-    args, kwargs = tree_map_only(Tensor, lambda t: t.bfloat16() if t.is_floating_point() else t, (args, kwargs))
-    return tree_map_only(Tensor, lambda t: t.to(asked), func(*args, **kwargs))
-
-
-def full_name(func: OpOverload) -> str:
-    """Namespace, operator and overload: `aten.add.Tensor`."""
-    overload = func._schema.overload_name or "default"
-    return f"{func._schema.name.replace('::', '.')}.{overload}"
-
-
-def bind(func: OpOverload, args: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Every argument by its name in the schema, defaults filled in."""
-    bound: dict[str, Any] = {}
-    for place, argument in enumerate(func._schema.arguments):
-        if argument.name in kwargs:
-            bound[argument.name] = kwargs[argument.name]
-        elif place < len(args) and not argument.kwarg_only:
-            bound[argument.name] = args[place]
-        else:
-            bound[argument.name] = argument.default_value if argument.has_default_value() else None
-    return bound
-
-
-def _outs(func: OpOverload) -> set[str]:
-    return {argument.name for argument in func._schema.arguments if argument.is_out}
-
-
-def _written(func: OpOverload) -> list[str]:
-    arguments = func._schema.arguments
-    return [a.name for a in arguments if a.alias_info is not None and a.alias_info.is_write]
-
-
-def _viewed(func: OpOverload) -> str | None:
-    """The argument that the results look at, for a view operation; None for all others."""
-    schema = func._schema
-    if any(r.alias_info is not None and not r.alias_info.is_write for r in schema.returns):
-        return next((a.name for a in schema.arguments if a.alias_info is not None), None)
-    return None
+def _referred(nested: Any, refs: dict[int, Ref]) -> Any:
+    """The argument with every tensor replaced by its `Ref`."""
+    if isinstance(nested, Tensor):
+        return refs[id(nested)]
+    if isinstance(nested, (tuple, list)):
+        return type(nested)(_referred(item, refs) for item in nested)
+    return nested

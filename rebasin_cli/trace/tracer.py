@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from rebasin_cli.errors import ModelError, RebasinError
 from rebasin_cli.model.example_input import ExampleInput
+from rebasin_cli.trace.collector import collector_paused
 from rebasin_cli.trace.graph import Trace
 from rebasin_cli.trace.module_scope import ModuleScope
 from rebasin_cli.trace.outputs import opened
@@ -47,7 +48,8 @@ def trace_model(
                 hint="give the Python module that it was made from; its checkpoint is the same",
             )
     try:
-        return _record(module, example, weightless=True)
+        with collector_paused():
+            return _record(module, example, weightless=True)
     except NUMBERS_NEEDED:
         real = with_numbers() if with_numbers is not None else module
         if _has_no_numbers(real):

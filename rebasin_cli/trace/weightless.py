@@ -18,7 +18,8 @@ def fake_mode() -> FakeTensorMode:
 def fake_like(tensor: Tensor, mode: FakeTensorMode) -> Tensor:
     """A tensor of the same shape, strides and dtype on the CPU that owns no memory."""
     meta = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
-    fake: Tensor = FakeTensor(mode, meta, torch.device("cpu"))
+    fake = FakeTensor(mode, meta, torch.device("cpu"))
+    fake._is_param = isinstance(tensor, nn.Parameter)  # as `nn.Parameter(fake)`, which would run an operation
     return fake
 
 
@@ -35,7 +36,7 @@ def fake_state(module: nn.Module, mode: FakeTensorMode) -> Iterator[None]:
         for name, parameter in owner._parameters.items():
             if parameter is not None:
                 if id(parameter) not in fakes:
-                    fakes[id(parameter)] = nn.Parameter(fake_like(parameter, mode), requires_grad=False)
+                    fakes[id(parameter)] = fake_like(parameter, mode)
                 owner._parameters[name] = fakes[id(parameter)]  # type: ignore[assignment]
         for name, buffer in owner._buffers.items():
             if buffer is not None and is_state_buffer(owner, name, buffer):

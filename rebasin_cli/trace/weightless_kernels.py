@@ -1,0 +1,172 @@
+"""Runs one operation on tensors without memory: what it would give in shape, strides and dtype.
+
+PyTorch's `FakeTensorMode` does this for every operation there is, at a tenth of a millisecond to several a call.
+Networks repeat themselves: what an operation gave for arguments of the same shapes is remembered during a pass.
+And the operations that networks mostly consist of have kernels for the meta device that give the same at less cost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._ops import OpOverload
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, in_kernel_invocation_manager
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from rebasin_cli.trace.schema import Operator, operator
+
+_BATCH_NORM = "aten::native_batch_norm"
+_SHAPES_FOR_BFLOAT16 = ("aten::_grouped_mm",)
+_CPU = torch.device("cpu")
+VIEWS = frozenset(
+    f"aten::{name}"
+    for name in (
+        *("alias", "detach", "expand", "permute", "select", "slice", "split", "split_with_sizes", "squeeze", "t"),
+        *("transpose", "unbind", "unsqueeze", "view"),
+    )
+)
+"""Operators that return views: their meta kernels are called directly, whose results share the argument's memory."""
+
+DIRECT = frozenset(
+    f"aten::{name}"
+    for name in (
+        *("_unsafe_view", "cat", "clone", "constant_pad_nd", "roll", "stack"),
+        *("add", "add_", "addmm", "bmm", "convolution", "div", "exp", "linalg_vector_norm", "mm", "mul", "sub", "sum"),
+        *("gelu", "hardsigmoid", "hardswish_", "hardtanh_", "relu", "relu_", "sigmoid", "silu_", "tanh", "_softmax"),
+        *("avg_pool2d", "max_pool2d_with_indices", "mean", "native_group_norm", "native_layer_norm"),
+    )
+)
+"""Further operators whose meta kernels are called directly where their arguments' shapes are met for the first time."""
+
+_UNKNOWN = (
+    torch.Tag.dynamic_output_shape,
+    torch.Tag.data_dependent_output,
+    torch.Tag.inplace_view,
+)
+"""What an operation with one of these tags gives is not told by the shapes that it is given."""
+
+
+class WeightlessKernels:
+    """Runs operations of which at least one tensor is a fake.
+
+    Args:
+        mode: to which the fakes belong; it runs whatever has no other way. Its own memory of results is turned off:
+            keys that cost more than most operations do.
+    """
+
+    def __init__(self, mode: FakeTensorMode) -> None:
+        self._mode = mode
+        mode.cache_enabled = False
+        self._known: dict[Hashable, _Made | _Changed | None] = {}
+
+    def run(self, func: OpOverload, args: Any, kwargs: dict[str, Any], tensors: list[Tensor]) -> Any:
+        """The operation's result, all tensors of which are fakes; `tensors` are those among the arguments in order."""
+        form = operator(func)
+        weightless = all(type(tensor) is FakeTensor for tensor in tensors)
+        if form.schema in VIEWS and weightless:
+            return self._directly(func, args, kwargs)
+        key = _key(form, args, kwargs)
+        known = self._known.get(key)
+        if known is not None:
+            return known.again(self._mode, tensors)
+        if weightless and form.schema in DIRECT:
+            out = self._directly(func, args, kwargs)
+        elif weightless and form.schema == _BATCH_NORM and not form.bind(args, kwargs)["training"]:
+            out = self._normalised(args[0])
+        else:
+            out = self._by_mode(func, args, kwargs, tensors)
+        if func.namespace == "aten":
+            self._known[key] = _remembered(func, out, tensors)
+        return out
+
+    def _directly(self, func: OpOverload, args: Any, kwargs: dict[str, Any]) -> Any:
+        with in_kernel_invocation_manager(self._mode):
+            out = func(*args, **kwargs)
+        return self._faked(out)
+
+    def _normalised(self, batch: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """BatchNorm in eval mode: like what it is given, and no statistics of the batch."""
+        like: Tensor = self._directly(torch.ops.aten.empty_like.default, (batch,), {})
+        return like, *(self._faked(torch.empty(0, dtype=like.dtype, device="meta")) for _ in range(2))
+
+    def _by_mode(self, func: OpOverload, args: Any, kwargs: dict[str, Any], tensors: list[Tensor]) -> Any:
+        with self._mode:
+            if func._schema.name in _SHAPES_FOR_BFLOAT16 and not any(t.dtype is torch.bfloat16 for t in tensors):
+                return _as_bfloat16(func, args, kwargs)
+            return func(*args, **kwargs)
+
+    def _faked(self, out: Any) -> Any:
+        """Plain meta tensors, alone or in a tuple or list, as fakes; a fake that was changed in place as it is."""
+        if isinstance(out, (tuple, list)):
+            return type(out)(self._faked(one) for one in out)
+        return out if type(out) is FakeTensor else FakeTensor(self._mode, out, _CPU)
+
+
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """New tensors: shape, strides and dtype of each; alone or as a tuple."""
+
+    tensors: tuple[tuple[torch.Size, tuple[int, ...], torch.dtype], ...]
+    alone: bool
+
+    def again(self, mode: FakeTensorMode, given: list[Tensor]) -> Any:
+        made = tuple(
+            FakeTensor(mode, torch.empty_strided(shape, strides, dtype=dtype, device="meta"), _CPU)
+            for shape, strides, dtype in self.tensors
+        )
+        return made[0] if self.alone else made
+
+
+@dataclass(frozen=True, slots=True)
+class _Changed:
+    """The first tensor among the arguments, with other numbers."""
+
+    def again(self, mode: FakeTensorMode, given: list[Tensor]) -> Any:
+        return given[0]
+
+
+def _remembered(func: OpOverload, out: Any, given: list[Tensor]) -> _Made | _Changed | None:
+    """What is to be done the next time; None where shapes do not tell it."""
+    if any(tag in func.tags for tag in _UNKNOWN):
+        return None
+    if func._schema.is_mutable:
+        whole = out is given[0] and type(out) is FakeTensor and not _written_beside_first(func)
+        return _Changed() if whole else None
+    alone = isinstance(out, Tensor)
+    results = (out,) if alone else out
+    if not isinstance(results, tuple) or not all(type(one) is FakeTensor and one.constant is None for one in results):
+        return None
+    memories = {one.untyped_storage()._cdata for one in results}
+    if len(memories) < len(results) or any(one.untyped_storage()._cdata in memories for one in given):
+        return None
+    if any(one.storage_offset() or one.device != _CPU or one.layout is not torch.strided for one in results):
+        return None
+    return _Made(tuple((one.shape, one.stride(), one.dtype) for one in results), alone)
+
+
+def _written_beside_first(func: OpOverload) -> bool:
+    return any(a.alias_info is not None and a.alias_info.is_write for a in func._schema.arguments[1:])
+
+
+def _key(form: Operator, args: Any, kwargs: dict[str, Any]) -> Hashable:
+    """Everything about a call that its result's shapes can depend on."""
+    return form.overload, _described(args), tuple((name, _described(value)) for name, value in kwargs.items())
+
+
+def _described(value: Any) -> Hashable:
+    if isinstance(value, Tensor):
+        return value.shape, value.stride(), value.dtype, type(value)
+    if isinstance(value, (tuple, list)):
+        return tuple(_described(item) for item in value)
+    return type(value), value  # 1, 1.0 and True are equal, and give different dtypes
+
+
+def _as_bfloat16(func: OpOverload, args: Any, kwargs: dict[str, Any]) -> Any:
+    """What the operation gives in shape and in the dtype asked for, where its shape function knows bfloat16 alone."""
+    asked = next(leaf.dtype for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor))
+    args, kwargs = tree_map_only(Tensor, lambda t: t.bfloat16() if t.is_floating_point() else t, (args, kwargs))
+    return tree_map_only(Tensor, lambda t: t.to(asked), func(*args, **kwargs))
