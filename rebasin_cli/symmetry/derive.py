@@ -17,7 +17,7 @@ from rebasin_cli.symmetry.families import IRREGULAR
 from rebasin_cli.symmetry.movements import Irregular
 from rebasin_cli.symmetry.naming import group_names
 from rebasin_cli.symmetry.positions import Layout
-from rebasin_cli.symmetry.readout import FibreSite, sites_of_leaf
+from rebasin_cli.symmetry.readout import FibreSite, Readout
 from rebasin_cli.symmetry.relations import Relations
 from rebasin_cli.symmetry.solver import Closure
 from rebasin_cli.symmetry.taps import choose_taps
@@ -90,6 +90,7 @@ def _attempt(trace: Trace, analysis: Analysis) -> Derivation | None:
 
 def _read_out(trace: Trace, analysis: Analysis, closure: Closure) -> Derivation:
     order = _order_of_use(trace)
+    readout = Readout(closure, analysis.relations)
     found: dict[tuple[int, int], list[FibreSite]] = {}
     keys: dict[int, list[str]] = {}
     for key, value in trace.state.items():
@@ -98,7 +99,7 @@ def _read_out(trace: Trace, analysis: Analysis, closure: Closure) -> Derivation:
     parameters = 0
     for value in sorted({**analysis.leaves, **analysis.cuts}, key=lambda value: order.get(value, len(trace.values))):
         parameters += prod(analysis.shape_of(value))
-        for placed in _sites(analysis, closure, value):
+        for placed in _sites(analysis, readout, value):
             found.setdefault((placed.family, placed.fibre), []).append(placed)
     for value, layout in analysis.layouts.items():
         if value in keys and trace.values[value].dtype.is_floating_point:
@@ -127,12 +128,12 @@ def _read_out(trace: Trace, analysis: Analysis, closure: Closure) -> Derivation:
     )
 
 
-def _sites(analysis: Analysis, closure: Closure, value: int) -> Iterator[FibreSite]:
+def _sites(analysis: Analysis, readout: Readout, value: int) -> Iterator[FibreSite]:
     cut = analysis.cuts.get(value)
     if cut is not None:
-        return cut.sites(closure, analysis.relations, cut.pieces[0].key, analysis.shape_of(value))
+        return cut.sites(readout, cut.pieces[0].key, analysis.shape_of(value))
     leaf = analysis.leaves[value]
-    return sites_of_leaf(closure, analysis.relations, leaf.key, leaf.layout)
+    return readout.sites(leaf.key, leaf.layout)
 
 
 def _order_of_use(trace: Trace) -> dict[int, int]:

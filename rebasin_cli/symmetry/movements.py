@@ -13,10 +13,14 @@ from math import prod
 
 import numpy as np
 
+from rebasin_cli.symmetry.fibres import Run
 from rebasin_cli.symmetry.positions import Factor, Ids
 
+Movement = tuple[tuple[Factor, ...], Ids, Run | None]
+"""Factors, for each unit the joint positions of them that it moves, and these as a run if they are one."""
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Rows:
     """What one entry says of one group.
 
@@ -25,12 +29,14 @@ class Rows:
         shared: those that other entries of the tensor have too.
         rows: for each unit, the joint positions of `factors` that it moves: (units, places).
         ids: all ids of the entry.
+        run: the rows as a run, if they are one.
     """
 
     factors: tuple[Factor, ...]
     shared: tuple[Factor, ...]
     rows: Ids
     ids: Ids
+    run: Run | None
 
     @property
     def rest(self) -> tuple[Factor, ...]:
@@ -54,7 +60,7 @@ class Irregular(Exception):
         self.ids = ids
 
 
-def movements(parts: Sequence[Rows]) -> Iterator[tuple[tuple[Factor, ...], Ids]]:
+def movements(parts: Sequence[Rows]) -> Iterator[Movement]:
     """The sites of one group in one tensor: factors, and for each unit the joint positions of them that it moves.
 
     Raises:
@@ -63,15 +69,20 @@ def movements(parts: Sequence[Rows]) -> Iterator[tuple[tuple[Factor, ...], Ids]]
     across = [part for part in parts if part.shared and _crosses(part)]
     for part in parts:
         if part not in across:
-            yield part.factors, part.rows
+            yield part.factors, part.rows, part.run
     if len(across) == 1:
-        yield across[0].factors, across[0].rows
+        yield across[0].factors, across[0].rows, across[0].run
     elif across:
-        yield _together(across)
+        yield (*_together(across), None)
 
 
 def _crosses(part: Rows) -> bool:
     """Whether units differ in where they lie along the shared factors."""
+    if part.run is not None and part.factors[: len(part.shared)] == part.shared:
+        offset, outer, inner = part.run
+        width = prod(factor.size for factor in part.rest)
+        if offset // width == (offset + outer * len(part.rows) * inner - 1) // width:
+            return False
     slab = np.sort(part.index(part.shared), axis=1)
     return bool(np.any(slab != slab[0]))
 

@@ -17,8 +17,9 @@ import numpy as np
 from rebasin_cli.spec import Site
 from rebasin_cli.symmetry.concatenate import concatenate
 from rebasin_cli.symmetry.movements import Irregular
+from rebasin_cli.symmetry.placing import site_of_rows
 from rebasin_cli.symmetry.positions import Layout, Leaf, free_layout
-from rebasin_cli.symmetry.readout import FibreSite, site_of_rows, sites_of_leaf
+from rebasin_cli.symmetry.readout import FibreSite, Readout
 from rebasin_cli.symmetry.relations import Relations
 from rebasin_cli.symmetry.solver import Closure
 from rebasin_cli.trace.graph import Call, Ref, Trace
@@ -66,13 +67,13 @@ class Cut:
             layouts.append(layout)
         return layouts
 
-    def sites(self, closure: Closure, relations: Relations, key: str, shape: Sequence[int]) -> Iterator[FibreSite]:
+    def sites(self, readout: Readout, key: str, shape: Sequence[int]) -> Iterator[FibreSite]:
         """All sites of the moving families in the whole parameter.
 
         Raises:
             Irregular: what overlapping entries say of a family is no single movement of a piece.
         """
-        found = [list(sites_of_leaf(closure, relations, key, piece.layout)) for piece in self.pieces]
+        found = [list(readout.sites(key, piece.layout)) for piece in self.pieces]
         for number, sites in enumerate(found):
             for placed in sites:
                 if self.axis not in placed.axes and all(placed in others for others in found):
@@ -80,7 +81,7 @@ class Cut:
                         yield placed
                 else:
                     piece = self.pieces[number].layout.shape
-                    yield _in_the_whole(closure, placed, self.axis, self.edges[number], piece, shape)
+                    yield _in_the_whole(readout.closure, placed, self.axis, self.edges[number], piece, shape)
 
 
 def find_cuts(trace: Trace, leaves: dict[int, Leaf]) -> dict[int, Cut]:

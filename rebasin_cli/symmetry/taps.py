@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from rebasin_cli.spec import Site
 from rebasin_cli.symmetry.movements import Irregular
 from rebasin_cli.symmetry.positions import Layout, Picked
-from rebasin_cli.symmetry.readout import FibreSite, sites_of_leaf
+from rebasin_cli.symmetry.readout import FibreSite, Readout
 from rebasin_cli.symmetry.relations import Relations
 from rebasin_cli.symmetry.solver import Closure
 from rebasin_cli.trace.capture import Tap, counts
@@ -45,6 +45,7 @@ def choose_taps(
     names: Mapping[tuple[int, int], str],
 ) -> tuple[Tap, ...]:
     """Taps for all groups whose units lie along one axis somewhere; where weights read them is preferred."""
+    readout = Readout(closure, relations)
     seen: dict[str, list[Place]] = {}
     present: dict[tuple[int, str, int], list[tuple[str, Site]]] = {}
     for read in (True, False):
@@ -52,7 +53,7 @@ def choose_taps(
             break
         found: dict[str, list[Place]] = {}
         for ordinal, operand, value in _visible(trace, layouts, read):
-            for placed in _sites(closure, relations, layouts[value]):
+            for placed in _sites(readout, layouts[value]):
                 name, site = names.get((placed.family, placed.fibre)), placed.site
                 if name is not None and site.span == 1:
                     place = Place(ordinal, operand or "", site.axis, trace.values[value].shape[site.axis])
@@ -67,10 +68,10 @@ def choose_taps(
     )
 
 
-def _sites(closure: Closure, relations: Relations, layout: Layout) -> list[FibreSite]:
+def _sites(readout: Readout, layout: Layout) -> list[FibreSite]:
     """All sites in a result; none where they are irregular: what nobody permutes needs no site of its own."""
     try:
-        return list(sites_of_leaf(closure, relations, "", layout))
+        return list(readout.sites("", layout))
     except Irregular:
         return []
 
