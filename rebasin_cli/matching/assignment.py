@@ -6,6 +6,7 @@ permutation, that is the optimum and no solver runs. `lapx` (the extra `fast`) i
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from itertools import permutations as all_orders
 
@@ -26,13 +27,13 @@ def _load_solver() -> Callable[[Matrix], Index]:
         from lap import lapjvs
     except ImportError:
         return _solve_by_scipy
-    scratch = np.empty(0, dtype=np.float32)
+    kept = threading.local()
 
     def solve(matrix: Matrix) -> Index:
-        """Costs in float32, as the products behind them, in memory used again: fresh pages are slow."""
-        nonlocal scratch
-        if scratch.size < matrix.size:
-            scratch = np.empty(matrix.size, dtype=np.float32)
+        """Costs in float32, as the products behind them, in memory used again by each thread: fresh pages are slow."""
+        scratch: NDArray[np.float32] | None = getattr(kept, "scratch", None)
+        if scratch is None or scratch.size < matrix.size:
+            scratch = kept.scratch = np.empty(matrix.size, dtype=np.float32)
         costs = scratch[: matrix.size].reshape(matrix.shape)
         np.subtract(matrix.max(), matrix, out=costs, casting="same_kind")
         return np.asarray(lapjvs(costs, extend_cost=False, return_cost=False, jvx_like=False)[0], dtype=np.int64)

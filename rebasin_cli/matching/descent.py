@@ -7,7 +7,8 @@ only if the true objective rises.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -19,9 +20,27 @@ from rebasin_cli.matching.nesting import NestedProblem, coupled_views, worth
 from rebasin_cli.matching.objective import objective
 from rebasin_cli.matching.problem import Problem
 from rebasin_cli.matching.similarity import Sums
+from rebasin_cli.matching.workers import Deferred, deferred
 
 _PULLS = (0.0, 0.5, 2.0, 8.0)
 """How strongly a group on two axes of one tensor is held back, in mean absolute similarities, until a step helps."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A cluster that is being solved: its similarities, and its best permutations when they are asked for.
+
+    Attributes:
+        found: None for a cluster whose objective is not linear, which is solved at the end.
+    """
+
+    number: int
+    sums: Sums
+    found: Deferred[dict[int, Index]] | None
+
+    @property
+    def bytes(self) -> int:
+        return sum(total.numel() * total.element_size() for total in self.sums.values())
 
 
 class Descent:
@@ -48,13 +67,28 @@ class Descent:
         ]
 
     def step(self, number: int) -> bool:
-        """Solve one cluster; True if it moved. The objective rises by more than the tolerance, or nothing changes."""
+        """Solve one cluster; True if it moved."""
+        return self.end(self.begin(number))
+
+    def begin(self, number: int, at_a_time: int = 1) -> Step:
+        """Make a cluster's products and begin to solve it; others may begin before it ends, if it is `apart` of them.
+
+        Args:
+            at_a_time: how many are in flight; more than one are solved in threads.
+        """
         cluster = self.problem.clusters[number]
         sums = self.similarity.of(cluster)
-        least = self.tolerance * self.problem.norms.part(self.problem.touched[number])
         if cluster.curved:
-            return self._curved_step(cluster, sums, self.problem.touched[number], least)
-        found = self._solver(cluster, sums).solve()
+            return Step(number, sums, None)
+        return Step(number, sums, deferred(lambda: self._solver(cluster, sums).solve(), at_a_time))
+
+    def end(self, step: Step) -> bool:
+        """Move the cluster; True if it moved. The objective rises by more than the tolerance, or nothing changes."""
+        cluster, sums = self.problem.clusters[step.number], step.sums
+        least = self.tolerance * self.problem.norms.part(self.problem.touched[step.number])
+        if step.found is None:
+            return self._curved_step(cluster, sums, self.problem.touched[step.number], least)
+        found = step.found()
         families = self.problem.families
         gain = worth(families, sums, found) - worth(families, sums, self._current(cluster))
         if not gain > least:
@@ -62,6 +96,14 @@ class Descent:
         self.arrangement.set(found)
         self.value += gain
         return True
+
+    def apart(self, number: int, steps: Collection[Step]) -> bool:
+        """Whether a cluster and those of `steps` see nothing of each other, and fit into memory together."""
+        ahead = sum(step.bytes for step in steps) + self.problem.bytes_of(self.problem.clusters[number])
+        mine = self.problem.touched[number]
+        return ahead <= self.problem.budget and all(
+            set(mine).isdisjoint(self.problem.touched[step.number]) for step in steps
+        )
 
     def place(self, number: int, tiles: Sequence[int]) -> None:
         """Solve one cluster on some of its tiles alone, whatever that does to the objective."""

@@ -10,9 +10,13 @@ re-basin: Crisostomi et al., "C2M3: Cycle-Consistent Multi-Model Merging" (2024)
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
+
 import numpy as np
 
 from rebasin_cli.matching.arrangement import Arrangement
+from rebasin_cli.matching.clusters import Cluster
 from rebasin_cli.matching.families import Families
 from rebasin_cli.matching.folds import Index
 from rebasin_cli.matching.mixture import MixedArrangement, Mixture, Vertex
@@ -20,6 +24,7 @@ from rebasin_cli.matching.nesting import NestedProblem, worth
 from rebasin_cli.matching.polish import Settings
 from rebasin_cli.matching.problem import Problem
 from rebasin_cli.matching.similarity import Sums
+from rebasin_cli.matching.workers import at_a_time, deferred
 from rebasin_cli.permutation import Permutations
 
 ITERATIONS = 24
@@ -30,10 +35,7 @@ _RANDOM_VERTICES = 4
 
 def memory_needed(problem: Problem) -> int:
     """Bytes that the mixed similarities of all clusters take."""
-    total = 0
-    for cluster in problem.clusters:
-        total += sum({tile.axes: 8 * len(tile.positions) ** 2 for tile in cluster.tiles if not tile.coupled}.values())
-    return total
+    return sum(map(problem.bytes_of, problem.clusters))
 
 
 def near_barycentre(problem: Problem, seed: int, perturbation: float) -> Mixture:
@@ -75,11 +77,7 @@ def frank_wolfe(
     for _ in range(iterations):
         if settings.out_of_time:
             break
-        vertex: Vertex = {
-            index: perm
-            for cluster, sums in zip(clusters, gradient, strict=True)
-            for index, perm in NestedProblem(families, cluster, sums).solve().items()
-        }
+        vertex = _solved(problem, clusters, gradient)
         slope = sum(worth(families, sums, vertex) - mixture.product(families, sums) for sums in gradient)
         if slope <= _LEAST_SLOPE * problem.norms.scale:
             break
@@ -94,6 +92,17 @@ def frank_wolfe(
         mixture = mixture.towards(vertex, step)
     rounded, rounding = _round(problem, mixture)
     return rounded, starting + similarity.work + rounding
+
+
+def _solved(problem: Problem, clusters: Sequence[Cluster], gradient: Sequence[Sums]) -> Vertex:
+    """The vertex to which the gradient points: every cluster's best permutations."""
+    most = at_a_time(problem.device)
+
+    def solve(cluster: Cluster, sums: Sums) -> Vertex:
+        return NestedProblem(problem.families, cluster, sums).solve()
+
+    found = [deferred(partial(solve, *pair), most) for pair in zip(clusters, gradient, strict=True)]
+    return {index: perm for one in found for index, perm in one().items()}
 
 
 def _step(slope: float, curvature: float) -> float:

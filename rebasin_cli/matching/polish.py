@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,10 +13,11 @@ from torch import Tensor
 
 from rebasin_cli.matching.arrangement import Arrangement
 from rebasin_cli.matching.clusters import Cluster, Tile
-from rebasin_cli.matching.descent import Descent
+from rebasin_cli.matching.descent import Descent, Step
 from rebasin_cli.matching.families import Families
 from rebasin_cli.matching.problem import Problem
 from rebasin_cli.matching.result import OnPass, PassReport
+from rebasin_cli.matching.workers import at_a_time
 
 Order = Literal["random", "path", "fixed"]
 
@@ -131,21 +133,35 @@ class Run:
     def _pass(self, order: Sequence[int]) -> None:
         """Visit these clusters once, in this order."""
         visited = moved = 0
-        for number in order:
-            if self.settings.out_of_time:
-                break
-            cluster = self.problem.clusters[number]
-            groups = sum(self.problem.families.all[family].members for family in cluster.families)
-            before = self.value
+        for number, has_moved in self._steps(order):
+            groups = sum(self.problem.families.all[f].members for f in self.problem.clusters[number].families)
             visited += groups
-            moved += groups if self.descent.step(number) else 0
-            if self.value < before:
-                raise AssertionError(f"the objective fell from {before!r} to {self.value!r}")
+            moved += groups if has_moved else 0
         self.per_pass.append(self.value)
         self.passes_that_moved += moved > 0
         if self.settings.on_pass is not None:
             elapsed = time.monotonic() - self.settings.began
             self.settings.on_pass(PassReport(self.start, len(self.per_pass), visited, moved, self.value, elapsed))
+
+    def _steps(self, order: Sequence[int]) -> Iterator[tuple[int, bool]]:
+        """Every cluster that was solved, in order, and whether it moved; clusters that do not touch run beside."""
+        most = at_a_time(self.problem.device)
+        begun: deque[Step] = deque()
+        for number in order:
+            if self.settings.out_of_time:
+                break
+            while begun and (len(begun) >= most or not self.descent.apart(number, begun)):
+                yield self._end(begun.popleft())
+            begun.append(self.descent.begin(number, most))
+        while begun:
+            yield self._end(begun.popleft())
+
+    def _end(self, step: Step) -> tuple[int, bool]:
+        before = self.value
+        moved = self.descent.end(step)
+        if self.value < before:
+            raise AssertionError(f"the objective fell from {before!r} to {self.value!r}")
+        return step.number, moved
 
 
 def forward(problem: Problem, descent: Descent) -> None:

@@ -57,6 +57,11 @@ class Problem:
             total += 0 if tile.coupled else len(tile.positions) * prod(sizes) * tile.positions.size // sizes[tile.fold]
         return total
 
+    def bytes_of(self, cluster: Cluster) -> int:
+        """Bytes of a cluster's similarities, at the most."""
+        cells = {tile.axes: len(tile.positions) for tile in cluster.tiles if not tile.coupled}
+        return sum(8 * count**2 for count in cells.values())
+
     def value(self, arrangement: Arrangement) -> float:
         """The true objective of an arrangement."""
         return self.identity if arrangement.is_identity else objective(self.a, self.b, self.keys, arrangement)
