@@ -11,8 +11,9 @@ from math import prod
 
 import numpy as np
 
-from rebasin_cli.spec import AxisGroup, ParentBlock, PermutationSpec, PinnedAxis
+from rebasin_cli.spec import AxisGroup, ParentBlock, PermutationSpec, PinnedAxis, Site
 from rebasin_cli.symmetry.analysis import Analysis, UnknownOp
+from rebasin_cli.symmetry.colouring import first_places
 from rebasin_cli.symmetry.families import IRREGULAR
 from rebasin_cli.symmetry.movements import Irregular
 from rebasin_cli.symmetry.naming import group_names
@@ -152,21 +153,26 @@ def _groups(
     names: dict[tuple[int, int], str],
 ) -> tuple[AxisGroup, ...]:
     groups = []
+    of_family: dict[int, tuple[list[int], list[int]]] = {}
     for (family, fibre), placed in found.items():
-        own = closure.families[family]
-        members = np.flatnonzero(own.fibre == fibre)
-        sites = tuple(replace(item.site, key=key) for item in placed for key in keys[trace.state[item.site.key]])
-        parent = _parent(closure, family, members, names)
-        groups.append(AxisGroup(names[family, fibre], len(members), sites, parent))
+        if family not in of_family:
+            fibres = closure.families[family].fibre
+            of_family[family] = np.bincount(fibres).tolist(), first_places(fibres).tolist()
+        sizes, firsts = of_family[family]
+        sites = tuple(site for item in placed for site in _everywhere(item.site, keys[trace.state[item.site.key]]))
+        parent = _parent(closure, family, firsts[fibre], names)
+        groups.append(AxisGroup(names[family, fibre], sizes[fibre], sites, parent))
     return tuple(groups)
 
 
-def _parent(
-    closure: Closure, family: int, members: np.ndarray, names: dict[tuple[int, int], str]
-) -> ParentBlock | None:
-    """The group whose block these units live in; a parent that cannot move itself is passed over for its own parent."""
+def _everywhere(site: Site, keys: Sequence[str]) -> list[Site]:
+    """The site under all names of its tensor."""
+    return [site if key == site.key else replace(site, key=key) for key in keys]
+
+
+def _parent(closure: Closure, family: int, unit: int, names: dict[tuple[int, int], str]) -> ParentBlock | None:
+    """The group whose block this unit lives in; a parent that cannot move itself is passed over for its own parent."""
     own = closure.families[family]
-    unit = int(members[0])
     while own.parents:
         which, upward = own.parents[0]
         unit = int(upward[unit])
