@@ -80,6 +80,10 @@ def align(
         float,
         typer.Option("--learning-rate", metavar="R", min=1e-6, help="Its step, relative to the weights."),
     ] = 0.03,
+    keep_similarity: Annotated[
+        float | None,
+        typer.Option("--keep-similarity", metavar="S", min=0.0, max=1.0, help="What it keeps of weight matching's."),
+    ] = None,
     spec: options.SpecFile = None,
     pin: options.Pins = None,
     rules: options.Rules = None,
@@ -174,6 +178,7 @@ def align(
             objective=objective,
             learning_steps=learning_steps,
             learning_rate=learning_rate,
+            keep_similarity=keep_similarity,
             spec=spec,
             pins=pin or [],
             rules=rules or [],

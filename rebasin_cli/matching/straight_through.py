@@ -8,7 +8,7 @@ estimator of Bengio et al. 2013). Who computes the loss is not known here.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from rebasin_cli.matching.arrangement import Arrangement
 from rebasin_cli.matching.descent import Descent
+from rebasin_cli.matching.folds import Index
 from rebasin_cli.matching.problem import prepare
 from rebasin_cli.permutation import Permutations, gathers, permute_tensor
 from rebasin_cli.spec import PermutationSpec
@@ -26,6 +27,8 @@ HOLD = 0.3
 """Where the shadow begins between A and B permuted, so that permutations that are no projection of A stay one of it."""
 PASSES = 3
 """Passes of coordinate descent for one projection, which goes on from the last one."""
+PULL = 0.1
+"""How far the shadow is drawn back to A after a step whose projection is worth too little."""
 _TOLERANCE = 1e-6
 
 
@@ -41,6 +44,8 @@ class StraightThrough:
             is A's projection, else `HOLD`.
         rate: how far the shadow moves in a step, in units of each tensor's norm.
         seed: of the visiting orders.
+        floor: the least objective of a projection, if that of `start` has it. A step that leads below is taken back,
+            and the shadow drawn towards A: the nearer it is to A, the more its projection is worth.
 
     Attributes:
         problem: weight matching's, of B and A.
@@ -58,8 +63,9 @@ class StraightThrough:
         rate: float,
         hold: float = 0.0,
         seed: int = 0,
+        floor: float | None = None,
     ) -> None:
-        self.spec, self.a, self.b, self.rate = spec, a, b, rate
+        self.spec, self.a, self.b, self.rate, self.floor = spec, a, b, rate, floor
         self.problem = prepare(spec, a, b, parameters)
         self._generator = np.random.default_rng(seed)
         self.begin(start, hold)
@@ -87,10 +93,17 @@ class StraightThrough:
                 self._shadow[key].add_(momentum, alpha=-self.rate * self.problem.norms.a[key] ** 0.5 / length)
         before = [perm.copy() for perm in self._arrangement.perms]
         self._project()
+        if self.floor is not None and self.problem.value(self._arrangement) < self.floor:
+            self._draw_back(before)
         moved = sum(int((now != then).sum()) for now, then in zip(self._arrangement.perms, before, strict=True))
         if moved:
             self.permutations = self._arrangement.permutations()
         return moved
+
+    def _draw_back(self, perms: Sequence[Index]) -> None:
+        self._arrangement.set(dict(enumerate(perms)))
+        for key, shadow in self._shadow.items():
+            shadow.lerp_(self.a[key].detach().float(), PULL)
 
     def objective(self, permutations: Permutations) -> float:
         """The inner product of A's parameters with B's, permuted."""

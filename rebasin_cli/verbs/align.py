@@ -43,6 +43,7 @@ def align(
     objective: str = PLAIN,
     learning_steps: int = STEPS,
     learning_rate: float = RATE,
+    keep_similarity: float | None = None,
     spec: str | Path | None = None,
     pins: Sequence[str] = (),
     rules: Sequence[str | Path] = (),
@@ -83,6 +84,8 @@ def align(
         mix: share of the activations against the weights in `activation` matching, above 0 and at most 1.
         learning_steps, learning_rate: batches that `straight-through` learns from, and its way in one step in units of
             the weights' norms.
+        keep_similarity: the share of weight matching's similarity that `straight-through` must keep, at most 1; by
+            default no less than B as it is.
         spec: take the groups from this file instead of tracing the model.
         pins: patterns of tensor names, such as `head.*`, whose axes all keep their order.
         rules: Python files that register rules for the model's own operations.
@@ -119,6 +122,7 @@ def align(
             objective,
             learning_steps,
             learning_rate,
+            keep_similarity,
         ),
         files=OutputFiles.plan(path_b, out, permutations=save_permutations, spec=save_spec),
         spec_file=optional_path(spec),

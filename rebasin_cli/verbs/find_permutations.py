@@ -57,6 +57,7 @@ class Matching:
     objective: str = PLAIN
     steps: int = straight_through.STEPS
     rate: float = straight_through.RATE
+    keep: float | None = None
 
 
 def find_permutations(
@@ -99,8 +100,10 @@ def _learning(matching: Matching) -> straight_through.Learning | None:
         return None
     if matching.data is None:
         raise UsageError("straight-through learning needs data to take losses on", hint="give --data")
+    if matching.keep is not None and not 0 <= matching.keep <= 1:
+        raise UsageError(f"keep_similarity is {matching.keep}: a share of weight matching's is between 0 and 1")
     deadline = None if matching.time_limit is None else time.monotonic() + matching.time_limit
-    return straight_through.Learning(matching.steps, matching.rate, matching.seed, deadline)
+    return straight_through.Learning(matching.steps, matching.rate, matching.seed, deadline, matching.keep)
 
 
 def _further_starts(

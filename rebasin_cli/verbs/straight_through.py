@@ -38,12 +38,17 @@ EVERY = 10
 
 @dataclass(frozen=True, slots=True)
 class Learning:
-    """Steps of one batch each; how far the shadow goes in each, in norms of its tensors; until when."""
+    """Steps of one batch each; how far the shadow goes in each, in norms of its tensors; until when.
+
+    Attributes:
+        keep: the share of weight matching's objective that the result must have; None for no less than B as it is.
+    """
 
     steps: int
     rate: float
     seed: int
     deadline: float | None
+    keep: float | None = None
 
 
 def learn(
@@ -108,10 +113,15 @@ class _Run:
             rate=learning.rate,
             seed=learning.seed,
         )
+        self.floor = self.learner.objective_before
+        if learning.keep is not None:
+            matched = self.learner.objective(start.permutations)
+            self.floor = max(self.floor, matched - (1 - learning.keep) * abs(matched))
+            self.learner.floor = self.floor
         self.done = self.moved = 0
         self.losses: list[float] = []
-        self.identity = self._judge(identity(self.spec))
-        self.best, self.best_loss, self.start = identity(self.spec), self.identity, "identity"
+        self.best, self.best_loss, self.start = dict(start.permutations), inf, "weight matching"
+        self.identity = self._offer("identity", identity(self.spec))
         self.weight_matching = self._offer("weight matching", start.permutations)
         if not isfinite(self.best_loss):
             raise NumericalError("neither the midpoint as it is nor that of weight matching has a finite loss")
@@ -149,9 +159,9 @@ class _Run:
         return self.learner.step({key: gradient for key, gradient in pairs if gradient is not None})
 
     def _offer(self, start: str, permutations: Permutations) -> float:
-        """Judge these, and keep them if they are the best so far and bring B no farther from A than it was."""
+        """Judge these, and keep them if they are the best so far and bring B near enough to A."""
         loss = self._judge(permutations)
-        if loss < self.best_loss and self.learner.objective(permutations) >= self.learner.objective_before:
+        if loss < self.best_loss and self.learner.objective(permutations) >= self.floor:
             self.best, self.best_loss, self.start = permutations, loss, start
         return loss
 

@@ -1,10 +1,11 @@
 """The trained pairs by every method: barriers of the merged network, and how good and how steady the search is.
 
-    python -m tests.benchmarks.pair_table [--images DIR] [--limit 2000] [--pair NAME] [--table merged] [--json FILE]
+    python -m tests.benchmarks.pair_table [--images DIR] [--limit N] [--pair NAME] [--table merged] [--json FILE]
 
-First table: the midpoint of each pair on test images, as it is and with BatchNorm measured anew on training images:
-accuracy, and in brackets its barrier in points and that of the loss, which are the midpoint's error or loss less the
-mean of the ends'. Methods with data see training images, 500 for activations and 2,000 for learning.
+First table: the midpoint of each pair on all test images (or N of them), as it is, with BatchNorm measured anew on
+2,000 training images, and repaired: accuracy, and in brackets its barrier in points with its standard error (image by
+image against the ends) and that of the loss; barriers are the midpoint's error or loss less the mean of the ends'.
+Methods with data see training images, 500 for activations and 2,000 for learning.
 Second table: the similarity (cosine) that weight matching finds without data at `--effort standard` over five seeds,
 beside ten seeds of coordinate descent from the identity, and Frank-Wolfe from the barycentre polished by descent.
 """
@@ -19,22 +20,17 @@ import time
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from statistics import mean
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
 
-from rebasin_cli.data import DataOptions, open_data
-from rebasin_cli.data.preset import model_transform
-from rebasin_cli.data.source import ModelView
 from rebasin_cli.matching import search, weight_matching
 from rebasin_cli.permutation import Permutations, apply, identity
 from rebasin_cli.verbs.find_permutations import Matching, find_permutations
 from rebasin_cli.verbs.pair import Source, open_pair
 from rebasin_cli.verbs.subject import ModelChoice
 from rebasin_cli.verbs.understanding import understand
+from tests.benchmarks.merged_scores import TREATMENTS, Judge, accuracies
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 PAIRS: dict[str, dict[str, Any]] = {"mlp": {}, "resnet20": {}, "vgg": {}, "vit": {"dim": 96}}
@@ -45,15 +41,21 @@ WAYS: dict[str, dict[str, Any]] = {
     "activations": {"method": "activation", "data": True},
     "mixture": {"method": "activation", "data": True, "mix": 0.2},
     "straight-through": {"method": "straight-through", "data": True},
+    "straight-through, similarity kept": {
+        "method": "straight-through",
+        "data": True,
+        "keep": 0.9985,
+        "rate": 0.01,
+        "steps": 200,
+    },
 }
-SEEDS, DESCENTS, SEEN = 5, 10, 500
-Images = tuple[Tensor, Tensor]
+SEEDS, DESCENTS, SEEN, MEASURED_ON = 5, 10, 500, 2000
 
 
 class Bench:
     """One pair, opened and understood."""
 
-    def __init__(self, name: str, shared: Path, images: Path, limit: int) -> None:
+    def __init__(self, name: str, shared: Path, images: Path, limit: int | None) -> None:
         self.name, self.images = name, images
         self.model = f"{shared / 'pairs' / 'cifar_models.py'}:{name}"
         choice = ModelChoice(self.model, PAIRS[name], ("1,3,32,32",), None, 0)
@@ -61,17 +63,8 @@ class Bench:
         self.pair = open_pair(Source(files[0]), Source(files[1]), choice)
         self.understood = understand(self.pair.subject, choice)
         self.a, self.b = ({key: side[key] for key in side} for side in (self.pair.a, self.pair.b))
-        self.module = self.pair.subject.factory.build()
-        self.norms = [one for one in self.module.modules() if isinstance(one, nn.BatchNorm2d)]
-        self.test, self.train = (self._read(part, limit, part == "train") for part in ("test", "train"))
-        self.ends = [self.score(one, False) for one in (self.a, self.b)]
-
-    def _read(self, part: str, limit: int, shuffle: bool) -> Images:
-        transform, names = model_transform(self.model, self.module)
-        view = ModelView(lambda batch: 10, names, transform, (1, 3, 32, 32), False)
-        options = DataOptions(limit, 0, 250, 0, False, shuffle=shuffle)
-        found = list(open_data(str(self.images / part), options, view).batches())
-        return torch.cat([batch.args[0] for batch in found]), torch.cat([batch.target for batch in found])
+        self.judge = Judge(self.pair.subject.factory.build(), self.model, images, limit, MEASURED_ON)
+        self.ends = [self.judge.end(one) for one in (self.a, self.b)]
 
     def match(self, how: dict[str, Any], seed: int = 0) -> tuple[Permutations, float]:
         chosen = {
@@ -97,38 +90,14 @@ class Bench:
         )
         return found.permutations, found.cosine_after
 
-    @torch.no_grad()
-    def score(self, tensors: dict[str, Tensor], recalibrated: bool) -> tuple[float, float]:
-        """Loss and accuracy."""
-        self.module.load_state_dict(tensors)
-        for norm in self.norms if recalibrated else ():
-            norm.reset_running_stats()
-            norm.momentum = None
-            norm.train()
-        for batch in self.train[0].split(250) if recalibrated else ():
-            self.module(batch)
-        self.module.eval()
-        logits = torch.cat([self.module(batch) for batch in self.test[0].split(500)])
-        return float(F.cross_entropy(logits, self.test[1])), float((logits.argmax(1) == self.test[1]).float().mean())
-
     def row(self, way: str, permutations: Permutations, seconds: float) -> dict[str, Any]:
         """What one set of permutations is worth."""
         moved = apply(self.understood.spec, permutations, self.b)
-        middle = {k: torch.lerp(v, moved[k], 0.5) if v.is_floating_point() else v for k, v in self.a.items()}
         keys = self.pair.subject.parameters
         norm, other = (sum(float(one[k].square().sum()) for k in keys) ** 0.5 for one in (self.a, self.b))
         cosine = sum(float((self.a[k] * moved[k]).sum()) for k in keys) / norm / other
-        found: dict[str, Any] = {"pair": self.name, "way": way, "cosine": cosine, "seconds": seconds}
-        for title, recalibrated in (("as it is", False), ("recalibrated", True)):
-            if recalibrated and not self.norms:
-                continue
-            loss, accuracy = self.score(middle, recalibrated)
-            found[title] = {
-                "accuracy": 100 * accuracy,
-                "accuracy barrier": 100 * (mean(end[1] for end in self.ends) - accuracy),
-                "loss barrier": loss - mean(end[0] for end in self.ends),
-            }
-        return found
+        scores = self.judge.midpoint(self.a, moved, self.ends)
+        return {"pair": self.name, "way": way, "cosine": cosine, "seconds": seconds, **scores}
 
     def merged(self) -> Iterator[dict[str, Any]]:
         yield self.row("naive", identity(self.understood.spec), 0.0)
@@ -157,14 +126,15 @@ class Bench:
 def cell(found: dict[str, Any] | None) -> str:
     if found is None:
         return "-"
-    return f"{found['accuracy']:.1f} ({found['accuracy barrier']:.1f}, {found['loss barrier']:.3f})"
+    barrier = f"{found['accuracy barrier']:.1f} ± {found['its error']:.1f}"
+    return f"{found['accuracy']:.1f} ({barrier}; {found['loss barrier']:.2f})"
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shared", type=Path, default=SHARED)
     parser.add_argument("--images", type=Path, help="a directory with the images unpacked, test/ and train/")
-    parser.add_argument("--limit", type=int, default=2000, help="test images, and as many to recalibrate on")
+    parser.add_argument("--limit", type=int, help="test images, instead of all")
     parser.add_argument("--pair", action="append", choices=list(PAIRS))
     parser.add_argument("--table", choices=["merged", "searched"], help="one of the two tables")
     parser.add_argument("--json", type=Path)
@@ -179,14 +149,14 @@ def main() -> int:
         for part in ("test", "train") if options.images is None else ():
             with zipfile.ZipFile(options.shared / f"cifar10-{part}.zip") as archive:
                 archive.extractall(images)
-        print("| pair | ends | method | similarity | midpoint as it is | recalibrated | seconds |")
-        print("|---|---|---|---|---|---|---|")
+        print("| pair | ends | method | similarity | midpoint as it is | recalibrated | repaired | seconds |")
+        print("|---|---|---|---|---|---|---|---|")
         for name in options.pair or PAIRS:
             bench = Bench(name, options.shared, images, options.limit)
-            ends = ", ".join(f"{100 * accuracy:.1f}" for _, accuracy in bench.ends)
+            ends = ", ".join(f"{accuracy:.1f}" for accuracy in accuracies(bench.ends))
             for row in bench.merged() if options.table != "searched" else ():
                 merged.append(row)
-                cells = (cell(row["as it is"]), cell(row.get("recalibrated")), f"{row['seconds']:.0f}")
+                cells = (*(cell(row.get(title)) for title in TREATMENTS), f"{row['seconds']:.0f}")
                 print(f"| {name} | {ends} | {row['way']} | {row['cosine']:.4f} | {' | '.join(cells)} |", flush=True)
             if options.table != "merged":
                 searched.append(bench.searched())

@@ -33,6 +33,30 @@ def test_the_permutations_go_where_the_loss_is_lowest() -> None:
     assert learner.objective(learner.permutations) < learner.objective(start)
 
 
+def test_a_floor_is_kept() -> None:
+    """The loss wants far less similarity than the floor allows."""
+    spec, shapes = mlp([6, 10, 10, 4])
+    a, b = random_tensors(shapes, 0), random_tensors(shapes, 1)
+    wanted = merged(spec, a, b, random(spec, 5))
+    start = search(spec, a, b, parameters=a.keys()).permutations
+    top = StraightThrough(spec, a, b, parameters=a.keys(), start=start, rate=0.05).objective(start)
+    floor = 0.9 * top
+
+    def learned(floor: float | None) -> list[float]:
+        learner = StraightThrough(spec, a, b, parameters=a.keys(), start=start, rate=0.05, floor=floor)
+        values = []
+        for _ in range(80):
+            midpoint = learner.midpoint()
+            loss = sum(((midpoint[key] - wanted[key]).square().sum() for key in midpoint), torch.zeros(()))
+            learner.step(dict(zip(midpoint, torch.autograd.grad(loss, list(midpoint.values())), strict=True)))
+            values.append(learner.objective(learner.permutations))
+        return values
+
+    free, bound = learned(None), learned(floor)
+    assert max(free[-20:]) < floor
+    assert floor <= min(bound) < top
+
+
 def test_without_a_gradient_nothing_moves() -> None:
     spec, shapes = mlp([5, 8, 3])
     a, b = random_tensors(shapes, 0), random_tensors(shapes, 1)

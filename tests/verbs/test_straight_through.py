@@ -83,6 +83,20 @@ def test_learning_lowers_the_loss_that_is_reported(folder: Path) -> None:
     assert by.after == pytest.approx(float(torch.nn.functional.cross_entropy(net(x), y).detach()), rel=1e-4)
 
 
+def test_it_keeps_the_similarity_that_is_asked_for(folder: Path) -> None:
+    """Between weight matching, which has the most, and free learning, which gives up a good part of it."""
+    most = learn(folder, method="weight", data=None).cosine.after
+    free, kept = (learn(folder, learning_steps=60, keep_similarity=share) for share in (None, 0.98))
+    assert free.cosine.after < 0.98 * most <= kept.cosine.after < most
+    assert kept.criterion.weight_matching is not None
+    assert free.criterion.after < kept.criterion.after < kept.criterion.weight_matching
+
+
+def test_a_share_above_one_is_refused(folder: Path) -> None:
+    with pytest.raises(UsageError, match=r"keep_similarity is 1\.5"):
+        learn(folder, keep_similarity=1.5)
+
+
 def test_the_same_seed_learns_the_same(folder: Path) -> None:
     first, again = (learn(folder, "norm", seed=3) for _ in range(2))
     assert first.criterion == again.criterion
