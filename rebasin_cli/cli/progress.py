@@ -30,16 +30,21 @@ class LineProgress:
     def __init__(self, stream: TextIO) -> None:
         self.noted: set[str] = set()
         self._stream = stream
-        self._phase = ""
+        self._phase, self._began = "", 0.0
         self._last = float("-inf")
 
     def phase(self, name: str) -> None:
-        self._phase = name
+        self._phase, self._began = name, time.monotonic()
         self._say(f"{name} …")
 
     def step(self, done: float, total: float | None, detail: str = "") -> None:
-        share = "" if not total else f" {100 * done / total:.0f} %"
+        share = f" {100 * done / total:.0f} %, {self._left(done, total)} left" if total and done else ""
         self._say(f"{self._phase}{share}{', ' + detail if detail else ''}")
+
+    def _left(self, done: float, total: float) -> str:
+        """What is left at the speed of the phase so far."""
+        left = max(0.0, (time.monotonic() - self._began) * (total - done) / done)
+        return f"about {left:.0f} s" if left < 90 else f"about {left / 60:.0f} min"
 
     def note(self, text: str) -> None:
         self.noted.add(text)

@@ -15,6 +15,7 @@ from rebasin_cli.matching.arrangement import Arrangement
 from rebasin_cli.matching.clusters import Cluster, Tile
 from rebasin_cli.matching.descent import Descent, Step
 from rebasin_cli.matching.families import Families
+from rebasin_cli.matching.forecast import passes_left
 from rebasin_cli.matching.problem import Problem
 from rebasin_cli.matching.result import OnPass, PassReport
 from rebasin_cli.matching.workers import at_a_time
@@ -91,6 +92,7 @@ class Run:
             forward(problem, self.descent)
             self.descent.value = problem.value(self.arrangement)
         self.per_pass = [] if earlier is None else list(earlier.per_pass)
+        self.gains: list[float] = []
         self.passes_that_moved = 0 if earlier is None else earlier.passes_that_moved
         self.earlier_work = spent if earlier is None else earlier.work
         self.generator = np.random.default_rng([seed, len(self.per_pass)])
@@ -132,16 +134,22 @@ class Run:
 
     def _pass(self, order: Sequence[int]) -> None:
         """Visit these clusters once, in this order."""
-        visited = moved = 0
+        began = time.monotonic()
+        before, visited, moved = self.value, 0, 0
         for number, has_moved in self._steps(order):
             groups = sum(self.problem.families.all[f].members for f in self.problem.clusters[number].families)
             visited += groups
             moved += groups if has_moved else 0
+        self.gains.append(self.value - before)
         self.per_pass.append(self.value)
         self.passes_that_moved += moved > 0
         if self.settings.on_pass is not None:
-            elapsed = time.monotonic() - self.settings.began
-            self.settings.on_pass(PassReport(self.start, len(self.per_pass), visited, moved, self.value, elapsed))
+            self.settings.on_pass(self._report(visited, moved, time.monotonic() - began))
+
+    def _report(self, visited: int, moved: int, seconds: float) -> PassReport:
+        elapsed = time.monotonic() - self.settings.began
+        left = seconds * passes_left(self.gains, self.settings.tolerance * self.problem.norms.scale)
+        return PassReport(self.start, len(self.per_pass), visited, moved, self.value, elapsed, left)
 
     def _steps(self, order: Sequence[int]) -> Iterator[tuple[int, bool]]:
         """Every cluster that was solved, in order, and whether it moved; clusters that do not touch run beside."""

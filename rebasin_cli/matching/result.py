@@ -19,6 +19,7 @@ class PassReport:
         moved_groups: groups whose permutation changed.
         objective: after the pass.
         elapsed: seconds since the matching began.
+        left: seconds until it ends, as far as can be guessed; None where nothing can.
     """
 
     start: str
@@ -27,6 +28,7 @@ class PassReport:
     moved_groups: int
     objective: float
     elapsed: float
+    left: float | None = None
 
 
 OnPass = Callable[[PassReport], None]

@@ -11,7 +11,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 import torch
@@ -19,13 +20,14 @@ from torch import Tensor
 
 from rebasin_cli.errors import UsageError
 from rebasin_cli.matching.contest import Start, contest, is_fixed, resume
+from rebasin_cli.matching.forecast import seconds_ahead
 from rebasin_cli.matching.frank_wolfe import ITERATIONS, frank_wolfe, kicked, memory_needed, near_barycentre
 from rebasin_cli.matching.mixture import Mixture
 from rebasin_cli.matching.outcome import conclude
 from rebasin_cli.matching.polish import Order, Polished, Run, Settings
 from rebasin_cli.matching.probe import near_identity
 from rebasin_cli.matching.problem import Problem, prepare
-from rebasin_cli.matching.result import MatchResult, OnPass
+from rebasin_cli.matching.result import MatchResult, OnPass, PassReport
 from rebasin_cli.matching.weighing import PLAIN, weigh
 from rebasin_cli.permutation import Permutations, random
 from rebasin_cli.spec import PermutationSpec
@@ -167,6 +169,8 @@ class _Portfolio:
     def run(self) -> list[Polished]:
         """All ends; the best one has converged, unless time or passes ran out."""
         self.ends: list[Polished] = []
+        if self.settings.on_pass is not None:
+            self.settings = replace(self.settings, on_pass=partial(self._forecast, self.settings.on_pass))
         deep = self.roomy and bool(self.plan.barycentres or self.plan.kicks)
         names = [name for name in self.plan.starts if name in ("identity", "forward")]
         if len(names) > 1 and self.plan.frugal and not near_identity(self.problem):
@@ -233,6 +237,20 @@ class _Portfolio:
             best = max(range(len(self.ends)), key=lambda number: self.ends[number].value)
             if not self.ends[best].converged:
                 self.ends[best] = resume(self.problem, self.ends[best], self.settings)
+
+    def _forecast(self, on_pass: OnPass, done: PassReport) -> None:
+        """Pass a report on, what comes after this descent added to the time left."""
+        left = done.left or 0.0
+        planned = self.plan.barycentres + self.plan.kicks if self.roomy else 0
+        if planned:
+            spent, runs = (
+                max(self._spent, self.problem.full_pass),
+                [end.seconds for end in self.ends] or [done.elapsed + left],
+            )
+            left += seconds_ahead(spent, self._work, done.elapsed, runs, max(0, planned - len(self.ends)))
+        if self.settings.deadline is not None:
+            left = min(left, max(0.0, self.settings.deadline - time.monotonic()))
+        on_pass(replace(done, left=left))
 
     @property
     def _is_large(self) -> bool:

@@ -156,10 +156,11 @@ class Alignment:
         )
 
     def _tell(self, done: PassReport) -> None:
-        """One pass is over; nobody can know how many there will be."""
+        """One pass is over; how long it will go on is a guess, in seconds."""
         unit = CRITERION if done.start == LEARNED else "similarity"
-        detail = f"{done.start}, pass {done.number}, {unit} {done.objective:.5g}"
-        self.progress.step(done.number, None, detail)
+        moved = f"{done.moved_groups} of {done.visited} groups moved"
+        detail = f"{done.start}, pass {done.number}, {moved}, {unit} {done.objective:.5g}"
+        self.progress.step(done.elapsed, None if done.left is None else done.elapsed + done.left, detail)
 
     def _write(self) -> None:
         if self.request.dry_run:
