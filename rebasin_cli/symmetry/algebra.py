@@ -101,6 +101,7 @@ def align(relations: Relations, operands: Sequence[Operand]) -> tuple[list[Layou
         for place, label in enumerate(labels):
             if layout.dims[place]:
                 places.setdefault(label, []).append((which, place))
+    parts: list[dict[Factor, tuple[Factor, ...]]] = [{} for _ in layouts]
     for label, where in places.items():
         if len(where) == 1:
             factors[label] = layouts[where[0][0]].dims[where[0][1]]
@@ -112,9 +113,9 @@ def align(relations: Relations, operands: Sequence[Operand]) -> tuple[list[Layou
             sizes = [layouts[where[0][0]].dims[where[0][1]][0].size]
         common = _reusable(layouts[where[0][0]].dims[where[0][1]], sizes)
         for which, place in where:
-            layouts[which] = _refit(layouts[which], layouts[which].dims[place], common)
+            parts[which].update(_refined(layouts[which].dims[place], common))
         factors[label] = common
-    return layouts, factors
+    return [_refit(layout, finer) if finer else layout for layout, finer in zip(layouts, parts, strict=True)], factors
 
 
 def _told_apart(operands: Sequence[Operand]) -> list[Layout]:
@@ -154,17 +155,22 @@ def _reusable(present: tuple[Factor, ...], sizes: Sequence[int]) -> tuple[Factor
     return tuple(Factor(size) for size in sizes)
 
 
-def _refit(layout: Layout, present: tuple[Factor, ...], common: tuple[Factor, ...]) -> Layout:
-    """The layout with one dimension's factors replaced by their refinement into `common`."""
-    if present == common:
-        return layout
+def _refined(present: tuple[Factor, ...], common: tuple[Factor, ...]) -> dict[Factor, tuple[Factor, ...]]:
+    """The factors of a dimension as products of those of its refinement `common`, where they are not the same."""
     parts: dict[Factor, tuple[Factor, ...]] = {}
+    if present == common:
+        return parts
     queue = list(common)
     for factor in present:
         taken: list[Factor] = []
         while prod(part.size for part in taken) < factor.size:
             taken.append(queue.pop(0))
         parts[factor] = tuple(taken)
+    return parts
+
+
+def _refit(layout: Layout, parts: Mapping[Factor, tuple[Factor, ...]]) -> Layout:
+    """The layout over finer factors; an open leaf stays open."""
     return replace(substitute(layout, parts), leaf=layout.leaf, axes=layout.axes)
 
 

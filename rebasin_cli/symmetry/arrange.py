@@ -17,6 +17,7 @@ from rebasin_cli.symmetry.positions import (
     Ids,
     Layout,
     Leaf,
+    all_differ,
     dimension,
     regroup,
     released,
@@ -232,7 +233,7 @@ def _take_entry(relations: Relations, entry: Entry, old: Factor, kept: tuple[Fac
     ids = np.take(relations.ids(entry), index, axis=axis)
     factors = (*entry.factors[:axis], *kept, *entry.factors[axis + 1 :])
     shape = tuple(factor.size for factor in factors)
-    if len(np.unique(index)) < len(index):
+    if not all_differ(index):
         own = Block(ids.size, relations.new_ids(ids.size))
         assert own.ids is not None
         relations.function(own.ids.reshape(ids.shape), ids)

@@ -10,7 +10,7 @@ import numpy as np
 from rebasin_cli.symmetry.algebra import align, join
 from rebasin_cli.symmetry.arrange import TOO_MANY, given_up, materialise
 from rebasin_cli.symmetry.joining import absorb, hold
-from rebasin_cli.symmetry.positions import JOINT_LIMIT, Block, Entry, Factor, Ids, Layout, released
+from rebasin_cli.symmetry.positions import JOINT_LIMIT, Block, Entry, Factor, Ids, Layout, all_differ, released
 from rebasin_cli.symmetry.relations import Relations
 
 _FREE = "free"
@@ -121,7 +121,7 @@ def _piece_ids(
 
 def _joined(relations: Relations, parts: Sequence[Ids]) -> Ids:
     joint = np.concatenate(parts, axis=-1)
-    if len(np.unique(joint)) == joint.size:
+    if all_differ(joint):
         return joint
     own = relations.new_ids(joint.size).reshape(joint.shape)
     relations.function(own, joint)

@@ -14,7 +14,7 @@ from math import prod
 import numpy as np
 
 from rebasin_cli.symmetry.fibres import Run
-from rebasin_cli.symmetry.positions import Factor, Ids
+from rebasin_cli.symmetry.positions import Factor, Ids, all_differ
 
 Movement = tuple[tuple[Factor, ...], Ids, Run | None]
 """Factors, for each unit the joint positions of them that it moves, and these as a run if they are one."""
@@ -115,6 +115,6 @@ def _blocks(part: Rows) -> tuple[Ids, Ids]:
         raise Irregular(part.ids)
     blocks, insides = slab.reshape(len(slab), -1, width), inside.reshape(len(slab), -1, width)
     whole = np.all(blocks == blocks[:, :, :1]) and np.all(np.sort(insides, axis=2) == np.arange(width))
-    if not whole or len(np.unique(blocks[:, :, 0])) < blocks.shape[0] * blocks.shape[1]:
+    if not whole or not all_differ(blocks[:, :, 0]):
         raise Irregular(part.ids)
     return blocks[:, :, 0], insides

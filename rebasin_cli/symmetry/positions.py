@@ -146,11 +146,11 @@ class Layout:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return tuple(prod(factor.size for factor in dim) for dim in self.dims)
+        return tuple([prod([factor.size for factor in dim]) for dim in self.dims])
 
     @property
     def factors(self) -> tuple[Factor, ...]:
-        return tuple(factor for dim in self.dims for factor in dim)
+        return tuple([factor for dim in self.dims for factor in dim])
 
     def is_fixed(self, factor: Factor) -> bool:
         return factor in self.fixed
@@ -171,6 +171,12 @@ class Leaf:
         """The leaf's layout as it is known now, with its axes in this order; -1 is a new one of length 1."""
         dims = tuple(self.layout.dims[axis] if axis >= 0 else () for axis in axes)
         return Layout(dims, self.layout.entries, self.layout.fixed, self, tuple(axes))
+
+
+def all_differ(ids: Ids) -> bool:
+    """Whether no id occurs twice."""
+    ordered = np.sort(ids, axis=None)
+    return not np.any(ordered[1:] == ordered[:-1])
 
 
 def dimension(size: int) -> tuple[Factor, ...]:

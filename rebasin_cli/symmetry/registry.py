@@ -24,7 +24,7 @@ from rebasin_cli.symmetry.positions import (
     uniform_layout,
 )
 from rebasin_cli.symmetry.relations import Relations
-from rebasin_cli.trace.graph import Call, Ref, refs_in
+from rebasin_cli.trace.graph import Call, Ref
 
 DIFFERS = "a constant of the model differs along this axis"
 MOST_ALIKE = 4096
@@ -76,7 +76,7 @@ class Op:
     @property
     def tensors(self) -> list[Layout]:
         """Layouts of all tensor arguments."""
-        return [self.layout_of(value) for value in refs_in(self.call.arguments)]
+        return [self.layout_of(value) for value in self.call.inputs]
 
     @property
     def result_shapes(self) -> list[tuple[int, ...]]:

@@ -75,7 +75,7 @@ def replaced(op: Op, base: Layout, part: Layout, place: int, index: np.ndarray) 
     size = base.shape[place]
     if len(index) == size:
         return take(op.relations, part, place, np.argsort(index, kind="stable"))
-    others = np.setdiff1d(np.arange(size), index)
+    others = np.delete(np.arange(size), index)
     whole = concatenate(op.relations, [take(op.relations, base, place, others), part], place, apart=STACKED)
     return take(op.relations, whole, place, np.argsort(np.r_[others, index], kind="stable"))
 
