@@ -157,12 +157,13 @@ class Analysis:
                 self.unread.append(leaf.key)
         for layout in (*(leaf.layout for leaf in self.all_leaves), *self.layouts.values()):
             for entry in layout.entries:
-                self.relations.ids(entry)
+                if entry.block.ids is None:
+                    self.relations.ids(entry)
         partial = self._reading.pin_unread(self.relations, self.all_leaves, UNREAD)
         closure = solve(self.relations)
         # Where nothing moves along an axis, its unread positions fit what is around them like those that were read.
         self.unread.extend(dict.fromkeys(key for key, ids in partial if closure.moves(ids)))
-        return solve(self.relations) if self._hold_around_untaken_paths() else closure
+        return solve(self.relations) if self.unread and self._hold_around_untaken_paths() else closure
 
     def _hold_around_untaken_paths(self) -> bool:
         """Where a module decided by weights and left parameters inside it unread, hold all that its code could see.

@@ -57,8 +57,6 @@ def refine(relations: Relations, edges: Edges, known: Ids | None = None) -> Ids:
     linked = np.zeros(relations.size, dtype=bool)
     linked[edges.source] = linked[edges.target] = True
     open_ids = np.flatnonzero(linked & (np.bincount(colour, minlength=1)[colour] > 1))
-    if not len(open_ids):
-        return colour
     # What stands alone cannot split any more: its hash stays, and tells the others apart.
     place = np.full(relations.size, -1, dtype=np.int64)
     place[open_ids] = np.arange(len(open_ids))
@@ -78,7 +76,8 @@ def refine(relations: Relations, edges: Edges, known: Ids | None = None) -> Ids:
         if new_count == count:
             break
         count = new_count
-    return _split(colour, open_ids, told[open_ids])
+    _split(colour, open_ids, told[open_ids])
+    return in_order(colour)  # so that nothing depends on the hashes
 
 
 def first_places(numbers: Ids) -> Ids:
@@ -97,15 +96,15 @@ def in_order(numbers: Ids) -> Ids:
     return rank[numbers]
 
 
-def _split(colour: Ids, ids: Ids, told: Hashes) -> Ids:
-    """The colours with new ones for these ids, one for each hash; in order, so that nothing depends on the hashes."""
-    split = colour.copy()
+def _split(colour: Ids, ids: Ids, told: Hashes) -> None:
+    """Give these ids new colours, one for each hash."""
     # Asked for the index too, `unique` sorts in a way that is quick where equal values lie side by side.
-    split[ids] = np.unique(told, return_index=True, return_inverse=True)[2].reshape(-1) + colour.max(initial=-1) + 1
-    return in_order(split)
+    number = np.unique(told, return_index=True, return_inverse=True)[2].reshape(-1)
+    colour[ids] = number + colour.max(initial=-1) + 1
 
 
 def _first_colours(relations: Relations, known: Ids | None) -> Ids:
+    """What births, pins and labels tell apart, in numbers of no order."""
     births = np.array([*relations.births, relations.size], dtype=np.int64)
     colour = np.repeat(np.arange(len(births) - 1), np.diff(births))
     if known is not None:
@@ -122,7 +121,8 @@ def _first_colours(relations: Relations, known: Ids | None) -> Ids:
         touched[ids] = True
     touched &= colour < unused
     changed = np.flatnonzero(touched)
-    return _split(colour, changed, told[changed] + _mix(colour[changed].astype(np.uint64)))
+    _split(colour, changed, told[changed] + _mix(colour[changed].astype(np.uint64)))
+    return colour
 
 
 def _mix(values: Hashes) -> Hashes:
