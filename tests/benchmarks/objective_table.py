@@ -4,7 +4,10 @@
 
 Every pair is trained from two seeds (see `small_pairs`; DIR keeps them, and the figures are added to a file there, so
 that an interrupted run goes on). Barriers are the loss or the error of the midpoint less the mean of the ends, on test
-images, BatchNorm measured anew on 1,000 training images. Ranks are within each pair: 1 is the best way.
+images, BatchNorm measured anew on 1,000 training images. Ranks are within each pair: 1 is the best way; their means
+over pairs have standard errors. "Against plain" counts the pairs on which a way has the lower and the higher barrier,
+with the two-sided p of the sign test (the chance of so uneven a count if neither were better); pairs of one kind are
+alike, so the same is counted of the kinds' means.
 """
 
 from __future__ import annotations
@@ -13,8 +16,9 @@ import argparse
 import json
 import time
 from collections.abc import Iterable
+from math import comb
 from pathlib import Path
-from statistics import mean
+from statistics import mean, stdev
 from typing import Any
 
 import numpy as np
@@ -117,6 +121,9 @@ def table(rows: list[dict[str, Any]]) -> Iterable[str]:
         means = [f"{mean(row[way][which] for row in rows):.{1 if which else 2}f}" for way in ways]
         yield f"| **mean barrier, {unit}** | | {' | '.join(means)} |"
         yield f"| **mean rank by {unit}** | | {' | '.join(_rank(rows, way, which) for way in ways)} |"
+        yield f"| **{unit} against plain, pairs** | | {' | '.join(_signs(rows, way, which) for way in ways)} |"
+        kinds = _means(rows, ways, which)
+        yield f"| **{unit} against plain, kinds** | | {' | '.join(_signs(kinds, way, which) for way in ways)} |"
 
 
 def _rank(rows: list[dict[str, Any]], way: str, which: int) -> str:
@@ -129,7 +136,26 @@ def _rank(rows: list[dict[str, Any]], way: str, which: int) -> str:
         below = sum(value < row[way][which] for value in values)
         equal = sum(value == row[way][which] for value in values)
         places.append(below + (equal + 1) / 2)
-    return f"{mean(places):.1f}"
+    error = stdev(places) / len(places) ** 0.5 if len(places) > 1 else 0.0
+    return f"{mean(places):.1f} ± {error:.1f}"
+
+
+def _means(rows: list[dict[str, Any]], ways: list[str], which: int) -> list[dict[str, Any]]:
+    """One row for each kind of network: means over its pairs."""
+    kinds = dict.fromkeys(row["kind"] for row in rows)
+    by_kind = ([row for row in rows if row["kind"] == kind] for kind in kinds)
+    return [{way: {which: mean(row[way][which] for row in mine)} for way in ways} for mine in by_kind]
+
+
+def _signs(rows: list[dict[str, Any]], way: str, which: int) -> str:
+    """How often a way is better and worse than `plain`, and the two-sided sign test's p."""
+    if way in ("naive", "plain"):
+        return ""
+    better = sum(row[way][which] < row["plain"][which] for row in rows)
+    worse = sum(row[way][which] > row["plain"][which] for row in rows)
+    count = better + worse
+    tail = sum(comb(count, k) for k in range(min(better, worse) + 1)) / 2**count
+    return f"{better}:{worse} (p {min(1.0, 2 * tail):.2g})"
 
 
 def main() -> None:

@@ -55,6 +55,7 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     "matrices": {"objective": "matrices"},
     "tensors": {"objective": "tensors"},
     "rows": {"objective": "rows"},
+    "noise and weights": {"method": "activation", "mix": 0.2},
 }
 TABLES: dict[str, dict[str, dict[str, Any] | None]] = {"merged": {"naive": None, **WAYS}, "objectives": {**OBJECTIVES}}
 SEEDS, DESCENTS, SEEN, MEASURED_ON = 5, 10, 500, 2000
