@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from rebasin_cli.symmetry.algebra import combine, elementwise, reduce
 from rebasin_cli.symmetry.positions import Layout, dimension, released
-from rebasin_cli.symmetry.registry import Op, hold_dims, rule
+from rebasin_cli.symmetry.registry import Op, hold_dims, resized, rule
 
 MATRIX = "rows and columns of a matrix that is factorised keep their order"
 COORDINATES = "the coordinates of a cross product keep their order"
@@ -64,7 +64,8 @@ def solved(op: Op) -> list[Layout]:
 
 @rule("aten.linalg_cross")
 def cross(op: Op) -> Layout:
-    """Each of the three coordinates is made of the two others."""
+    """Each of the three coordinates is made of the two others, so what moves beside them moves alike at all three."""
     place = op.dim("dim", len(op.result_shape))
     held = [hold_dims(op.relations, op.layout(name), [place], COORDINATES) for name in ("self", "other")]
-    return elementwise(op.relations, held, op.result_shape)
+    product = elementwise(op.relations, held, op.result_shape)
+    return resized(op.relations, product, [place], op.result_shape, COORDINATES)

@@ -19,32 +19,32 @@ def layers(run: object, width: int = 6) -> Net:
     return Net(run, one=nn.Linear(3, width), mid=nn.Linear(width, width), two=nn.Linear(width, 2))  # type: ignore[arg-type]
 
 
-def with_neighbours(h: Tensor) -> Tensor:
+def uncovered(h: Tensor) -> Tensor:
     """An operation that no rule covers."""
-    return torch.linalg.cross(h.unflatten(1, (-1, 3)), torch.ones(1, 1, 3), dim=2).flatten(1)
+    return torch.renorm(h, 2, 0, 1.0)
 
 
 def test_an_operation_without_a_rule_pins_and_is_named() -> None:
-    net = layers(lambda m, x: m.two(m.mid(with_neighbours(m.one(x)))))
+    net = layers(lambda m, x: m.two(m.mid(uncovered(m.one(x)))))
     derivation = found(net, X)
     assert axes(derivation) == [(6, ["mid.bias/0", "mid.weight/0", "two.weight/1"])]
-    assert [op.op for op in derivation.unknown_ops] == ["aten.linalg_cross.default"]
+    assert [op.op for op in derivation.unknown_ops] == ["aten.renorm.default"]
     assert derivation.unknown_ops[0].pinned_axes >= 1
-    assert "linalg_cross has no rule" in reason(derivation, "one.weight", 0)
+    assert "renorm has no rule" in reason(derivation, "one.weight", 0)
 
 
 def test_strict_refuses_and_says_where() -> None:
-    inner = Net(lambda m, x: with_neighbours(x))
+    inner = Net(lambda m, x: uncovered(x))
     net = Net(lambda m, x: m.inner(m.one(x)), one=nn.Linear(3, 6), inner=inner)
     trace = trace_model(net, ExampleInput((X,)))
-    with pytest.raises(ModelError, match=r"linalg_cross.*'inner'"):
+    with pytest.raises(ModelError, match=r"renorm.*'inner'"):
         derive(trace, strict=True)
 
 
 def test_dead_code_does_not_constrain() -> None:
     def run(m: Net, x: Tensor) -> Tensor:
         hidden = m.one(x)
-        with_neighbours(hidden)
+        uncovered(hidden)
         _ = hidden[:, :2].cumsum(1)
         width = hidden[:, 1:].shape[1]
         return m.two(hidden) * width

@@ -72,6 +72,18 @@ def test_the_coordinates_of_a_cross_product_keep_their_order() -> None:
     assert not holds(net, claim(3, Site("one.weight", 0), Site("one.bias", 0), Site("two.weight", 1)), X)
 
 
+def test_vectors_that_are_multiplied_in_space_move_as_wholes() -> None:
+    """Units (vector, coordinate): a vector's coordinates come along, none trades places on its own."""
+
+    def run(m: Net, x: Tensor) -> Tensor:
+        return m.two(torch.linalg.cross(m.one(x).unflatten(1, (2, 3)), torch.ones(1, 1, 3), dim=2).flatten(1))
+
+    net = Net(run, one=nn.Linear(3, 6), two=nn.Linear(6, 2))
+    derivation = found(net, X)
+    assert [(group.size, {site.inner for site in group.sites}) for group in derivation.spec.groups] == [(2, {3})]
+    assert not holds(net, claim(2, *(Site(key, 0, positions=((0,), (3,))) for key in ("one.weight", "one.bias"))), X)
+
+
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
 @pytest.mark.parametrize("dense", [False, True])
