@@ -146,6 +146,7 @@ def main() -> int:
     parser.add_argument("--limit", type=int, help="test images, instead of all")
     parser.add_argument("--pair", action="append", choices=list(PAIRS))
     parser.add_argument("--table", choices=[*TABLES, "searched"], help="one of the tables")
+    parser.add_argument("--way", action="append", help="only this way (or these) of a table; repeatable")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     if not (options.shared / "pairs").is_dir():
@@ -166,7 +167,7 @@ def main() -> int:
             ways = {
                 way: how for table in TABLES if options.table in (None, table) for way, how in TABLES[table].items()
             }
-            for row in bench.merged(ways):
+            for row in bench.merged({way: how for way, how in ways.items() if way in (options.way or ways)}):
                 merged.append(row)
                 cells = (*(cell(row.get(title)) for title in TREATMENTS), f"{row['seconds']:.0f}")
                 print(f"| {name} | {ends} | {row['way']} | {row['cosine']:.4f} | {' | '.join(cells)} |", flush=True)
