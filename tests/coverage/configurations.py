@@ -203,7 +203,7 @@ SD_15: Args = {
 }
 SD_XL: Args = {
     **_UNET,
-    "sample_size": 128,
+    "sample_size": 64,  # pictures of 512 pixels: the groups of 1024's, at a quarter of the arithmetic
     "block_out_channels": [320, 640, 1280],
     "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
     "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],

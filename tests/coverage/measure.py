@@ -15,10 +15,11 @@ from rebasin_cli.symmetry.verify import SoundnessCheck, verify_by_execution
 from rebasin_cli.trace.graph import Trace
 from rebasin_cli.trace.tracer import trace_model
 from tests.coverage.detector_heads import DetectorHeads, detector_input
-from tests.coverage.entries import Entry
+from tests.coverage.entries import ONE_BY_ONE, Entry
+from tests.coverage.streamed import Streamed, verify_streamed
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "coverage.json"
-TIMES = ("trace_seconds", "derive_seconds", "error", "noise_floor")
+TIMES = ("trace_seconds", "derive_seconds", "error", "noise_floor", "refuted")
 """Entries that differ between machines and runs; everything else must come out as it did."""
 
 ORDINARY = (
@@ -31,6 +32,9 @@ ORDINARY = (
 
 LEAST_SHARE = 0.001
 
+LARGE = 500_000_000
+"""Parameters from which on a model is executed one layer at a time: four gigabytes of float64."""
+
 
 @dataclass(frozen=True)
 class Row:
@@ -38,8 +42,9 @@ class Row:
 
     `held` says why numbers keep their order: the share of all elements that no group moves, by reason. `execution` says
     what was run. `error` is the largest relative error of any output in float64 under a random element of every group,
-    None where the model was not executed; `noise_floor` that of perturbing every weight by one rounding, where it was
-    needed. Seconds are of processor time.
+    None where execution was left out; `noise_floor` that of perturbing every weight by one rounding, where it was
+    needed; `refuted` that of the same permutations with one tensor left out of one group, for models that are executed
+    one layer at a time. Seconds are of processor time.
     """
 
     roots: int
@@ -56,6 +61,7 @@ class Row:
     execution: str
     error: float | None
     noise_floor: float | None
+    refuted: float | None
     trace_seconds: float
     derive_seconds: float
     shortfall: str
@@ -74,7 +80,7 @@ def measure(entry: Entry, *, execute: bool = True) -> Row:
     traced = time.process_time()
     found = derive(trace)
     derived = time.process_time()
-    check = _check(entry, found) if execute and not entry.stand_in else None
+    check, refuted = _check(entry, found) if execute else (None, None)
     assert check is None or check.ok, f"{entry.name} is not sound: {check}"
     return Row(
         roots=found.roots,
@@ -88,9 +94,10 @@ def measure(entry: Entry, *, execute: bool = True) -> Row:
         decisions=len({call.place for call in trace.weighed}),
         unread=len(found.unread),
         held=_held(trace, found),
-        execution=entry.execution,
-        error=None if check is None else float(f"{check.max_relative_error:.1e}"),
-        noise_floor=None if check is None or check.noise_floor is None else float(f"{check.noise_floor:.1e}"),
+        execution=ONE_BY_ONE if found.parameters > LARGE else entry.execution,
+        error=_rounded(None if check is None else check.max_relative_error),
+        noise_floor=_rounded(None if check is None else check.noise_floor),
+        refuted=_rounded(refuted),
         trace_seconds=round(traced - began, 2),
         derive_seconds=round(derived - traced, 2),
         shortfall=entry.shortfall,
@@ -115,11 +122,19 @@ def _held(trace: Trace, found: Derivation) -> dict[str, float]:
     return {reason: round(share, 4) for reason, share in shares.items() if share >= LEAST_SHARE}
 
 
-def _check(entry: Entry, found: Derivation) -> SoundnessCheck:
-    if entry.heads_only:
-        return verify_by_execution(lambda: DetectorHeads(entry.weightless()), detector_input(), found.spec)
+def _check(entry: Entry, found: Derivation) -> tuple[SoundnessCheck, float | None]:
+    """What execution says, and for large models also of one tensor left behind."""
     module = entry.weightless()
-    return verify_by_execution(entry.weightless, entry.example(module), found.spec)
+    example = entry.example(module)
+    if entry.heads_only:
+        module, example = DetectorHeads(module), detector_input()
+    if found.parameters > LARGE:
+        return verify_streamed(Streamed(module.eval(), example), found.spec)
+    return verify_by_execution(lambda: module, example, found.spec), None
+
+
+def _rounded(error: float | None) -> float | None:
+    return None if error is None else float(f"{error:.1e}")
 
 
 def golden() -> dict[str, dict[str, Any]]:

@@ -36,8 +36,8 @@ from rebasin_cli.symmetry.verify import (
 )
 from rebasin_cli.trace.weightless import unchanged_attributes
 
-CHUNK = 1 << 24
-"""Numbers drawn or perturbed at a time."""
+CHUNK = 1 << 18
+"""Numbers drawn or perturbed at a time: few enough to stay in a cache."""
 
 Change = Callable[[str, Tensor], Tensor]
 """What becomes of the numbers of one key before they are used."""
