@@ -17,13 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._ops import OpOverload
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
 from rebasin_cli import permutation
 from rebasin_cli.model.example_input import ExampleInput
 from rebasin_cli.model.state import load_state, state_tensors, ties
 from rebasin_cli.spec import PermutationSpec
+from rebasin_cli.trace.operations import Operations
 from rebasin_cli.trace.outputs import opened
 from rebasin_cli.trace.weightless import unchanged_attributes
 
@@ -171,15 +171,15 @@ def relative_error(before: Iterable[Tensor], after: Iterable[Tensor]) -> float:
     return worst
 
 
-class _Wide(TorchDispatchMode):
+class _Wide(Operations):  # type: ignore[no-untyped-call]
     """Rewrites every request for a narrower floating type, and widens every narrower tensor that comes in."""
 
     def __init__(self, dtype: torch.dtype) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.dtype = dtype
 
-    def __torch_dispatch__(self, func: OpOverload, types: Iterable[type], args: Any = (), kwargs: Any = None) -> Any:
-        args, kwargs = tree_map(self._wide, (args, kwargs or {}))
+    def operation(self, func: OpOverload, args: Any, kwargs: dict[str, Any]) -> Any:
+        args, kwargs = tree_map(self._wide, (args, kwargs))
         if func is torch.ops.aten._grouped_mm.default and args[0].dim() == 2 and args[1].dim() == 3:
             return _grouped_product(args[0], args[1], args[2] if len(args) > 2 else kwargs["offs"])
         return func(*args, **kwargs)

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._ops import OpOverload
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from rebasin_cli.errors import ModelError
 from rebasin_cli.model.example_input import ExampleInput
 from rebasin_cli.spec import Site
 from rebasin_cli.trace.graph import Trace
+from rebasin_cli.trace.operations import Operations
 from rebasin_cli.trace.schema import operator, tensors_in
 from rebasin_cli.trace.tracer import plain_operations
 
@@ -93,9 +93,9 @@ def capture(
         raise OtherPath(f"the model did {mode.place} operations where it did {len(expected)} when it was traced")
 
 
-class _Capture(TorchDispatchMode):
+class _Capture(Operations):  # type: ignore[no-untyped-call]
     def __init__(self, expected: Sequence[str], taps: Collection[Tap], on_tensor: OnTensor) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.expected, self.on_tensor = expected, on_tensor
         self.taps: dict[int, list[Tap]] = {}
         for tap in taps:
@@ -103,8 +103,7 @@ class _Capture(TorchDispatchMode):
         self.place = 0
         self.pending: str | None = None
 
-    def __torch_dispatch__(self, func: OpOverload, types: Iterable[type], args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
+    def operation(self, func: OpOverload, args: Any, kwargs: dict[str, Any]) -> Any:
         name = operator(func).overload
         if not counts(name):
             return func(*args, **kwargs)

@@ -1,8 +1,7 @@
-"""Records every ATen operation of a forward pass: the one place with a `TorchDispatchMode`."""
+"""Records every ATen operation of a forward pass: values, calls, constants."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -16,11 +15,11 @@ from torch._subclasses.fake_tensor import (
     UnsupportedFakeTensorException,
     UnsupportedOperatorException,
 )
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from rebasin_cli.trace.aliases import AliasTable, ViewStep
 from rebasin_cli.trace.code_place import code_place
 from rebasin_cli.trace.graph import DECIDING, Call, Ref, Value
+from rebasin_cli.trace.operations import Operations
 from rebasin_cli.trace.schema import Operator, operator, tensors_in
 from rebasin_cli.trace.weightless_kernels import WeightlessKernels
 
@@ -33,7 +32,7 @@ NUMBERS_NEEDED = (
 """Raised where the model's code asks a weightless tensor for its numbers."""
 
 
-class Recorder(TorchDispatchMode):
+class Recorder(Operations):  # type: ignore[no-untyped-call]
     """Runs operations as they come, on fakes where one takes part, and keeps the record.
 
     Attributes:
@@ -43,7 +42,7 @@ class Recorder(TorchDispatchMode):
     """
 
     def __init__(self, mode: FakeTensorMode | None) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self._weightless = None if mode is None else WeightlessKernels(mode)
         self.values: list[Value] = []
         self.calls: list[Call] = []
@@ -88,10 +87,10 @@ class Recorder(TorchDispatchMode):
             index = self.add_leaf(tensor, constant=not isinstance(tensor, FakeTensor))
         return index
 
-    def __torch_dispatch__(self, func: OpOverload, types: Iterable[type], args: Any = (), kwargs: Any = None) -> Any:
+    def operation(self, func: OpOverload, args: Any, kwargs: dict[str, Any]) -> Any:
+        """Run and record it."""
         if func is torch.ops.prim.device.default:
             return args[0].fake_device  # what a tensor without memory is asked about itself is no operation
-        kwargs = kwargs or {}
         form = operator(func)
         tensors = list(tensors_in((args, kwargs)))
         refs = {id(tensor): Ref(self.value_of(tensor)) for tensor in tensors}
@@ -133,7 +132,7 @@ class Recorder(TorchDispatchMode):
             if changed is not None:
                 self.aliases.write(changed, index)
                 self.aliases.add_stand_in(tensor, changed)
-            elif form.viewed is not None:
+            elif form.viewed is not None and isinstance(given[form.viewed], Tensor):  # a number may stand there
                 if tensor is not given[form.viewed]:
                     step = ViewStep(form.name, form.overload, arguments, described, place, form.viewed)
                     self.aliases.add_view(tensor, index, given[form.viewed], step)
