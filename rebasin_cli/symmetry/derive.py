@@ -23,6 +23,7 @@ from rebasin_cli.symmetry.relations import Relations
 from rebasin_cli.symmetry.solver import Closure
 from rebasin_cli.symmetry.taps import choose_taps
 from rebasin_cli.trace.capture import Tap
+from rebasin_cli.trace.collector import collector_paused
 from rebasin_cli.trace.graph import Trace
 
 DEAD = "the model does not read these numbers: they are overwritten or cancel out"
@@ -72,11 +73,12 @@ def derive(trace: Trace, *, pins: tuple[str, ...] = (), strict: bool = False) ->
     Raises:
         ModelError: `strict`, and an operation has no rule, or one that does not cover how it is used.
     """
-    analysis = Analysis(trace, pins, strict)
-    analysis.run()
-    found = None
-    while found is None:
-        found = _attempt(trace, analysis)
+    with collector_paused():
+        analysis = Analysis(trace, pins, strict)
+        analysis.run()
+        found = None
+        while found is None:
+            found = _attempt(trace, analysis)
     return found
 
 
