@@ -82,7 +82,13 @@ def align(
     ] = 0.03,
     keep_similarity: Annotated[
         float | None,
-        typer.Option("--keep-similarity", metavar="S", min=0.0, max=1.0, help="What it keeps of weight matching's."),
+        typer.Option(
+            "--keep-similarity",
+            metavar="S",
+            min=0.0,
+            max=1.0,
+            help="Share of weight matching's similarity it must keep.",
+        ),
     ] = None,
     spec: options.SpecFile = None,
     pin: options.Pins = None,
