@@ -14,7 +14,7 @@ from math import prod
 import numpy as np
 
 from rebasin_cli.symmetry.fibres import Run
-from rebasin_cli.symmetry.positions import Factor, Ids, all_differ
+from rebasin_cli.symmetry.positions import Factor, Ids, all_differ, coordinates
 
 Movement = tuple[tuple[Factor, ...], Ids, Run | None]
 """Factors, for each unit the joint positions of them that it moves, and these as a run if they are one."""
@@ -44,8 +44,7 @@ class Rows:
 
     def index(self, factors: tuple[Factor, ...]) -> Ids:
         """Position along some of the factors, read as one axis: like `rows`."""
-        shape = tuple(factor.size for factor in self.factors)
-        places = dict(zip(self.factors, np.unravel_index(self.rows, shape), strict=True))
+        places = coordinates(self.rows, self.factors)
         index = np.zeros(self.rows.shape, dtype=np.int64)
         for factor in factors:
             index = index * factor.size + places[factor]

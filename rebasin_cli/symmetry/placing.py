@@ -10,7 +10,7 @@ import numpy as np
 
 from rebasin_cli.spec import Site
 from rebasin_cli.symmetry.fibres import Run, runs
-from rebasin_cli.symmetry.positions import Factor, Ids, Layout
+from rebasin_cli.symmetry.positions import Factor, Ids, Layout, coordinates
 
 Placed = tuple[Site, tuple[int, ...]]
 """A site, and those of its axes that hold factors along which it moves."""
@@ -70,8 +70,7 @@ class Frame:
         return self._with_axes(_of_fewest_axes(Site("", first, *found, span), self.shape, units))
 
     def _listed(self, rows: Ids) -> Placed:
-        shape = tuple(factor.size for factor in self.over)
-        places = dict(zip(self.over, np.unravel_index(rows, shape), strict=True))
+        places = coordinates(rows, self.over)
         found = _regular(self.factors, places, len(rows))
         if found is not None:
             return self._regular_site(found, len(rows))

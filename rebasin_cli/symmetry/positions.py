@@ -179,6 +179,18 @@ def all_differ(ids: Ids) -> bool:
     return not np.any(ordered[1:] == ordered[:-1])
 
 
+def coordinates(positions: Ids, over: Sequence[Factor]) -> dict[Factor, Ids]:
+    """Where positions along factors read as one axis lie along each of them: arrays like `positions`.
+
+    `numpy.unravel_index` does this too, but NumPy 2.4 gives the last of the first 8,192 for all that follow where the
+    last axis has one entry.
+    """
+    found: dict[Factor, Ids] = {}
+    for factor in reversed(over):
+        positions, found[factor] = np.divmod(positions, factor.size)
+    return found
+
+
 def dimension(size: int) -> tuple[Factor, ...]:
     """The factors of a dimension about which nothing is known yet."""
     return () if size == 1 else (Factor(size),)
