@@ -49,6 +49,11 @@ class Problem:
         """Multiply-adds of all products of all clusters once: the unit in which work is counted."""
         return sum(map(self.work, self.clusters))
 
+    @property
+    def assignments(self) -> int:
+        """Multiply-adds that cost what all assignments do once: of unrelated weights, a third of the units' cube."""
+        return sum(len(tile.positions) ** 3 // 3 for cluster in self.clusters for tile in cluster.tiles[:1])
+
     def work(self, cluster: Cluster) -> int:
         """Multiply-adds of all products of one cluster."""
         total = 0

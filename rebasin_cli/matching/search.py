@@ -37,7 +37,7 @@ STARTS = ("identity", "forward", "barycentre", "random", "activations")
 BuildStart = Callable[[], Permutations]
 
 SECONDS_OF_WORK = 4e9
-"""Multiply-adds of a full pass below which the standard search is a matter of seconds."""
+"""Multiply-adds of a full pass, and steps of its assignments, below which the standard search takes seconds."""
 SMALL = 2e9
 """Multiply-adds of a full pass below which one thread computes it."""
 _KICKS = ((0.7, 4), (0.5, 1), (0.8, 4), (0.6, 2))
@@ -127,7 +127,7 @@ def search(
     plain = problem if objective == PLAIN else prepare(spec, a, b, parameters, budget=budget, device=device)
     deadline = None if time_limit is None else began + time_limit
     if effort == "auto":
-        effort = "standard" if problem.full_pass < SECONDS_OF_WORK else "fast"
+        effort = "standard" if problem.full_pass + problem.assignments < SECONDS_OF_WORK else "fast"
     tolerance = relative_tolerance or (3e-5 if effort == "fast" else 1e-6)
     settings = Settings(order, max_passes, tolerance, deadline, began, on_pass)
     plan = _plan(PLANS[effort], starts, restarts)
@@ -197,7 +197,7 @@ class _Portfolio:
 
     def _activation_starts(self) -> None:
         for name, build in self.activations.items() if "activations" in self.plan.starts else ():
-            if self.ends and self.settings.out_of_time:
+            if self._perfect or (self.ends and self.settings.out_of_time):
                 return
             self._follow(name, self.seed, build())
 
@@ -265,9 +265,12 @@ class _Portfolio:
     @property
     def _exhausted(self) -> bool:
         """Is there something to return, and nothing left to gain, or neither time nor work?"""
-        if any(end.value >= (1 - _PERFECT) * self.problem.norms.bound for end in self.ends):
-            return True
-        return bool(self.ends) and (self.settings.out_of_time or self._spent > self._work)
+        return self._perfect or (bool(self.ends) and (self.settings.out_of_time or self._spent > self._work))
+
+    @property
+    def _perfect(self) -> bool:
+        """Is B A, its units put back in order?"""
+        return any(end.value >= (1 - _PERFECT) * self.problem.norms.bound for end in self.ends)
 
     @property
     def _spent(self) -> float:

@@ -14,9 +14,9 @@ from rebasin_cli.matching.nesting import worth
 from rebasin_cli.matching.polish import Settings
 from rebasin_cli.matching.problem import Problem, prepare
 from rebasin_cli.matching.search import search
-from rebasin_cli.permutation import apply, identity, random
+from rebasin_cli.permutation import Permutations, apply, identity, random
 from rebasin_cli.spec import PermutationSpec
-from tests.benchmarks.matching_specs import Tensors, free_residual_mlp, random_tensors, residual_mlp
+from tests.benchmarks.matching_specs import Tensors, free_residual_mlp, mlp, random_tensors, residual_mlp
 
 
 def planted(
@@ -41,6 +41,26 @@ def test_a_perfect_match_ends_the_search() -> None:
     spec, a, b, _ = planted(30, 50, 0)
     found = search(spec, a, b, parameters=a.keys())
     assert not any(candidate.start.startswith("kick") for candidate in found.candidates)
+
+
+def test_a_perfect_match_asks_for_no_activations() -> None:
+    spec, shapes = mlp((8, 24, 20, 5))
+    a, asked = random_tensors(shapes, 0), []
+
+    def build() -> Permutations:
+        asked.append("noise")
+        return identity(spec)
+
+    b = apply(spec, random(spec, 1), a)
+    found = search(spec, a, b, parameters=tuple(a), effort="standard", activations={"noise": build})
+    assert found.cosine_after > 1 - 1e-12
+    assert not asked
+
+
+def test_wide_groups_make_a_search_fast_by_default() -> None:
+    spec, shapes = mlp((2, 3000, 2))
+    a, b = random_tensors(shapes, 0), random_tensors(shapes, 1)
+    assert {one.start for one in search(spec, a, b, parameters=tuple(a)).candidates} <= {"identity", "forward"}
 
 
 def test_planted_permutations_are_recovered_through_noise() -> None:
