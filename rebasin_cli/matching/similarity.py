@@ -63,6 +63,7 @@ class Similarity:
         self._kept: dict[int, _Kept] = {}
         self._seen: dict[int, dict[int, Seen]] = {}
         self._square = torch.empty(0, device=device)
+        self._sums = torch.empty(0, dtype=torch.float64, device=device)
 
     @property
     def work(self) -> int:
@@ -86,17 +87,15 @@ class Similarity:
             NumericalError: a similarity is not finite.
         """
         kept = self._kept.pop(cluster.root, None) or _Kept()
-        thin: dict[Axes, list[Slabs]] = {}
+        stale: dict[Axes, list[tuple[Tile, Seen, Seen | None]]] = {}
         for index in range(len(cluster.tiles)) if tiles is None else tiles:
             tile = cluster.tiles[index]
             now, before = self.products.look(cluster, tile), kept.seen.get(index)
             kept.seen[index] = now
-            if tile.coupled or (before is not None and before.same(now)):
-                continue
-            waiting = thin.setdefault(tile.axes, [])
-            self._bring_up_to_date(self._total(kept.sums, tile), tile, now, before, waiting)
-        for axes, slabs in thin.items():
-            self._add_thin(kept.sums[axes], slabs)
+            if not tile.coupled and (before is None or not before.same(now)):
+                stale.setdefault(tile.axes, []).append((tile, now, before))
+        for axes, changes in stale.items():
+            self._mend(kept, axes, changes)
         for total in kept.sums.values():
             if not bool(torch.isfinite(total.sum())):
                 raise self._not_finite(cluster)
@@ -109,36 +108,41 @@ class Similarity:
         """A's and B's whole slabs of a tile, (cells, width * …) float32, B seen through what others do at present."""
         return self.products.whole(tile, self.products.look(cluster, tile))
 
-    def _total(self, sums: Sums, tile: Tile) -> Tensor:
-        if tile.axes not in sums:
-            cells = tile.positions.shape[0]
-            dtype = torch.float32 if cells >= _WIDE else torch.float64
-            sums[tile.axes] = torch.zeros(cells, cells, dtype=dtype, device=self.device)
-        return sums[tile.axes]
+    def _mend(self, kept: _Kept, axes: Axes, changes: Sequence[tuple[Tile, Seen, Seen | None]]) -> None:
+        """Add to what is kept for `axes` what its tiles lack; products of few columns are made as one."""
+        cells = changes[0][0].positions.shape[0]
+        summed = _Summed(kept.sums.get(axes), self._accumulator(cells) if len(changes) > 1 else None)
+        thin: list[Slabs] = []
+        for tile, now, before in changes:
+            self._bring_up_to_date(summed, tile, now, before, thin)
+        if thin:
+            left, right = (torch.cat(side, dim=1) for side in zip(*thin, strict=True))
+            part = torch.mm(left, right.T, out=self._scratch(cells))
+            self.products.work += part.numel() * left.shape[1]
+            summed.add(part)
+        kept.sums[axes] = summed.total(torch.float32 if cells >= _WIDE else torch.float64)
 
-    def _bring_up_to_date(self, total: Tensor, tile: Tile, now: Seen, before: Seen | None, thin: list[Slabs]) -> None:
-        """Add what a tile's contribution lacks to `total`; products of few columns are put off, to be made as one."""
+    def _bring_up_to_date(self, summed: _Summed, tile: Tile, now: Seen, before: Seen | None, thin: list[Slabs]) -> None:
+        """Add what a tile's contribution lacks; products of few columns are put off."""
         if before is None and self.products.is_vector(tile):
             thin.append(self.products.whole(tile, now))
             return
         if before is not None and (change := self.products.change(tile, before, now, _THIN)) is not None:
             thin.append(change)
             return
-        part = self._scratch(total.shape[0])
+        part = self._scratch(tile.positions.shape[0])
         if before is not None and not before.same_rows(now):
             self.products.accumulate(part.zero_(), tile, before, None)
-            _add(total, part.neg_())
+            summed.add(part.neg_())
             before = None
         self.products.accumulate(part.zero_(), tile, now, before)
-        _add(total, part)
+        summed.add(part)
 
-    def _add_thin(self, total: Tensor, slabs: Sequence[Slabs]) -> None:
-        """One product for many tiles of few columns each."""
-        if slabs:
-            left, right = (torch.cat(side, dim=1) for side in zip(*slabs, strict=True))
-            part = torch.mm(left, right.T, out=self._scratch(total.shape[0]))
-            self.products.work += part.numel() * left.shape[1]
-            _add(total, part)
+    def _accumulator(self, cells: int) -> Tensor:
+        """A float64 square, used again and again like the float32 one."""
+        if self._sums.numel() < cells * cells:
+            self._sums = torch.empty(cells * cells, dtype=torch.float64, device=self.device)
+        return self._sums[: cells * cells].view(cells, cells)
 
     def _scratch(self, cells: int) -> Tensor:
         """A float32 square to accumulate in, used again and again because fresh memory is slow."""
@@ -156,10 +160,43 @@ class Similarity:
         )
 
 
+class _Summed:
+    """A sum of float32 products on top of what was kept: in float64, whatever is kept in the end.
+
+    Args:
+        kept: what there was, float32 or float64; None where nothing was. Changed in place.
+        scratch: float64 memory for the sum, where more than one product may come; without it, products are added to
+            what is kept.
+    """
+
+    def __init__(self, kept: Tensor | None, scratch: Tensor | None) -> None:
+        wide = kept is None or kept.dtype is torch.float32
+        self._kept, self._scratch, self._empty = kept, scratch if wide else None, True
+
+    def add(self, part: Tensor) -> None:
+        """Add one product, which is not kept."""
+        if self._scratch is not None:
+            self._scratch.copy_(part) if self._empty else _add(self._scratch, part)
+        elif self._kept is not None:
+            _add(self._kept, part)
+        else:
+            self._kept = part.clone()
+        self._empty = False
+
+    def total(self, dtype: torch.dtype) -> Tensor:
+        """The whole sum, in memory of its own, as `dtype` where nothing was kept."""
+        if self._scratch is not None and not self._empty:
+            if self._kept is None:
+                return self._scratch.to(dtype, copy=True)
+            _add(self._kept, self._scratch)
+        assert self._kept is not None
+        return self._kept.to(dtype)
+
+
 def _add(total: Tensor, part: Tensor) -> None:
     """`total += part` across dtypes; numpy's mixed addition is four times as fast as torch's."""
     if total.device.type == "cpu":
         sums = total.numpy()
-        np.add(sums, part.numpy(), out=sums)
+        np.add(sums, part.numpy(), out=sums, casting="same_kind")
     else:
         total += part
