@@ -1,4 +1,4 @@
-"""The trained pairs by every method: barriers of the merged network, and how good and how steady the search is.
+"""The trained pairs by every method: barriers of the merged network.
 
     python -m tests.benchmarks.pair_table [--images DIR] [--limit N] [--pair NAME] [--table merged] [--json FILE]
 
@@ -7,8 +7,6 @@ First table: the midpoint of each pair on all test images (or N of them), as it 
 image against the ends) and that of the loss; barriers are the midpoint's error or loss less the mean of the ends'.
 Methods with data see training images, 500 for activations and 2,000 for learning.
 Table of objectives: the same, without data, by what `--objective` maximises.
-Table of searches: the similarity (cosine) that weight matching finds without data at `--effort standard` over five
-seeds, beside ten seeds of descent from the identity, and Frank-Wolfe from the barycentre polished by descent.
 """
 
 from __future__ import annotations
@@ -25,7 +23,6 @@ from typing import Any
 
 import torch
 
-from rebasin_cli.matching import search, weight_matching
 from rebasin_cli.permutation import Permutations, apply, identity
 from rebasin_cli.verbs.find_permutations import Matching, find_permutations
 from rebasin_cli.verbs.pair import Source, open_pair
@@ -58,7 +55,7 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     "noise and weights": {"method": "activation", "mix": 0.2},
 }
 TABLES: dict[str, dict[str, dict[str, Any] | None]] = {"merged": {"naive": None, **WAYS}, "objectives": {**OBJECTIVES}}
-SEEDS, DESCENTS, SEEN, MEASURED_ON = 5, 10, 500, 2000
+SEEN, MEASURED_ON = 500, 2000
 
 
 class Bench:
@@ -115,22 +112,6 @@ class Bench:
             permutations = identity(self.understood.spec) if how is None else self.match(how)[0]
             yield self.row(way, permutations, time.perf_counter() - began)
 
-    def searched(self) -> dict[str, Any]:
-        """Similarities over seeds, beside those of simpler searches."""
-        spec, keys = self.understood.spec, self.pair.subject.parameters
-        standard = [self.match({}, seed)[1] for seed in range(SEEDS)]
-        descents = [
-            weight_matching(spec, self.a, self.b, parameters=keys, starts=["identity"], seed=seed).cosine_after
-            for seed in range(DESCENTS)
-        ]
-        centre = search(spec, self.a, self.b, parameters=keys, starts=["barycentre"], restarts=0, effort="standard")
-        return {
-            "pair": self.name,
-            "standard": standard,
-            "descents": descents,
-            "barycentre": centre.cosine_after,
-        }
-
 
 def cell(found: dict[str, Any] | None) -> str:
     if found is None:
@@ -145,7 +126,7 @@ def main() -> int:
     parser.add_argument("--images", type=Path, help="a directory with the images unpacked, test/ and train/")
     parser.add_argument("--limit", type=int, help="test images, instead of all")
     parser.add_argument("--pair", action="append", choices=list(PAIRS))
-    parser.add_argument("--table", choices=[*TABLES, "searched"], help="one of the tables")
+    parser.add_argument("--table", choices=list(TABLES), help="one of the tables")
     parser.add_argument("--way", action="append", help="only this way (or these) of a table; repeatable")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
@@ -153,7 +134,6 @@ def main() -> int:
         print(f"{options.shared}: the trained pairs are not here", file=sys.stderr)
         return 1
     merged: list[dict[str, Any]] = []
-    searched: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         images = options.images or Path(folder)
         for part in ("test", "train") if options.images is None else ():
@@ -171,22 +151,8 @@ def main() -> int:
                 merged.append(row)
                 cells = (*(cell(row.get(title)) for title in TREATMENTS), f"{row['seconds']:.0f}")
                 print(f"| {name} | {ends} | {row['way']} | {row['cosine']:.4f} | {' | '.join(cells)} |", flush=True)
-            if options.table in (None, "searched"):
-                searched.append(bench.searched())
             if options.json is not None:
-                options.json.write_text(json.dumps({"merged": merged, "searched": searched}, indent=1) + "\n")
-    print("\n| pair | standard, five seeds | spread | descents, ten seeds | Frank-Wolfe, polished |")
-    print("|---|---|---|---|---|")
-    for row in searched:
-        low, high = min(row["standard"]), max(row["standard"])
-        worst, best = min(row["descents"]), max(row["descents"])
-        cells = (
-            f"{low:.4f} to {high:.4f}",
-            f"{100 * (high - low) / high:.2f} %",
-            f"{worst:.4f} to {best:.4f}",
-            f"{row['barycentre']:.4f}",
-        )
-        print(f"| {row['pair']} | {' | '.join(cells)} |")
+                options.json.write_text(json.dumps(merged, indent=1) + "\n")
     return 0
 
 
