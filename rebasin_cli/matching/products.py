@@ -88,17 +88,20 @@ class Products:
         was, now_is = (plain if seen.gathers[look.lead] is None else seen.gathers[look.lead] for seen in (before, now))
         return np.flatnonzero(was != now_is)
 
-    def accumulate(self, into: Tensor, tile: Tile, now: Seen, before: Seen | None) -> None:
-        """`into += A B_now^T`, or `A (B_now - B_before)^T` over the columns that moved.
-
+    def product(self, into: Tensor, tile: Tile, now: Seen, before: Seen | None) -> None:
+        """`into = A B_now^T`, or `A (B_now - B_before)^T` over the columns that moved.
 
         `into` is float32 (cells, cells). With `before` given, the rows must be the same then and now.
         """
         columns = None if before is None else self.moved_columns(tile, before, now)
+        begun = 0
         for piece in column_pieces(self.shapes[tile.key], self.frame_of(tile), tile.positions.size, columns):
             left, right = self._pair(tile, now, piece, before)
-            into.addmm_(left, right.T)
+            into.addmm_(left, right.T, beta=begun)
             self.work += into.numel() * left.shape[1]
+            begun = 1
+        if not begun:
+            into.zero_()
 
     def _pair(self, tile: Tile, now: Seen, columns: slice | Index, before: Seen | None) -> Slabs:
         rows_a, rows_b = self.rows(tile, now)

@@ -87,7 +87,7 @@ def search(
     starts: Sequence[str] | None = None,
     restarts: int | None = None,
     seed: int = 0,
-    order: Order = "random",
+    order: Order | None = None,
     max_passes: int | None = None,
     relative_tolerance: float | None = None,
     time_limit: float | None = None,
@@ -100,9 +100,9 @@ def search(
     """Find the permutations that bring B closest to A, with as much effort as is wanted.
 
     Args:
-        spec, a, b, parameters, order, max_passes, relative_tolerance, time_limit, on_pass, budget, device: as for
-            `weight_matching`.
+        spec, a, b, parameters, max_passes, time_limit, on_pass, budget, device: as for `weight_matching`.
         objective: what is maximised: see `weighing`. The result states the plain one besides.
+        order: by default `random`, and `path` where `fast` has a large network: a third of the passes less.
         relative_tolerance: by default 1e-6, and 3e-5 for `fast`.
         effort: `fast` is descents only; `standard` adds Frank–Wolfe and kicks; `thorough` has more of both; `auto` is
             `standard` where that costs seconds, and `fast` for larger networks.
@@ -126,8 +126,10 @@ def search(
     problem = prepare(spec, sides.a, sides.b, sides.keys, budget=budget, device=device)
     plain = problem if objective == PLAIN else prepare(spec, a, b, parameters, budget=budget, device=device)
     deadline = None if time_limit is None else began + time_limit
+    large = problem.full_pass + problem.assignments >= SECONDS_OF_WORK
     if effort == "auto":
-        effort = "standard" if problem.full_pass + problem.assignments < SECONDS_OF_WORK else "fast"
+        effort = "fast" if large else "standard"
+    order = order or ("path" if effort == "fast" and large else "random")
     tolerance = relative_tolerance or (3e-5 if effort == "fast" else 1e-6)
     settings = Settings(order, max_passes, tolerance, deadline, began, on_pass)
     plan = _plan(PLANS[effort], starts, restarts)

@@ -132,10 +132,10 @@ class Similarity:
             return
         part = self._scratch(tile.positions.shape[0])
         if before is not None and not before.same_rows(now):
-            self.products.accumulate(part.zero_(), tile, before, None)
+            self.products.product(part, tile, before, None)
             summed.add(part.neg_())
             before = None
-        self.products.accumulate(part.zero_(), tile, now, before)
+        self.products.product(part, tile, now, before)
         summed.add(part)
 
     def _accumulator(self, cells: int) -> Tensor:

@@ -74,8 +74,8 @@ def test_products_stay_on_the_device_they_are_made_on(
                 cells = len(tile.positions)
                 into = torch.zeros(cells, cells, device="cuda")
                 now = products.look(cluster, tile)
-                products.accumulate(into, tile, now, None)
+                products.product(into, tile, now, None)
                 if seen.same_rows(now):
-                    products.accumulate(into, tile, now, seen)
+                    products.product(into, tile, now, seen)
                 left, right = products.whole(tile, now)
                 assert (left.device.type, right.device.type) == ("cuda", "cuda")
