@@ -81,7 +81,8 @@ def learn(
     while not run.finished:
         run.advance()
         elapsed = time.monotonic() - began
-        on_pass(PassReport(NAME, run.done, len(start.permutations), run.moved, run.best_loss, elapsed))
+        left = elapsed * (learning.steps - run.done) / max(1, run.done)
+        on_pass(PassReport(NAME, run.done, len(start.permutations), run.moved, run.best_loss, elapsed, left))
     return run.result(start.seconds + time.monotonic() - began)
 
 
