@@ -157,9 +157,11 @@ class Alignment:
 
     def _tell(self, done: PassReport) -> None:
         """One pass is over; how long it will go on is a guess, in seconds."""
-        unit = CRITERION if done.start == LEARNED else "similarity"
-        moved = f"{done.moved_groups} of {done.visited} groups moved"
-        detail = f"{done.start}, pass {done.number}, {moved}, {unit} {done.objective:.5g}"
+        if done.start == LEARNED:
+            detail = f"{done.start}, step {done.number}, {CRITERION} {done.objective:.5g}"
+        else:
+            moved = f"{done.moved_groups} of {done.visited} groups moved"
+            detail = f"{done.start}, pass {done.number}, {moved}, similarity {done.objective:.5g}"
         self.progress.step(done.elapsed, None if done.left is None else done.elapsed + done.left, detail)
 
     def _write(self) -> None:
