@@ -1,10 +1,11 @@
 """What understanding a model costs: as a multiple of importing torch, and in memory beside the weights it never makes.
 
-    python -m tests.benchmarks.trace_cost [--only PATTERN] [--json FILE]
+    python -m tests.benchmarks.trace_cost [--fresh] [--only PATTERN] [--json FILE]
 
 - For every classification model of torchvision: processor seconds from a module without weights to its groups, over
   those that importing torch takes (the median of three processes in the same run). PyTorch's own tracing machinery is
-  imported at the first trace of a process, which is told apart.
+  imported at the first trace of a process, which is told apart. With `--fresh`, each model has a process of its own,
+  as it has on the command line; torchvision has then imported that machinery for itself.
 - For an 8-billion-parameter Llama and the U-Net of SDXL: the same, and the peak resident memory of the whole process.
 """
 
@@ -18,6 +19,7 @@ import subprocess
 import sys
 import time
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,15 +33,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="*", help="a pattern of names, for example 'torchvision:resnet*'")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    parser.add_argument("--fresh", action="store_true", help="each model in a process of its own")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
-        print(json.dumps(small(options.only) if options.child == "small" else large(options.child)))
+        children = {"small": partial(small, options.only), "fresh": partial(seconds_of, options.only)}
+        print(json.dumps(children.get(options.child, partial(large, options.child))()))
         return
     unit = statistics.median(float(_output("-c", _IMPORT)) for _ in range(3))
     print(f"importing torch: {unit:.2f} s of processor time, the unit of what follows")
     figures: dict[str, Any] = {"import_seconds": unit}
-    figures["small"] = {name: seconds / unit for name, seconds in _child("small", options.only).items()}
+    seconds = _each_alone(options.only) if options.fresh else _child("small", options.only)
+    figures["small"] = {name: taken / unit for name, taken in seconds.items()}
     _tell(figures["small"])
     figures["large"] = {name: _large(name, unit) for name in LARGE if fnmatchcase(name, options.only)}
     if options.json:
@@ -49,12 +54,20 @@ def main() -> None:
 def _tell(ratios: dict[str, float]) -> None:
     ratios = dict(sorted(ratios.items(), key=lambda item: item[1]))
     first = ratios.pop("once", None)
+    beside = "" if first is None else f"once for each process: {first:.2f}; then "
     for name, ratio in ratios.items():
         print(f"{name:40} {ratio:5.2f}{'' if ratio <= MOST_IMPORTS else '  longer than the import'}")
-    if first is not None and ratios:
+    if ratios:
         kept = sum(ratio <= MOST_IMPORTS for ratio in ratios.values())
         median = statistics.median(ratios.values())
-        print(f"once for each process: {first:.2f}; then a median of {median:.2f}, {kept} of {len(ratios)} at most 1")
+        print(f"{beside}a median of {median:.2f}, {kept} of {len(ratios)} at most 1")
+
+
+def _each_alone(pattern: str) -> dict[str, float]:
+    from tests.benchmarks.zoo_table import classification_models
+
+    names = [f"torchvision:{name}" for name in classification_models()]
+    return {name: _child("fresh", name)["seconds"] for name in names if fnmatchcase(name, pattern)}
 
 
 def _large(name: str, unit: float) -> dict[str, float]:
@@ -84,10 +97,9 @@ def small(pattern: str) -> dict[str, float]:
     from torch import nn
 
     from rebasin_cli.model.example_input import ExampleInput, Sampler
-    from rebasin_cli.model.factory import load_factory
     from rebasin_cli.symmetry.derive import derive
     from rebasin_cli.trace.tracer import trace_model
-    from tests.benchmarks.zoo_table import classification_models, derive_model
+    from tests.benchmarks.zoo_table import classification_models
 
     taken: dict[str, float] = {}
     began = time.process_time()
@@ -95,12 +107,20 @@ def small(pattern: str) -> dict[str, float]:
     taken["once"] = time.process_time() - began
     for name in (f"torchvision:{name}" for name in classification_models()):
         if fnmatchcase(name, pattern):
-            factory = load_factory(name)
-            module = factory.build_weightless()
-            began = time.process_time()
-            derive_model(factory, module)
-            taken[name] = time.process_time() - began
+            taken[name] = seconds_of(name)["seconds"]
     return taken
+
+
+def seconds_of(name: str) -> dict[str, float]:
+    """Processor seconds from one model without weights to its groups."""
+    from rebasin_cli.model.factory import load_factory
+    from tests.benchmarks.zoo_table import derive_model
+
+    factory = load_factory(name)
+    module = factory.build_weightless()
+    began = time.process_time()
+    derive_model(factory, module)
+    return {"seconds": time.process_time() - began}
 
 
 def large(name: str) -> dict[str, float]:
