@@ -15,14 +15,15 @@ SHARE_OF_WORK = 0.04
 ENOUGH = 256
 """Units after which nothing more is asked."""
 LEAST_KEPT = 0.1
-"""Units that stay where they are, of all that were asked, from which on the identity is a start worth following."""
+"""Units that stay where they are beyond those that do by chance, one of each group, of all that could: from here on the
+identity is a start worth following."""
 
 
 def near_identity(problem: Problem) -> bool:
     """Whether more units than by chance are matched with the one in the same place, others being as they are."""
     arrangement = Arrangement(problem.families)
     similarity = problem.similarity(arrangement)
-    kept = asked = 0
+    kept = asked = groups = 0
     for cluster in sorted(problem.clusters, key=lambda one: (problem.work(one), one.root)):
         if not cluster.tiles or cluster.curved or problem.families.all[cluster.root].size < 8:
             continue
@@ -31,4 +32,5 @@ def near_identity(problem: Problem) -> bool:
         found = NestedProblem(problem.families, cluster, similarity.of(cluster)).solve()[cluster.root]
         kept += int((found == arrangement.perms[cluster.root]).sum())
         asked += found.size
-    return not asked or kept >= LEAST_KEPT * asked
+        groups += 1
+    return not asked or kept - groups >= LEAST_KEPT * (asked - groups)

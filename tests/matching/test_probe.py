@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from rebasin_cli import permutation
@@ -20,6 +21,15 @@ def test_a_copy_with_noise_is_near_and_a_reordered_or_unrelated_one_is_not() -> 
     assert near_identity(prepare(SPEC, a, noisy, tuple(a)))
     assert not near_identity(prepare(SPEC, a, moved, tuple(a)))
     assert not near_identity(prepare(SPEC, a, random_tensors(SHAPES, 1), tuple(a)))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_small_groups_keep_a_unit_each_by_chance(seed: int) -> None:
+    spec, shapes = mlp((4, *[10] * 30, 3))
+    a, b = random_tensors(shapes, seed), random_tensors(shapes, seed + 100)
+    assert not near_identity(prepare(spec, a, b, tuple(a)))
+    noisy = {key: tensor + 0.3 * torch.randn_like(tensor) for key, tensor in a.items()}
+    assert near_identity(prepare(spec, a, noisy, tuple(a)))
 
 
 def test_fast_follows_the_identity_only_where_it_leads_somewhere_or_was_asked_for() -> None:
