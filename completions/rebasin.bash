@@ -27,6 +27,7 @@ _rebasin() {
         'align --mix') COMPREPLY=(); return ;;
         'align --learning-steps') COMPREPLY=(); return ;;
         'align --learning-rate') COMPREPLY=(); return ;;
+        'align --keep-similarity') COMPREPLY=(); return ;;
         'align --spec') COMPREPLY=($(compgen -f -- "$current")); return ;;
         'align --pin') COMPREPLY=(); return ;;
         'align --rules') COMPREPLY=(); return ;;
@@ -93,7 +94,7 @@ _rebasin() {
         'demo --color') COMPREPLY=($(compgen -W 'auto always never' -- "$current")); return ;;
     esac
     case "${COMP_WORDS[1]}" in
-        align) options='--model -m --out -o --model-arg --input --input-file --method --objective --effort --start --restarts --max-passes --time-limit --seed --device --data --limit --batch-size --mix --learning-steps --learning-rate --spec --pin --rules --save-spec --save-permutations --interpolate --steps --recalibrate --repair --key --key-a --key-b --ema --ema-a --ema-b --ignore-extra --strict --dry-run --force -f --mkdir --json --quiet -q --verbose -v --color --help' ;;
+        align) options='--model -m --out -o --model-arg --input --input-file --method --objective --effort --start --restarts --max-passes --time-limit --seed --device --data --limit --batch-size --mix --learning-steps --learning-rate --keep-similarity --spec --pin --rules --save-spec --save-permutations --interpolate --steps --recalibrate --repair --key --key-a --key-b --ema --ema-a --ema-b --ignore-extra --strict --dry-run --force -f --mkdir --json --quiet -q --verbose -v --color --help' ;;
         interpolate) options='--data -d --steps --report --model -m --model-arg --input --input-file --mode --loss --metric --recalibrate --recalibrate-limit --repair --transform --limit --batch-size --workers --skip-corrupt --device --amp --seed --key --ema --ignore-extra --out -o --plot --save-best --save-all --fail-above --force -f --mkdir --json --quiet -q --verbose -v --color --help' ;;
         verify) options='--model -m --model-arg --input --input-file --samples --seed --key --ema --ignore-extra --json --quiet -q --verbose -v --color --help' ;;
         apply) options='--out -o --key --ema --ignore-extra --force -f --mkdir --json --quiet -q --verbose -v --color --help' ;;

@@ -45,6 +45,7 @@ _rebasin() {
                 '*--mix[Share of activations against weights for activation matching]:value: ' \
                 '*--learning-steps[Batches that straight-through learns from]:value: ' \
                 '*--learning-rate[Its step, relative to the weights]:value: ' \
+                '*--keep-similarity[Share of weight matching'\''s similarity it must keep]:value: ' \
                 '*--spec[Take the groups from a file instead of deriving them]:value:_files' \
                 '*--pin[Tensors that keep their order, such as '\''head.*'\''. Repeatable]:value: ' \
                 '*--rules[Your file with rules for your own operations. Repeatable]:value: ' \

@@ -6,6 +6,8 @@ in its place, by chance; in a fine-tuned copy it keeps nearly all of them.
 
 from __future__ import annotations
 
+from math import sqrt
+
 from rebasin_cli.matching.arrangement import Arrangement
 from rebasin_cli.matching.nesting import NestedProblem
 from rebasin_cli.matching.problem import Problem
@@ -15,8 +17,8 @@ SHARE_OF_WORK = 0.04
 ENOUGH = 256
 """Units after which nothing more is asked."""
 LEAST_KEPT = 0.1
-"""Units that stay where they are beyond those that do by chance, one of each group, of all that could: from here on the
-identity is a start worth following."""
+"""Units that stay where they are beyond those that do by chance, of all that could: from here on the identity is worth
+following."""
 
 
 def near_identity(problem: Problem) -> bool:
@@ -33,4 +35,5 @@ def near_identity(problem: Problem) -> bool:
         kept += int((found == arrangement.perms[cluster.root]).sum())
         asked += found.size
         groups += 1
-    return not asked or kept - groups >= LEAST_KEPT * (asked - groups)
+    by_chance = groups + 2 * sqrt(groups)  # one of each group, with as much variance, and two standard deviations
+    return not asked or kept - by_chance >= LEAST_KEPT * (asked - groups)
