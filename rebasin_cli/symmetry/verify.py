@@ -174,6 +174,8 @@ def relative_error(before: Iterable[Tensor], after: Iterable[Tensor]) -> float:
 class _Wide(Operations):  # type: ignore[no-untyped-call]
     """Rewrites every request for a narrower floating type, and widens every narrower tensor that comes in."""
 
+    takes_apart = False  # a convolution wants arguments of one type before it shows what it is made of
+
     def __init__(self, dtype: torch.dtype) -> None:
         super().__init__()
         self.dtype = dtype

@@ -22,9 +22,14 @@ _FLEX, _DIRECTLY = "torch.nn.attention.flex_attention", "_FLEX_ATTENTION_DISABLE
 
 
 class Operations(TorchDispatchMode):
-    """Base of modes that see every operation, `operation` being called for each."""
+    """Base of modes that see every operation, `operation` being called for each.
+
+    Attributes:
+        takes_apart: whether composed operations that arrive whole are shown as what they are made of.
+    """
 
     supports_higher_order_operators = True
+    takes_apart = True
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -38,7 +43,7 @@ class Operations(TorchDispatchMode):
         if isinstance(func, HigherOrderOperator):
             with self:
                 return _written_out(func)(*args, **(kwargs or {}))
-        if _is_composite(func):
+        if self.takes_apart and _is_composite(func):
             with self:
                 return func.decompose(*args, **(kwargs or {}))
         return self.operation(func, args, kwargs or {})

@@ -12,7 +12,7 @@ from torch.nn.attention import flex_attention as flex
 
 from rebasin_cli.model.example_input import ExampleInput
 from rebasin_cli.symmetry.derive import derive
-from rebasin_cli.symmetry.verify import verify_by_execution
+from rebasin_cli.symmetry.verify import run_widened, verify_by_execution
 from rebasin_cli.trace.tracer import trace_model
 
 HEADS, WIDTH = 4, 16
@@ -84,3 +84,15 @@ def test_functions_of_other_operators_are_followed() -> None:
     assert sum(call.name == "aten.mul" for call in trace.calls) == 2
     assert "aten.linear" not in {call.name for call in trace.calls}
     assert [group.size for group in derive(trace).spec.groups] == [8]
+
+
+def test_a_convolution_in_half_precision_is_widened_whole() -> None:
+    module = nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(16, 2)).bfloat16().eval()
+    narrow = {key: value.clone() for key, value in module.state_dict().items()}
+    example = ExampleInput((torch.randn(2, 2, 4, 4),))
+    with torch.inference_mode():
+        (wide,) = run_widened(module, example, 0, torch.float32)
+    assert wide.dtype is torch.float32
+    plain = nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(16, 2)).eval()
+    plain.load_state_dict(narrow)
+    assert torch.allclose(wide, plain(example.args[0]), atol=1e-5)
