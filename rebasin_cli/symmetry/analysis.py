@@ -102,7 +102,10 @@ class Analysis:
         if layout is None:
             numbers = self.trace.constants.get(value)
             shape = self.trace.values[value].shape
-            layout = fixed_layout(shape, TABLE) if numbers is None else constant_layout(self.relations, numbers)
+            if numbers is None or numbers.layout is not torch.strided:  # a sparse one may be too large to look at
+                layout = fixed_layout(shape, TABLE)
+            else:
+                layout = constant_layout(self.relations, numbers)
             self.layouts[value] = layout
         if layout.leaf is not None:
             return layout.leaf.view(layout.axes)

@@ -19,7 +19,7 @@ def bmm(op: Op) -> Layout:
     return combine(op.relations, [(op.layout("self"), "bmk"), (op.layout("mat2"), "bkn")], "bmn")
 
 
-@rule("aten.addmm")
+@rule("aten.addmm", "aten._sparse_addmm")
 def addmm(op: Op) -> Layout:
     product = combine(op.relations, [(op.layout("mat1"), "mk"), (op.layout("mat2"), "kn")], "mn")
     return elementwise(op.relations, [product, op.layout("self")], op.result_shape)
