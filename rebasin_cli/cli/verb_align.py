@@ -49,7 +49,7 @@ def align(
     effort: Annotated[Effort, typer.Option("--effort", help="How much is tried.")] = Effort.auto,
     start: Annotated[
         list[str] | None,
-        typer.Option("--start", metavar="NAME", help="identity, forward, barycentre or random; repeatable."),
+        typer.Option("--start", metavar="NAME", help="identity, forward, annealing, barycentre or random; repeatable."),
     ] = None,
     restarts: Annotated[
         int | None, typer.Option("--restarts", metavar="N", min=0, help="How often the search is taken up again.")

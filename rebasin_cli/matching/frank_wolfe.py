@@ -48,14 +48,6 @@ def near_barycentre(problem: Problem, seed: int, perturbation: float) -> Mixture
     return Mixture(1.0 - perturbation, vertices)
 
 
-def kicked(problem: Problem, vertex: Vertex, seed: int, strength: float, randoms: int) -> Mixture:
-    """A good arrangement, moved by `strength` towards the mean of so many random ones: from here the search goes on."""
-    generator = np.random.default_rng(seed)
-    weight = strength / randoms
-    others = tuple((weight, _random_vertex(problem.families, generator)) for _ in range(randoms))
-    return Mixture(0.0, ((1.0 - strength, vertex), *others))
-
-
 def frank_wolfe(
     problem: Problem, settings: Settings, start: Mixture, *, iterations: int = ITERATIONS
 ) -> tuple[Permutations, int]:

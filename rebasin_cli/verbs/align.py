@@ -73,7 +73,8 @@ def align(
         objective: what of the weights is maximised: the `plain` inner product, or as `matrices`, `tensors` or `rows`
             count it (docs/matching.md). The plain one is reported in any case.
         effort: how much is tried: `fast`, `standard`, `thorough`, or `auto`: `standard` where that costs seconds.
-        starts: where the search starts from instead (`identity`, `forward`, `barycentre`, `random`); the best end wins.
+        starts: where the search starts from instead (`identity`, `forward`, `annealing`, `barycentre`, `random`); the
+            best end wins.
         restarts: how often it is taken up again instead of the effort's own number.
         max_passes, time_limit: bounds for the matching, in passes over all groups and in seconds.
         seed: decides every random choice.

@@ -29,7 +29,7 @@ from rebasin_cli.verbs.weights import Weights
 
 NAME = "straight-through"
 CRITERION = "midpoint loss"
-HELD = 512
+HELD = 2048
 """Samples on which permutations are judged, at most; the same ones throughout."""
 STEPS, RATE = 100, 0.03
 EVERY = 10

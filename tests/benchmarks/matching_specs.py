@@ -168,6 +168,33 @@ def cifar_vit(dim: int = 96, depth: int = 4, heads: int = 4) -> PermutationSpec:
     return PermutationSpec((AxisGroup("stream", dim, tuple(stream)), *inner))
 
 
+def grouped_queries(stream: int, heads: int, queries: int, size: int) -> PermutationSpec:
+    """Attention whose heads of keys and values serve several query heads each; units of the values permute too."""
+    weights = ("q", "k", "v", "o")
+    inner = {"q": queries * size, "k": size, "v": size, "o": queries * size}
+    groups = [
+        AxisGroup("stream", stream, tuple(Site(key, 0 if key == "o" else 1) for key in weights)),
+        AxisGroup("heads", heads, tuple(Site(key, 1 if key == "o" else 0, inner=inner[key]) for key in weights)),
+    ]
+    for head in range(heads):
+        parent, first = ParentBlock("heads", head), head * queries * size
+        shared = [Site("q", 0, offset=first, inner=size), Site("o", 1, offset=first, inner=size)]
+        values = [Site("v", 0, offset=head * size), Site("o", 1, offset=first, outer=queries)]
+        groups.append(AxisGroup(f"heads.{head}.queries", queries, tuple(shared), parent))
+        groups.append(AxisGroup(f"heads.{head}.values", size, tuple(values), parent))
+    return PermutationSpec(tuple(groups))
+
+
+def shapes_of(spec: PermutationSpec) -> dict[str, tuple[int, ...]]:
+    """The smallest tensors that the sites of a spec fit on; axes that nothing moves have three positions."""
+    extents: dict[str, dict[int, int]] = {site.key: {} for group in spec.groups for site in group.sites}
+    for group in spec.groups:
+        for site in group.sites:
+            reach = site.offset + site.outer * group.size * site.inner
+            extents[site.key][site.axis] = max(reach, extents[site.key].get(site.axis, 0))
+    return {key: tuple(found.get(axis, 3) for axis in range(max(found) + 1)) for key, found in extents.items()}
+
+
 def random_tensors(shapes: dict[str, tuple[int, ...]], seed: int) -> Tensors:
     """Standard normal tensors of these shapes."""
     generator = torch.Generator().manual_seed(seed)

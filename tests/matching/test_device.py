@@ -6,6 +6,8 @@ No accelerator is needed: tensors that have a device but no numbers complain whe
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,12 +17,14 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from rebasin_cli.matching import weight_matching
+from rebasin_cli.matching.annealing import Balancing
 from rebasin_cli.matching.arrangement import Arrangement
 from rebasin_cli.matching.problem import prepare
 from rebasin_cli.matching.products import Products
 from rebasin_cli.matching.search import search
+from rebasin_cli.matching.soft import Soft
 from rebasin_cli.spec import PermutationSpec
-from tests.benchmarks.matching_specs import cifar_resnet20, cifar_vit, mlp, random_tensors
+from tests.benchmarks.matching_specs import cifar_resnet20, cifar_vit, grouped_queries, mlp, random_tensors, shapes_of
 
 SPEC, SHAPES = mlp((8, 24, 20, 5))
 
@@ -45,18 +49,18 @@ def moved_to(tensor: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     return torch.ops.aten._to_copy.default(tensor, dtype=kwargs.get("dtype", tensor.dtype), device=device)
 
 
+def contiguous(tensor: Tensor) -> Tensor:
+    """`Tensor.contiguous`, likewise."""
+    plain = tensor.is_contiguous()
+    return tensor if plain else torch.ops.aten.clone.default(tensor, memory_format=torch.contiguous_format)
+
+
 @pytest.mark.parametrize("build", [cifar_resnet20, cifar_vit])
 def test_products_stay_on_the_device_they_are_made_on(
     build: Callable[[], PermutationSpec], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec = build()
-    rank = {site.key: 0 for group in spec.groups for site in group.sites}
-    extents: dict[str, dict[int, int]] = {key: {} for key in rank}
-    for group in spec.groups:
-        for site in group.sites:
-            reach = site.offset + site.outer * group.size * site.inner
-            extents[site.key][site.axis] = max(reach, extents[site.key].get(site.axis, 0))
-    shapes = {key: tuple(found.get(axis, 3) for axis in range(max(found) + 1)) for key, found in extents.items()}
+    shapes = shapes_of(spec)
     real = random_tensors(shapes, 0)
     problem = prepare(spec, real, real, tuple(real))
     arrangement = Arrangement(problem.families)
@@ -79,3 +83,24 @@ def test_products_stay_on_the_device_they_are_made_on(
                     products.product(into, tile, now, seen)
                 left, right = products.whole(tile, now)
                 assert (left.device.type, right.device.type) == ("cuda", "cuda")
+
+
+@pytest.mark.parametrize("build", [cifar_resnet20, cifar_vit, partial(grouped_queries, 5, 2, 3, 4)])
+def test_annealing_stays_on_the_device_of_its_products(
+    build: Callable[[], PermutationSpec], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = build()
+    shapes = shapes_of(spec)
+    real = random_tensors(shapes, 0)
+    problem = prepare(spec, real, real, tuple(real))
+    monkeypatch.setattr(torch.Tensor, "to", moved_to)
+    monkeypatch.setattr(torch.Tensor, "contiguous", contiguous)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        sides = [{key: torch.empty(shape) for key, shape in shapes.items()} for _ in range(2)]
+        there = replace(problem, a=sides[0], b=sides[1], device=torch.device("cuda"))
+        soft = Soft(there, 2)
+        balancings = [Balancing(there, cluster, (0.5, 1.0), torch.Generator()) for cluster in problem.clusters]
+        for _ in range(2):
+            for cluster, balancing in zip(problem.clusters, balancings, strict=True):
+                soft.set(cluster, balancing.matrices(soft.similarity(cluster), 0.5))
+                assert {matrix.device.type for matrix in balancing.cells.values()} == {"cuda"}

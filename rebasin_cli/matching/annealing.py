@@ -1,0 +1,233 @@
+"""Annealing: doubly stochastic matrices, sharpened slowly until they are permutations.
+
+At temperature T a cluster's matrix is the one that maximises `<S, X> + T * entropy(X)`: Sinkhorn's balancing of
+`exp(S / T)`, with S the similarity with all others as they are. At a high temperature everything is equally likely; as
+it falls, what can be told early is settled early, and the rest is settled in its light. Unlike descents from different
+starts, runs of this end close to each other, and above them. Graduated assignment: Gold and Rangarajan, "A Graduated
+Assignment Algorithm for Graph Matching" (1996); the scheme with several groups at once, temperatures relative to the
+similarities' own spread, nesting and noise are ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rebasin_cli.matching.arrangement import Arrangement
+from rebasin_cli.matching.clusters import Axes, Cluster
+from rebasin_cli.matching.folds import Index
+from rebasin_cli.matching.nesting import NestedProblem, cell_map
+from rebasin_cli.matching.polish import Settings
+from rebasin_cli.matching.problem import Problem
+from rebasin_cli.matching.similarity import Sums
+from rebasin_cli.matching.soft import Soft
+
+HOTTEST, COLDEST = 0.6, 0.05
+"""Temperatures of the first and of the last sweep, in standard deviations of the similarities."""
+_BALANCINGS = 5
+"""Of rows and columns in one visit; the potentials are taken up again at the next."""
+_TINY = 1e-30
+_SILENT = 1e-9
+"""Similarities that spread by less than this, relative to the norms, say nothing: they are rounding."""
+
+
+@dataclass(frozen=True, slots=True)
+class Annealed:
+    """Permutations of every replica by family, and the multiply-adds that all of them took."""
+
+    vertices: tuple[Mapping[int, Index], ...]
+    work: int
+
+
+def memory_needed(problem: Problem, replicas: int = 1) -> int:
+    """Bytes that the matrices of all clusters take, with what is in work."""
+    sizes = [problem.bytes_of(cluster) for cluster in problem.clusters]
+    return replicas * (sum(sizes) + 4 * max(sizes, default=0))
+
+
+def sweep_work(problem: Problem) -> int:
+    """Multiply-adds of one sweep of one replica, at the most: of every product one more to mix B."""
+    return 2 * problem.full_pass
+
+
+def anneal(
+    problem: Problem,
+    settings: Settings,
+    *,
+    sweeps: int,
+    noise: Sequence[float] = (0.0,),
+    seed: int = 0,
+    start: Arrangement | None = None,
+    hottest: float = HOTTEST,
+) -> Annealed:
+    """Permutations from slowly sharpened matrices, to be polished by coordinate descent.
+
+    Args:
+        settings: the deadline counts: past it, what there is is rounded.
+        sweeps: visits of every cluster, at falling temperatures.
+        noise: for each of the runs side by side, the standard deviation of what is added to similarities at each visit,
+            in units of the temperature. Without any the result hangs on no seed.
+        seed: of the noise, and of the order of visits where there is noise.
+        start: where to begin instead of with everything equally likely.
+        hottest: the temperature to begin with, in standard deviations of the similarities; less keeps more of `start`.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    clusters = [cluster for cluster in problem.clusters if cluster.tiles]
+    soft = Soft(problem, len(noise))
+    for cluster in clusters if start is not None else ():
+        assert start is not None
+        soft.set(cluster, hard(problem, cluster, start, len(noise)))
+    balancings = [Balancing(problem, cluster, noise, generator) for cluster in clusters]
+    for sweep in range(sweeps):
+        temperature = hottest * (COLDEST / hottest) ** (sweep / max(1, sweeps - 1))
+        order = list(range(len(clusters)))[:: -1 if sweep % 2 else 1]
+        if any(noise):
+            order = torch.randperm(len(clusters), generator=generator).tolist()
+        for number in order:
+            if settings.out_of_time:
+                break
+            cluster = clusters[number]
+            soft.set(cluster, balancings[number].matrices(soft.similarity(cluster), temperature))
+    vertices = tuple(_rounded(problem, balancings, start, replica) for replica in range(len(noise)))
+    return Annealed(vertices, soft.work)
+
+
+class Balancing:
+    """A cluster's matrices at a temperature, from its similarities; families inside blocks before the blocks.
+
+    Args:
+        noise: by replica, in units of the temperature.
+
+    Attributes:
+        cells: the matrices of the last visit by axes, float32 (replicas, cells, cells); coupled cells included.
+    """
+
+    def __init__(self, problem: Problem, cluster: Cluster, noise: Sequence[float], generator: torch.Generator) -> None:
+        self.problem, self.cluster, self.generator = problem, cluster, generator
+        self.noisy = any(noise)
+        self.noise = torch.tensor(noise, dtype=torch.float64, device=problem.device).view(-1, 1, 1, 1)
+        self.cells: dict[Axes, Tensor] = {}
+        self._potentials: dict[int, Tensor] = {}
+        self._inner: dict[int, Tensor] = {}
+        families = problem.families.all
+        self._children = {
+            index: [c for c in cluster.families if families[c].parent == index] for index in cluster.families
+        }
+
+    def matrices(self, sums: Sums, temperature: float) -> dict[Axes, Tensor]:
+        """Doubly stochastic matrices by axes, float32 (replicas, cells, cells).
+
+        Args:
+            sums: similarities by axes, (replicas, cells, cells).
+            temperature: relative to the standard deviation of what is assigned.
+        """
+        own: dict[int, Tensor] = {}
+        for axes, total in sums.items():
+            own[axes[-1]] = own[axes[-1]] + total if axes[-1] in own else total
+        self.cells = {}
+        if sums:
+            replicas = next(iter(sums.values())).shape[0]
+            self._solve(self.cluster.root, own, temperature, replicas)
+            root = self._inner[self.cluster.root]
+            self._unfold((self.cluster.root,), root.view(replicas, *root.shape[-2:]))
+        return self.cells
+
+    def _solve(self, index: int, own: Mapping[int, Tensor], temperature: float, replicas: int) -> Tensor | None:
+        """Balance a family for every pair of its parent's cells; what each pair gains: (replicas, pairs)."""
+        family = self.problem.families.all[index]
+        cells, size = family.members, family.size
+        total = own.get(index)
+        for child in self._children[index]:
+            gained = self._solve(child, own, temperature, replicas)
+            if gained is not None:
+                inner = gained.view(replicas, cells * size, cells * size)
+                total = inner if total is None else total + inner
+        if total is None:
+            self._inner[index] = torch.full((replicas, cells * cells, size, size), 1 / size, device=self.problem.device)
+            return None
+        pairs = (
+            total.view(replicas, cells, size, cells, size).transpose(2, 3).contiguous().view(replicas, -1, size, size)
+        )
+        return self._balance(index, pairs, temperature)
+
+    def _balance(self, index: int, scores: Tensor, temperature: float) -> Tensor | None:
+        """Balance a family's scores, (replicas, pairs, size, size), which are changed; what each pair gains."""
+        spread = scores.flatten(1).std(dim=1, correction=0)
+        silent = (spread <= _SILENT * self.problem.norms.scale).view(-1, 1, 1, 1)
+        step = (temperature * spread).view(-1, 1, 1, 1).to(scores.dtype).masked_fill(silent, float("inf"))
+        finite = step.masked_fill(silent, 0.0)
+        if self.noisy:
+            drawn = torch.randn(scores.shape, generator=self.generator).to(scores)
+            scores = scores + drawn.mul_(self.noise.to(scores.dtype) * finite)
+        is_root = index == self.cluster.root
+        lifted = scores if is_root else scores.clone()
+        potentials = self._potentials.setdefault(index, torch.zeros_like(scores.narrow(-2, 0, 1)))
+        lifted -= potentials
+        kernel = lifted.sub_(lifted.amax(dim=-1, keepdim=True)).div_(step).exp_()
+        columns = torch.ones_like(potentials)
+        for _ in range(_BALANCINGS):
+            rows = (kernel @ columns.transpose(-1, -2)).add_(_TINY).reciprocal_()
+            columns = (rows.transpose(-1, -2) @ kernel).add_(_TINY).reciprocal_()
+        potentials -= finite * columns.log()
+        matrix = kernel.mul_(rows).mul_(columns)
+        self._inner[index] = matrix.float()
+        if is_root:
+            return None
+        entropy: Tensor = torch.special.entr(matrix).sum(dim=(-1, -2))
+        return finite.view(-1, 1) * entropy + (matrix * scores).sum(dim=(-1, -2))
+
+    def _unfold(self, axes: Axes, matrix: Tensor) -> None:
+        """The matrices of the cells of `axes`, and of all that is nested in them."""
+        self.cells[axes] = matrix
+        replicas, cells, _ = matrix.shape
+        inside = {}
+        for child in self._children[axes[-1]]:
+            size = self.problem.families.all[child].size
+            pairs = self._inner[child].view(replicas, cells, cells, size, size)
+            inside[child] = pairs
+            deeper = (matrix.unsqueeze(-1).unsqueeze(-1) * pairs).transpose(2, 3).contiguous().view(replicas, cells * size, -1)
+            self._unfold((*axes, child), deeper)
+        self._couple(axes, matrix, inside)
+
+    def _couple(self, axes: Axes, matrix: Tensor, inside: Mapping[int, Tensor]) -> None:
+        """Cells that two siblings resolve together: each pair of blocks has the product of both their matrices."""
+        for tile in self.cluster.tiles:
+            if (
+                tile.coupled
+                and len(tile.axes) == len(axes) + 2
+                and tile.axes[:-2] == axes
+                and tile.axes not in self.cells
+            ):
+                first, second = (inside[child] for child in tile.axes[-2:])
+                both = torch.einsum("rij,rijab,rijcd->riacjbd", matrix, first, second)
+                self.cells[tile.axes] = both.contiguous().view(len(matrix), len(tile.positions), -1)
+
+
+def _rounded(
+    problem: Problem, balancings: Sequence[Balancing], start: Arrangement | None, replica: int
+) -> dict[int, Index]:
+    """The permutations nearest to one replica's matrices."""
+    found = dict(enumerate((start or Arrangement(problem.families)).perms))
+    for balancing in balancings:
+        cells = {axes: matrix[replica] for axes, matrix in balancing.cells.items() if _is_chain(problem, axes)}
+        if cells:
+            found.update(NestedProblem(problem.families, balancing.cluster, cells).solve())
+    return found
+
+
+def hard(problem: Problem, cluster: Cluster, start: Arrangement, replicas: int) -> dict[Axes, Tensor]:
+    """A cluster's permutations as matrices; coupled cells are left to be equally likely."""
+    perms = {index: start.perms[index] for index in cluster.families}
+    found = {}
+    for axes in {tile.axes for tile in cluster.tiles if not tile.coupled}:
+        cells = torch.from_numpy(cell_map(problem.families, axes, perms))
+        matrix = torch.nn.functional.one_hot(cells, len(cells)).float().to(problem.device)
+        found[axes] = matrix.expand(replicas, *matrix.shape).contiguous()
+    return found
+
+
+def _is_chain(problem: Problem, axes: Sequence[int]) -> bool:
+    return all(problem.families.all[axes[i + 1]].parent == axes[i] for i in range(len(axes) - 1))
