@@ -10,6 +10,7 @@ similarities' own spread, nesting and noise are ours.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 
 from rebasin_cli.matching.arrangement import Arrangement
-from rebasin_cli.matching.clusters import Axes, Cluster
+from rebasin_cli.matching.clusters import Axes, Cluster, Tile
 from rebasin_cli.matching.folds import Index
 from rebasin_cli.matching.nesting import NestedProblem, cell_map
 from rebasin_cli.matching.polish import Settings
@@ -45,7 +46,8 @@ class Annealed:
 def memory_needed(problem: Problem, replicas: int = 1) -> int:
     """Bytes that the matrices of all clusters take, with what is in work."""
     sizes = [problem.bytes_of(cluster) for cluster in problem.clusters]
-    return replicas * (sum(sizes) + 4 * max(sizes, default=0))
+    coupled = [4 * len(tile.positions) ** 2 for cluster in problem.clusters for tile in seen_coupled(problem, cluster)]
+    return replicas * (sum(sizes) + 4 * max(sizes, default=0) + sum(coupled))
 
 
 def sweep_work(problem: Problem) -> int:
@@ -188,22 +190,32 @@ class Balancing:
             size = self.problem.families.all[child].size
             pairs = self._inner[child].view(replicas, cells, cells, size, size)
             inside[child] = pairs
-            deeper = (matrix.unsqueeze(-1).unsqueeze(-1) * pairs).transpose(2, 3).contiguous().view(replicas, cells * size, -1)
+            deeper = (
+                (matrix.unsqueeze(-1).unsqueeze(-1) * pairs)
+                .transpose(2, 3)
+                .contiguous()
+                .view(replicas, cells * size, -1)
+            )
             self._unfold((*axes, child), deeper)
         self._couple(axes, matrix, inside)
 
     def _couple(self, axes: Axes, matrix: Tensor, inside: Mapping[int, Tensor]) -> None:
         """Cells that two siblings resolve together: each pair of blocks has the product of both their matrices."""
-        for tile in self.cluster.tiles:
-            if (
-                tile.coupled
-                and len(tile.axes) == len(axes) + 2
-                and tile.axes[:-2] == axes
-                and tile.axes not in self.cells
-            ):
+        for tile in seen_coupled(self.problem, self.cluster):
+            if tile.axes[:-2] == axes and tile.axes not in self.cells:
                 first, second = (inside[child] for child in tile.axes[-2:])
                 both = torch.einsum("rij,rijab,rijcd->riacjbd", matrix, first, second)
                 self.cells[tile.axes] = both.contiguous().view(len(matrix), len(tile.positions), -1)
+
+
+def seen_coupled(problem: Problem, cluster: Cluster) -> list[Tile]:
+    """The tiles of a cluster that two siblings share, and through which something on another fold is seen.
+
+    Where more than two families meet, cells are left to be equally likely.
+    """
+    families, moving = problem.families.all, Counter(key for key, _ in problem.families.places)
+    shared = [tile for tile in cluster.tiles if tile.coupled and len(tile.axes) > 2 and moving[tile.key] > 1]
+    return [tile for tile in shared if all(families[child].parent == tile.axes[-3] for child in tile.axes[-2:])]
 
 
 def _rounded(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -17,6 +18,7 @@ from rebasin_cli.matching.polish import Run, Settings
 from rebasin_cli.matching.problem import Problem, prepare
 from rebasin_cli.matching.search import search
 from rebasin_cli.matching.soft import Soft
+from rebasin_cli.spec import AxisGroup, ParentBlock, PermutationSpec, Site
 from tests.benchmarks.matching_specs import (
     cifar_resnet20,
     cifar_vit,
@@ -229,3 +231,24 @@ def test_it_finds_what_ten_descents_do_not(seed: int) -> None:
 def test_replicas_take_memory_each() -> None:
     problem = problem_of("transformer")
     assert memory_needed(problem, 3) == 3 * memory_needed(problem) > 0
+
+
+def test_siblings_whose_cells_nobody_else_sees_cost_no_memory() -> None:
+    """Input beside output channels of a grouped convolution: every pair of cells would be a huge matrix."""
+    kernel, groups, size = "kernel", 3, 4
+    blocks = (Site(kernel, 0, inner=size), Site("before", 0, inner=size), Site("after", 1, inner=size))
+    spec = [AxisGroup("groups", groups, (replace(blocks[0], inner=size * size, span=2), *blocks[1:]))]
+    for group in range(groups):
+        parent, first = ParentBlock("groups", group), group * size
+        inputs = (Site(kernel, 0, offset=first * size, outer=size, span=2), Site("before", 0, offset=first))
+        outputs = (Site(kernel, 0, offset=first * size, inner=size, span=2), Site("after", 1, offset=first))
+        spec += [AxisGroup(f"in {group}", size, inputs, parent), AxisGroup(f"out {group}", size, outputs, parent)]
+    shapes = {kernel: (groups * size, size, 3), "before": (groups * size, 5), "after": (5, groups * size)}
+    a, b = random_tensors(shapes, 0), random_tensors(shapes, 1)
+    problem = prepare(PermutationSpec(tuple(spec)), a, b, tuple(a))
+    (cluster,) = problem.clusters
+    assert any(tile.coupled for tile in cluster.tiles)
+    balancing = Balancing(problem, cluster, (0.0,), torch.Generator())
+    cells = balancing.matrices(Soft(problem, 1).similarity(cluster), 0.5)
+    assert max(matrix.shape[-1] for matrix in cells.values()) == groups * size
+    assert memory_needed(problem) < 8 * (groups * size * size) ** 2
