@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -35,12 +35,30 @@ _SILENT = 1e-9
 """Similarities that spread by less than this, relative to the norms, say nothing: they are rounding."""
 
 
-@dataclass(frozen=True, slots=True)
 class Annealed:
-    """Permutations of every replica by family, and the multiply-adds that all of them took."""
+    """What annealing ended in.
 
-    vertices: tuple[Mapping[int, Index], ...]
-    work: int
+    Attributes:
+        work: multiply-adds that all replicas took.
+    """
+
+    def __init__(self, problem: Problem, balancings: Sequence[Balancing], start: Arrangement | None, work: int) -> None:
+        self._problem, self._balancings, self._start, self.work = problem, balancings, start, work
+
+    @cached_property
+    def vertices(self) -> tuple[Mapping[int, Index], ...]:
+        """The permutations nearest to each replica's matrices, by family."""
+        replicas = len(self._balancings[0].noise) if self._balancings else 1
+        return tuple(map(self._rounded, range(replicas)))
+
+    def _rounded(self, replica: int) -> dict[int, Index]:
+        problem = self._problem
+        found = dict(enumerate((self._start or Arrangement(problem.families)).perms))
+        for balancing in self._balancings:
+            cells = {axes: matrix[replica] for axes, matrix in balancing.cells.items() if _is_chain(problem, axes)}
+            if cells:
+                found.update(NestedProblem(problem.families, balancing.cluster, cells).solve())
+        return found
 
 
 def memory_needed(problem: Problem, replicas: int = 1) -> int:
@@ -68,7 +86,7 @@ def anneal(
     """Permutations from slowly sharpened matrices, to be polished by coordinate descent.
 
     Args:
-        settings: the deadline counts: past it, what there is is rounded.
+        settings: the deadline counts: past it, matrices stay as they are.
         sweeps: visits of every cluster, at falling temperatures.
         noise: for each of the runs side by side, the standard deviation of what is added to similarities at each visit,
             in units of the temperature. Without any the result hangs on no seed.
@@ -93,8 +111,7 @@ def anneal(
                 break
             cluster = clusters[number]
             soft.set(cluster, balancings[number].matrices(soft.similarity(cluster), temperature))
-    vertices = tuple(_rounded(problem, balancings, start, replica) for replica in range(len(noise)))
-    return Annealed(vertices, soft.work)
+    return Annealed(problem, balancings, start, soft.work)
 
 
 class Balancing:
@@ -216,18 +233,6 @@ def seen_coupled(problem: Problem, cluster: Cluster) -> list[Tile]:
     families, moving = problem.families.all, Counter(key for key, _ in problem.families.places)
     shared = [tile for tile in cluster.tiles if tile.coupled and len(tile.axes) > 2 and moving[tile.key] > 1]
     return [tile for tile in shared if all(families[child].parent == tile.axes[-3] for child in tile.axes[-2:])]
-
-
-def _rounded(
-    problem: Problem, balancings: Sequence[Balancing], start: Arrangement | None, replica: int
-) -> dict[int, Index]:
-    """The permutations nearest to one replica's matrices."""
-    found = dict(enumerate((start or Arrangement(problem.families)).perms))
-    for balancing in balancings:
-        cells = {axes: matrix[replica] for axes, matrix in balancing.cells.items() if _is_chain(problem, axes)}
-        if cells:
-            found.update(NestedProblem(problem.families, balancing.cluster, cells).solve())
-    return found
 
 
 def hard(problem: Problem, cluster: Cluster, start: Arrangement, replicas: int) -> dict[Axes, Tensor]:

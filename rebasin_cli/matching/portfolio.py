@@ -185,7 +185,9 @@ class Portfolio:
         return self.ends[-1].value > before + self.settings.tolerance * self.problem.norms.scale
 
     def _keep_best(self, name: str, found: Annealed, began: float) -> None:
-        """Follow every replica to its end, and keep the best of the ends."""
+        """Follow every replica to its end, and keep the best of the ends; without time only where there is no other."""
+        if self.ends and self.settings.out_of_time:
+            return
         arrangements: dict[bytes, Arrangement] = {}
         for vertex in found.vertices:
             arrangement = Arrangement(self.problem.families)
