@@ -21,7 +21,7 @@ complete -c rebasin -n '__fish_seen_subcommand_from align' -l input-file -r -F -
 complete -c rebasin -n '__fish_seen_subcommand_from align' -l method -x -d 'How permutations are looked for: weight, activation, straight-through'
 complete -c rebasin -n '__fish_seen_subcommand_from align' -l objective -x -d 'What is maximised: plain, matrices, tensors, rows'
 complete -c rebasin -n '__fish_seen_subcommand_from align' -l effort -x -a 'auto fast standard thorough' -d 'How much is tried'
-complete -c rebasin -n '__fish_seen_subcommand_from align' -l start -x -d 'identity, forward, barycentre or random; repeatable'
+complete -c rebasin -n '__fish_seen_subcommand_from align' -l start -x -d 'identity, forward, annealing, barycentre or random; repeatable'
 complete -c rebasin -n '__fish_seen_subcommand_from align' -l restarts -x -d 'How often the search is taken up again'
 complete -c rebasin -n '__fish_seen_subcommand_from align' -l max-passes -x -d 'Bound on the passes from each start'
 complete -c rebasin -n '__fish_seen_subcommand_from align' -l time-limit -x -d 'Bound on the matching'

@@ -33,7 +33,7 @@ _rebasin() {
                 '*--method[How permutations are looked for - weight, activation, straight-through]:value: ' \
                 '*--objective[What is maximised - plain, matrices, tensors, rows]:value: ' \
                 '*--effort[How much is tried]:value:(auto fast standard thorough)' \
-                '*--start[identity, forward, barycentre or random; repeatable]:value: ' \
+                '*--start[identity, forward, annealing, barycentre or random; repeatable]:value: ' \
                 '*--restarts[How often the search is taken up again]:value: ' \
                 '*--max-passes[Bound on the passes from each start]:value: ' \
                 '*--time-limit[Bound on the matching]:value: ' \

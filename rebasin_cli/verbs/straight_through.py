@@ -29,8 +29,8 @@ from rebasin_cli.verbs.weights import Weights
 
 NAME = "straight-through"
 CRITERION = "midpoint loss"
-HELD = 2048
-"""Samples on which permutations are judged, at most; the same ones throughout."""
+HELD, HELD_BATCHES = 2048, 8
+"""Samples and batches on which permutations are judged, whichever is more; the same ones throughout."""
 STEPS, RATE = 100, 0.03
 EVERY = 10
 """Steps between one judgement and the next."""
@@ -194,7 +194,7 @@ def _first(batches: Iterator[Batch]) -> list[Batch]:
     held: list[Batch] = []
     for batch in batches:
         held.append(batch)
-        if sum(one.size for one in held) >= HELD:
+        if len(held) >= HELD_BATCHES and sum(one.size for one in held) >= HELD:
             break
     if not held:
         raise DataError("there is no data to learn on", hint="one sample at a time does not do for BatchNorm layers")

@@ -49,9 +49,9 @@ WAYS: dict[str, dict[str, Any]] = {
     "straight-through, kept, large batches": {
         "method": "straight-through",
         "data": True,
-        "keep": 0.9993,
+        "keep": 0.999,
         "rate": 0.005,
-        "steps": 300,
+        "steps": 200,
         "batch_size": 1000,
         "limit": 20000,
     },
