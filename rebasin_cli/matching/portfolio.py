@@ -30,10 +30,12 @@ _PERFECT = 1e-12
 """How near to `(|A|^2 + |B|^2) / 2`, where B permuted is A, an objective must be for the search to be over."""
 _PATIENCE = 2
 """Rounds in vain after which no more of their kind are run."""
-_NOISE = (0.5, 1.0, 2.0, 2.0)
+_NOISE = (0.35, 0.7, 1.4, 2.0)
 """Of annealings side by side, by turns: little is best where much is told by few numbers, much on rugged ground."""
-_REHEATED = (0.3, 0.45)
-"""Temperatures to which the best so far is heated, by turns."""
+_REHEATED, _HOTTER, _HOTTEST = 0.35, 1.5, 2.0
+"""To what temperature the best so far is heated; by what that is raised where most find their way back; up to what."""
+_BACK = 0.6
+"""The share of replicas that find their way back to the best from which on the heat was too little."""
 _LONGEST, _SHORTEST, _SHORT = 40, 3, 8
 """Sweeps of the annealing without noise: at the most, at the least, and where no more is affordable."""
 _FIRST_SWEEPS, _FEWEST = 25, 2
@@ -146,15 +148,16 @@ class Portfolio:
             noise = [_NOISE[replica % len(_NOISE)] for replica in range(count)]
             began, before = time.monotonic(), max((end.value for end in self.ends), default=float("-inf"))
             found = anneal(self.problem, self.settings, sweeps=sweeps, noise=noise, seed=self.seed + 1000 * number)
-            self._keep_best(f"annealing with noise, {number + 1}", found, began)
-            in_vain = 0 if self._gained(before) else in_vain + 1
+            values = self._keep_best(f"annealing with noise, {number + 1}", found, began)
+            in_vain = 0 if max(values, default=before) > before + self._least else in_vain + 1
             sweeps, number = 2 * sweeps, number + 1
 
     def _reheats(self) -> None:
-        in_vain = 0
+        """From the best so far, as hot as it takes to find something else."""
+        in_vain, heat = 0, _REHEATED
         for number in range(0 if self.plan.starts == ("random",) else self.plan.reheats):
             count = min(_REHEATED_REPLICAS, self._room, int(self._sweeps_left / _REHEATED_SWEEPS))
-            if self._exhausted or not self.ends or in_vain == _PATIENCE or count < 2:
+            if self._exhausted or not self.ends or in_vain == _PATIENCE or heat > _HOTTEST or count < _FEWEST:
                 return
             best, began = max(self.ends, key=lambda end: end.value), time.monotonic()
             found = anneal(
@@ -164,10 +167,16 @@ class Portfolio:
                 noise=[_NOISE[replica % len(_NOISE)] for replica in range(count)],
                 seed=self.seed + 1000 * (number + 1),
                 start=best.arrangement,
-                hottest=_REHEATED[number % len(_REHEATED)],
+                hottest=heat,
             )
-            self._keep_best(f"annealing again, {number + 1}", found, began)
-            in_vain = 0 if self._gained(best.value) else in_vain + 1
+            values = self._keep_best(f"annealing again, {number + 1}", found, began)
+            back = sum(abs(value - best.value) <= self._least for value in values)
+            if max(values, default=0.0) > best.value + self._least:
+                in_vain = 0
+            elif back >= _BACK * count:
+                heat *= _HOTTER
+            else:
+                in_vain += 1
 
     def _barycentres(self) -> None:
         for number in range(self.plan.barycentres if memory_needed(self.problem) <= self.memory else 0):
@@ -180,30 +189,32 @@ class Portfolio:
             name = "barycentre" if number == 0 else f"near the barycentre, {number}"
             self._follow(name, number, initial, work, began)
 
-    def _gained(self, before: float) -> bool:
-        """Is the last end better than this by more than a descent would ask for?"""
-        return self.ends[-1].value > before + self.settings.tolerance * self.problem.norms.scale
+    def _keep_best(self, name: str, found: Annealed, began: float) -> list[float]:
+        """Follow every replica to its end, and keep the best of the ends; without time only where there is no other.
 
-    def _keep_best(self, name: str, found: Annealed, began: float) -> None:
-        """Follow every replica to its end, and keep the best of the ends; without time only where there is no other."""
+        Returns:
+            The objectives of all replicas that were followed.
+        """
         if self.ends and self.settings.out_of_time:
-            return
-        arrangements: dict[bytes, Arrangement] = {}
+            return []
+        ends: dict[bytes, Polished] = {}
+        values: list[float] = []
         for vertex in found.vertices:
-            arrangement = Arrangement(self.problem.families)
-            arrangement.set(vertex)
-            arrangements.setdefault(b"".join(perm.tobytes() for perm in arrangement.perms), arrangement)
-        ends: list[Polished] = []
-        for arrangement in arrangements.values():
             if ends and self.settings.out_of_time:
                 break
-            run = Run(self.problem, name, self.seed, self.settings, arrangement.permutations())
-            run.advance(None)
-            ends.append(run.finish())
-        best = max(ends, key=lambda end: end.value)
-        work = found.work + sum(end.work for end in ends)
-        self._seconds += [end.seconds for end in ends]
+            arrangement = Arrangement(self.problem.families)
+            arrangement.set(vertex)
+            where = b"".join(perm.tobytes() for perm in arrangement.perms)
+            if where not in ends:
+                run = Run(self.problem, name, self.seed, self.settings, arrangement.permutations())
+                run.advance(None)
+                ends[where] = run.finish()
+            values.append(ends[where].value)
+        self._seconds += [end.seconds for end in ends.values()]
+        work = found.work + sum(end.work for end in ends.values())
+        best = max(ends.values(), key=lambda end: end.value)
         self.ends.append(replace(best, work=work, seconds=time.monotonic() - began))
+        return values
 
     def _follow(self, name: str, seed: int, initial: Permutations, work: int = 0, began: float | None = None) -> None:
         run = Run(self.problem, name, seed, self.settings, initial, spent=work, began=began)
@@ -229,6 +240,11 @@ class Portfolio:
         if self.settings.deadline is not None:
             left = min(left, max(0.0, self.settings.deadline - time.monotonic()))
         on_pass(replace(done, left=left))
+
+    @property
+    def _least(self) -> float:
+        """A gain that a descent would ask for."""
+        return self.settings.tolerance * self.problem.norms.scale
 
     @property
     def _room(self) -> int:

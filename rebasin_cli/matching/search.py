@@ -39,7 +39,7 @@ PLANS: Mapping[str, Plan] = {
         work=1e11,
         replicas=32,
         sweeps=200,
-        reheats=8,
+        reheats=12,
         barycentres=1,
     ),
     "thorough": Plan(

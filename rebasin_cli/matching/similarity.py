@@ -22,7 +22,7 @@ from rebasin_cli.matching.products import Products, Seen, Slabs
 
 Sums = dict[Axes, Tensor]
 
-WIDE = 512
+_WIDE = 512
 """Clusters of so many cells are kept in float32: their similarities are most of the memory that a matching takes."""
 
 _THIN = 512
@@ -120,7 +120,7 @@ class Similarity:
             part = torch.mm(left, right.T, out=self._scratch(cells))
             self.products.work += part.numel() * left.shape[1]
             summed.add(part)
-        kept.sums[axes] = summed.total(torch.float32 if cells >= WIDE else torch.float64)
+        kept.sums[axes] = summed.total(torch.float32 if cells >= _WIDE else torch.float64)
 
     def _bring_up_to_date(self, summed: _Summed, tile: Tile, now: Seen, before: Seen | None, thin: list[Slabs]) -> None:
         """Add what a tile's contribution lacks; products of few columns are put off."""

@@ -20,8 +20,10 @@ from rebasin_cli.matching.families import Place
 from rebasin_cli.matching.folds import Index
 from rebasin_cli.matching.problem import Problem
 from rebasin_cli.matching.products import Products
-from rebasin_cli.matching.similarity import WIDE, Sums
+from rebasin_cli.matching.similarity import Sums
 
+_WIDE = 64
+"""Cells from which similarities are kept in float32: their rounding is far below any temperature."""
 _PIECE = 1 << 24
 """Elements of B, all replicas counted, that are mixed at a time: 64 MiB of float32."""
 _CACHED = 1 << 22
@@ -65,14 +67,14 @@ class Soft:
         """
         sums: Sums = {}
         for axes, still in self._unmoved(cluster).items():
-            wide = len(still) >= WIDE
+            wide = len(still) >= _WIDE
             sums[axes] = still.to(torch.float32 if wide else torch.float64).repeat(self.replicas, 1, 1)
         for number, tile in enumerate(cluster.tiles):
             others = self._others(tile)
             if tile.coupled or not others:
                 continue
             part = self._product(cluster.root, number, tile, others)
-            wide = part.shape[-1] >= WIDE
+            wide = part.shape[-1] >= _WIDE
             sums[tile.axes] = sums[tile.axes].add_(part) if tile.axes in sums else part if wide else part.double()
         return sums
 
