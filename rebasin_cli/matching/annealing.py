@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from math import sqrt
 
 import torch
 from torch import Tensor
@@ -238,7 +239,7 @@ def seen_coupled(problem: Problem, cluster: Cluster) -> list[Tile]:
 def _spread(rows: Tensor) -> Tensor:
     """Standard deviations; `Tensor.std` takes four times as long."""
     length: Tensor = torch.linalg.vector_norm(rows - rows.mean(dim=1, keepdim=True), dim=1)
-    return length / rows.shape[1] ** 0.5
+    return length / sqrt(rows.shape[1])
 
 
 def hard(problem: Problem, cluster: Cluster, start: Arrangement, replicas: int) -> dict[Axes, Tensor]:
