@@ -99,8 +99,7 @@ class Portfolio:
             names.remove("identity")
         simple = [Start(name, self.seed) for name in names]
         if simple:
-            # A bad beginning may have the better end, where following both can be afforded.
-            heat = 1 if len(simple) > 1 and (not deep or self._is_large) else None
+            heat = 1 if len(simple) > 1 and not deep else None  # a bad beginning may have the better end
             self.ends += contest(self.problem, simple, self.settings, heat=heat)
             self._seconds += [end.seconds for end in self.ends]
         if not any(is_fixed(end) for end in self.ends):
