@@ -162,6 +162,27 @@ def test_without_time_there_is_still_a_result() -> None:
     assert found.objective_after >= found.objective_before
 
 
+def test_time_may_run_out_in_the_middle_of_annealing() -> None:
+    spec, shapes = free_residual_mlp(40, 80, 4)
+    a, b = random_tensors(shapes, 0), random_tensors(shapes, 1)
+    found = search(spec, a, b, parameters=a.keys(), effort="thorough", time_limit=1.0)
+    assert found.timed_out
+    assert found.objective_after > found.objective_before
+    assert all((np.sort(perm) == np.arange(len(perm))).all() for perm in found.permutations.values())
+
+
+def test_restarts_say_how_often_the_search_is_taken_up_again() -> None:
+    spec, shapes = free_residual_mlp(8, 12, 3)
+    a, b = random_tensors(shapes, 0), random_tensors(shapes, 1)
+
+    def taken_up(restarts: int) -> list[str]:
+        found = search(spec, a, b, parameters=a.keys(), effort="standard", restarts=restarts)
+        return [one.start for one in found.candidates if "again" in one.start or "noise" in one.start]
+
+    assert taken_up(0) == []
+    assert 1 <= sum("again" in name for name in taken_up(2)) <= 2
+
+
 def test_an_unknown_effort_is_refused() -> None:
     spec, a, b, _ = planted(3, 5, 0)
     with pytest.raises(UsageError, match="unknown effort or start 'heroic'"):
