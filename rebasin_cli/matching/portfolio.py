@@ -141,7 +141,7 @@ class Portfolio:
         """With noise, side by side, each round twice as slow as the one before."""
         sweeps, in_vain, number = _FIRST_SWEEPS, 0, 0
         while "annealing" in self.plan.starts and sweeps <= self.plan.sweeps and in_vain < _PATIENCE:
-            count = min(self.plan.replicas, self._room, int(self._sweeps_left / 2 / sweeps))
+            count = min(self.plan.replicas, self._room, int(self._sweeps_left / 4 / sweeps))
             if self._exhausted or count < _FEWEST:
                 return
             noise = [_NOISE[replica % len(_NOISE)] for replica in range(count)]
@@ -154,15 +154,16 @@ class Portfolio:
     def _reheats(self) -> None:
         """From the best so far, as hot as it takes to find something else."""
         in_vain, heat = 0, _REHEATED
+        sweeps = min(_REHEATED_SWEEPS, max(_SHORT, int(self._sweeps_left / 6 / _REHEATED_REPLICAS)))
         for number in range(0 if self.plan.starts == ("random",) else self.plan.reheats):
-            count = min(_REHEATED_REPLICAS, self._room, int(self._sweeps_left / _REHEATED_SWEEPS))
+            count = min(_REHEATED_REPLICAS, self._room, int(self._sweeps_left / sweeps))
             if self._exhausted or not self.ends or in_vain == _PATIENCE or heat > _HOTTEST or count < _FEWEST:
                 return
             best, began = max(self.ends, key=lambda end: end.value), time.monotonic()
             found = anneal(
                 self.problem,
                 self.settings,
-                sweeps=_REHEATED_SWEEPS,
+                sweeps=sweeps,
                 noise=[_NOISE[replica % len(_NOISE)] for replica in range(count)],
                 seed=self.seed + 1000 * (number + 1),
                 start=best.arrangement,
