@@ -70,6 +70,9 @@ _rebasin() {
         'verify --input') COMPREPLY=(); return ;;
         'verify --input-file') COMPREPLY=($(compgen -f -- "$current")); return ;;
         'verify --samples') COMPREPLY=(); return ;;
+        'verify --tolerance') COMPREPLY=(); return ;;
+        'verify --rtol') COMPREPLY=(); return ;;
+        'verify --atol') COMPREPLY=(); return ;;
         'verify --seed') COMPREPLY=(); return ;;
         'verify --key') COMPREPLY=(); return ;;
         'verify --color') COMPREPLY=($(compgen -W 'auto always never' -- "$current")); return ;;
@@ -94,11 +97,11 @@ _rebasin() {
         'demo --color') COMPREPLY=($(compgen -W 'auto always never' -- "$current")); return ;;
     esac
     case "${COMP_WORDS[1]}" in
-        align) options='--model -m --out -o --model-arg --input --input-file --method --objective --effort --start --restarts --max-passes --time-limit --seed --device --data --limit --batch-size --mix --learning-steps --learning-rate --keep-similarity --spec --pin --rules --save-spec --save-permutations --interpolate --steps --recalibrate --repair --key --key-a --key-b --ema --ema-a --ema-b --ignore-extra --strict --dry-run --force -f --mkdir --json --quiet -q --verbose -v --color --help' ;;
+        align) options='--model -m --out -o --model-arg --input --input-file --method --objective --effort --start --restarts --max-passes --time-limit --seed --device --data --limit --batch-size --mix --learning-steps --learning-rate --keep-similarity --spec --pin --rules --save-spec --save-permutations --interpolate --steps --recalibrate --repair --key --key-a --key-b --ema --ema-a --ema-b --ignore-extra --strict --no-cache --dry-run --force -f --mkdir --json --quiet -q --verbose -v --color --help' ;;
         interpolate) options='--data -d --steps --report --model -m --model-arg --input --input-file --mode --loss --metric --recalibrate --recalibrate-limit --repair --transform --limit --batch-size --workers --skip-corrupt --device --amp --seed --key --ema --ignore-extra --out -o --plot --save-best --save-all --fail-above --force -f --mkdir --json --quiet -q --verbose -v --color --help' ;;
-        verify) options='--model -m --model-arg --input --input-file --samples --seed --key --ema --ignore-extra --json --quiet -q --verbose -v --color --help' ;;
+        verify) options='--model -m --model-arg --input --input-file --samples --tolerance --rtol --atol --seed --key --ema --ignore-extra --json --quiet -q --verbose -v --color --help' ;;
         apply) options='--out -o --key --ema --ignore-extra --force -f --mkdir --json --quiet -q --verbose -v --color --help' ;;
-        trace) options='--model -m --model-arg --input --input-file --out -o --spec --pin --rules --save-spec --verify --no-verify --seed --strict --force -f --mkdir --json --quiet -q --verbose -v --color --help' ;;
+        trace) options='--model -m --model-arg --input --input-file --out -o --spec --pin --rules --save-spec --verify --no-verify --no-cache --seed --strict --force -f --mkdir --json --quiet -q --verbose -v --color --help' ;;
         inspect) options='--key --ema --json --verbose -v --color --help' ;;
         models) options='--json --color --help' ;;
         env) options='--json --color --help' ;;

@@ -63,6 +63,7 @@ _rebasin() {
                 '*--ema-b[--ema for B alone]' \
                 '*--ignore-extra[Pass on tensors that the model does not have, as they are]' \
                 '*--strict[An operation that no rule understands is an error]' \
+                '*--no-cache[Neither use nor keep verifications in the user'\''s cache directory]' \
                 '*--dry-run[Do everything but write]' \
                 '*--force[Overwrite outputs that exist]' \
                 '*-f[Overwrite outputs that exist]' \
@@ -131,6 +132,9 @@ _rebasin() {
                 '*--input[Example input - 1,3,224,224 or ids=1,16 -int64. Repeatable]:value: ' \
                 '*--input-file[Example input from an .npz file]:value:_files' \
                 '*--samples[How many inputs both are run on]:value: ' \
+                '*--tolerance[Allowed difference in noise floors. (default - 100)]:value: ' \
+                '*--rtol[Allow |a - b| <= atol + R |a| instead]:value: ' \
+                '*--atol[Allow |a - b| <= D + rtol |a| instead]:value: ' \
                 '*--seed[Decides every random choice; it is in the result]:value: ' \
                 '*--key[Where in the file the state dict lies, such as ema.model]:value: ' \
                 '*--ema[Take the exponential moving average where the file holds one]' \
@@ -180,6 +184,7 @@ _rebasin() {
                 '*--save-spec[Write the groups, as '\''align --spec'\'' reads them]:value:_files' \
                 '*--verify[Prove the groups by running the model, with weights]' \
                 '*--no-verify[Prove the groups by running the model, with weights]' \
+                '*--no-cache[Neither use nor keep verifications in the user'\''s cache directory]' \
                 '*--seed[Decides every random choice; it is in the result]:value: ' \
                 '*--strict[An operation that no rule understands is an error]' \
                 '*--force[Overwrite outputs that exist]' \

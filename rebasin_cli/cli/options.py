@@ -37,6 +37,9 @@ Inputs = Annotated[
 InputFile = Annotated[Path | None, typer.Option("--input-file", metavar="NPZ", help="Example input from an .npz file.")]
 Seed = Annotated[int, typer.Option("--seed", help="Decides every random choice; it is in the result.")]
 Device = Annotated[str, typer.Option("--device", help="Where the products are computed: cpu, cuda, cuda:1, mps.")]
+NoCache = Annotated[
+    bool, typer.Option("--no-cache", help="Neither use nor keep verifications in the user's cache directory.")
+]
 Force = Annotated[bool, typer.Option("--force", "-f", help="Overwrite outputs that exist.")]
 Mkdir = Annotated[bool, typer.Option("--mkdir", help="Make the output's directory where it is missing.")]
 IgnoreExtra = Annotated[

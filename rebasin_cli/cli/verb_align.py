@@ -114,6 +114,7 @@ def align(
     ema_b: Annotated[bool, typer.Option("--ema-b", help="--ema for B alone.")] = False,
     ignore_extra: options.IgnoreExtra = False,
     strict: options.Strict = False,
+    no_cache: options.NoCache = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Do everything but write.")] = False,
     force: options.Force = False,
     mkdir: options.Mkdir = False,
@@ -199,6 +200,7 @@ def align(
             dry_run=dry_run,
             force=force,
             mkdir=mkdir,
+            cache=not no_cache,
             progress=progress,
         )
     between = None if sweep is None else _sweep(sweep, result, output)

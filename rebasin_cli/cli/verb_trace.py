@@ -29,6 +29,7 @@ def trace(
     verify: Annotated[
         bool, typer.Option("--verify/--no-verify", help="Prove the groups by running the model, with weights.")
     ] = True,
+    no_cache: options.NoCache = False,
     seed: options.Seed = 0,
     strict: options.Strict = False,
     force: options.Force = False,
@@ -61,6 +62,7 @@ def trace(
             strict=strict,
             force=force,
             mkdir=mkdir,
+            cache=not no_cache,
             progress=progress,
         )
     from rebasin_cli.report.other_verbs import trace_table

@@ -19,6 +19,16 @@ def verify(
     input_: options.Inputs = None,
     input_file: options.InputFile = None,
     samples: Annotated[int, typer.Option("--samples", min=1, help="How many inputs both are run on.")] = 8,
+    tolerance: Annotated[
+        float | None,
+        typer.Option("--tolerance", metavar="N", min=0.0, help="Allowed difference in noise floors. [default: 100]"),
+    ] = None,
+    rtol: Annotated[
+        float | None, typer.Option("--rtol", metavar="R", min=0.0, help="Allow |a - b| <= atol + R |a| instead.")
+    ] = None,
+    atol: Annotated[
+        float | None, typer.Option("--atol", metavar="D", min=0.0, help="Allow |a - b| <= D + rtol |a| instead.")
+    ] = None,
     seed: options.Seed = 0,
     key: options.Key = None,
     ema: options.Ema = False,
@@ -42,6 +52,9 @@ def verify(
             inputs=input_ or [],
             input_file=input_file,
             samples=samples,
+            tolerance=tolerance,
+            rtol=rtol,
+            atol=atol,
             seed=seed,
             key_a=key,
             key_b=key,

@@ -7,10 +7,10 @@ from pathlib import Path
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from rebasin_cli.execution.same_function import FunctionCheck
 from rebasin_cli.report.layout import cell, facts, rows, stacked
 from rebasin_cli.report.text import counted, number, seconds, share, shell, size
 from rebasin_cli.verbs.align_result import AlignResult
-from rebasin_cli.verbs.same_function import FunctionCheck
 
 
 def align_table(result: AlignResult, *, verbose: bool = False, swept: bool = False) -> Group:
@@ -71,12 +71,13 @@ def function_in_words(check: FunctionCheck) -> str:
         return f"every tensor is B's, reordered; not run: {check.left_out}"
     if check.samples == 0:
         return f"unchanged: {check.note}"
+    floors = "" if check.max_in_noise_floors is None else f", {number(check.max_in_noise_floors)} noise floors"
     agreement = "" if check.argmax_agreement is None else f", argmax agreement {share(check.argmax_agreement)}"
     word = "unchanged" if check.same else "CHANGED"
     note = "" if check.note is None else f"; {check.note}"
     return (
         f"{word}: largest error {number(check.max_absolute_error)}, relative {number(check.max_relative_error)}"
-        f"{agreement} ({counted(check.samples, 'input')}, {check.precision}){note}"
+        f"{floors}{agreement} ({counted(check.samples, 'input')}, {check.precision}){note}"
     )
 
 

@@ -58,6 +58,7 @@ def align(
     dry_run: bool = False,
     force: bool = False,
     mkdir: bool = False,
+    cache: bool = True,
     progress: Progress | None = None,
 ) -> AlignResult:
     """Match B to A, verify the result and write B permuted, with a report beside it.
@@ -96,6 +97,7 @@ def align(
         strict: an operation that no rule understands is an error.
         dry_run: do everything but write.
         force, mkdir: overwrite what exists; make the output's directory.
+        cache: take a verification of the spec that an earlier run passed from the user's cache directory, and keep one.
         progress: is told where the work is.
 
     Raises:
@@ -134,5 +136,6 @@ def align(
         dry_run=dry_run,
         force=force,
         mkdir=mkdir,
+        cache=cache,
     )
     return align_among_ranks(request, progress or Silent())

@@ -11,6 +11,7 @@ from rebasin_cli.matching.weighing import PLAIN
 from rebasin_cli.verbs.align_result import AlignResult, Change, MovedGroup, Objective
 from rebasin_cli.verbs.cost import peak_rss_bytes
 from rebasin_cli.verbs.document import envelope, pretty
+from rebasin_cli.verbs.proof import warnings_of
 from rebasin_cli.verbs.saved_permutations import SavedPermutations
 from rebasin_cli.verbs.versions import versions
 
@@ -114,4 +115,5 @@ def _warnings(run: Alignment) -> tuple[str, ...]:
         said.append(f"the matching stopped after {run.match.passes} passes, before it converged")
     if run.function.left_out:
         said.append(f"that the function is unchanged was not checked by running it: {run.function.left_out}")
+    said += warnings_of(run.soundness)
     return tuple(said)

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rebasin_cli.execution.same_function import FunctionCheck
 from rebasin_cli.matching.result import Criterion
-from rebasin_cli.verbs.same_function import FunctionCheck
 
 
 @dataclass(frozen=True, slots=True)

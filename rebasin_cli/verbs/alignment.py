@@ -1,4 +1,4 @@
-"""The steps of one alignment, in order: check, read, understand, match, write a temporary file, prove it, keep it."""
+"""The steps of one alignment: check, read, trace, verify the spec, match, write a temporary file, verify, keep it."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from rebasin_cli import __version__
 from rebasin_cli.checkpoint.write import check_output
 from rebasin_cli.data.ranks import ALONE, Ranks
 from rebasin_cli.errors import UsageError
+from rebasin_cli.execution.same_function import FunctionCheck
 from rebasin_cli.matching.result import PassReport
 from rebasin_cli.matching.weighing import OBJECTIVES, PLAIN, check_objective, weigh
 from rebasin_cli.verbs.align_report import compose, write_beside
@@ -31,8 +32,7 @@ from rebasin_cli.verbs.output_paths import OutputFiles, check_outputs
 from rebasin_cli.verbs.pair import Pair, Source, check_all_finite, open_pair
 from rebasin_cli.verbs.permuted_copy import Rearranged, Rearrangement, write_permuted
 from rebasin_cli.verbs.progress import Progress
-from rebasin_cli.verbs.proof import measure, prove_closer, prove_same_function
-from rebasin_cli.verbs.same_function import FunctionCheck
+from rebasin_cli.verbs.proof import measure, prove_closer, prove_same_function, verify_spec, with_spec
 from rebasin_cli.verbs.straight_through import CRITERION
 from rebasin_cli.verbs.straight_through import NAME as LEARNED
 from rebasin_cli.verbs.subject import ModelChoice
@@ -56,6 +56,7 @@ class AlignRequest:
     dry_run: bool
     force: bool
     mkdir: bool
+    cache: bool = True
 
 
 class Alignment:
@@ -71,6 +72,7 @@ class Alignment:
     def run(self) -> AlignResult:
         """All steps; raises a RebasinError, having written nothing, where one of them fails."""
         self._prepare()
+        self._verify_spec()
         self.progress.phase("matching")
         with self.clock.phase("match"):
             self._match()
@@ -108,6 +110,19 @@ class Alignment:
             )
         for sentence in self.understood.unused_rules:
             self.progress.note(sentence)
+
+    def _verify_spec(self) -> None:
+        """Before the long work: a spec that does not keep the function ends the run here."""
+        self.progress.phase("verifying the groups")
+        with self.clock.phase("verify"):
+            self.soundness = verify_spec(
+                self.pair.subject,
+                self.understood,
+                self.pair.b,
+                str(self.request.spec_file or self.request.choice.spec),
+                seed=self.request.matching.seed,
+                cache=self.request.cache,
+            )
 
     def _check_request(self) -> None:
         """What can be refused before a byte is read."""
@@ -190,8 +205,9 @@ class Alignment:
 
     def _prove(self, permuted: Mapping[str, Tensor]) -> None:
         """The proofs that need more than B: the similarity to A, and the function."""
-        if self.match.moved_units == 0:  # every tensor is B's own, bit for bit: nothing is left to prove
-            self.after, self.function = self.before, FunctionCheck.nothing_moved()
+        if self.match.moved_units == 0:  # every tensor is B's own, bit for bit: nothing is left to verify
+            self.after = self.before
+            self.function = with_spec(FunctionCheck.nothing_moved(), self.soundness)
             return
         subject = self.pair.subject
         self.after = measure(self.pair.a, permuted, subject.parameters)
@@ -200,14 +216,14 @@ class Alignment:
             prove_closer(*(self._weighed(by, b) for b in (self.pair.b, permuted)))
         else:
             prove_closer(self.before, self.after)
-        self.function = prove_same_function(
+        check = prove_same_function(
             subject.factory.build_weightless,
             self.understood.example,
             self.pair.b,
             permuted,
-            spec=self.understood.spec,
             seed=self.request.matching.seed,
         )
+        self.function = with_spec(check, self.soundness)
 
     def _weighed(self, objective: str, b: Mapping[str, Tensor]) -> Closeness:
         """How near a network is to A as an objective sees them."""

@@ -1,23 +1,27 @@
-"""Nothing is written that was not proved: what must hold of a permuted checkpoint before it gets its name.
+"""Nothing is written that was not verified: what must hold of a permuted checkpoint before it gets its name.
 
-1. Every tensor of the file is B's, rearranged as the permutations say, bit for bit.
-2. B and the file compute the same function.
-3. The file lies no farther from A than B did.
+1. The spec: random permutations of its groups leave the model's function alone, on random weights.
+2. Every tensor of the file is B's, rearranged as the permutations say, bit for bit.
+3. B and the file compute the same function.
+4. The file lies no farther from A than B did.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 
 from torch import Tensor, nn
 
-from rebasin_cli.errors import NumericalError
+from rebasin_cli.errors import ModelError, NumericalError, ResourceError
+from rebasin_cli.execution.pass_cache import PassCache
+from rebasin_cli.execution.same_function import LARGE, SILENT, FunctionCheck, SpecCheck, compare_functions
+from rebasin_cli.execution.soundness import SoundnessCheck, verify_by_execution
 from rebasin_cli.model.example_input import ExampleInput
-from rebasin_cli.spec import PermutationSpec
-from rebasin_cli.symmetry.verify import verify_by_execution
+from rebasin_cli.model.failures import one_line
 from rebasin_cli.verbs.closeness import Closeness, same_bits
-from rebasin_cli.verbs.same_function import LARGE, SILENT, FunctionCheck, compare_functions
+from rebasin_cli.verbs.subject import Subject
+from rebasin_cli.verbs.understanding import Understanding
 from rebasin_cli.verbs.weights import Weights
 
 SLACK = 1e-7
@@ -67,24 +71,152 @@ def prove_closer(before: Closeness, after: Closeness) -> None:
         )
 
 
+def verify_spec(
+    subject: Subject,
+    understood: Understanding,
+    b: Mapping[str, Tensor] | None,
+    source: str,
+    *,
+    seed: int,
+    cache: bool = True,
+) -> SoundnessCheck:
+    """Check that permuting the groups at random leaves the function alone, on random weights and at two sizes.
+
+    A verification that an earlier run passed is taken from the user's cache directory where `cache` allows it.
+
+    Args:
+        b: a checkpoint's weights, for models that give no numbers on random ones; None where there is none.
+        source: names the model, or the file of the spec, in an error.
+
+    Raises:
+        NumericalError: it does not, or only at the traced size; or the model gives no numbers on its example.
+    """
+    passes = PassCache(understood.trace, understood.spec, understood.example, subject.module, seed) if cache else None
+    kept = None if passes is None else passes.read()
+    if kept is not None:
+        return kept
+    try:
+        check = verify_by_execution(
+            subject.factory.build_weightless,
+            understood.example,
+            understood.spec,
+            seed,
+            own=b,
+            sizes=True,
+            power=True,
+        )
+    except (MemoryError, RuntimeError, ValueError, IndexError, TypeError, ArithmeticError, LookupError) as error:
+        if isinstance(error, MemoryError) or "allocate memory" in str(error):
+            raise ResourceError(
+                "the verification of the groups does not fit in memory",
+                hint="give a smaller --input, or a smaller batch in --input-file",
+            ) from error
+        raise ModelError(f"the forward pass failed: {type(error).__name__}: {one_line(error)}") from error
+    if not check.ok:
+        raise _unsound(check, understood, source)
+    if passes is not None:
+        passes.write(check)
+    return check
+
+
+def _unsound(check: SoundnessCheck, understood: Understanding, source: str) -> NumericalError:
+    if check.only_traced is not None:
+        larger = str(check.larger)
+        typed = larger.replace("x", ",") if larger.replace("x", "").isdigit() else "…"
+        why = "; a recurrent network needs at least two time steps" if check.one_step else ""
+        return NumericalError(
+            f"{source}: the groups hold for the traced input {check.traced} only: on {larger} permuting them changes "
+            f"the outputs by {check.only_traced:.3g} noise floors",
+            hint=f"trace the model on a larger input: --input {typed}{why}",
+            slug="traced-size-only",
+        )
+    hint = "a rule of this program is wrong for this model: please report it with the model"
+    return NumericalError(
+        f"{source}: permuting the groups changes the function: relative error {check.max_relative_error:.3g} "
+        f"({check.floors:.3g} noise floors) on random weights",
+        hint="the spec's groups do not fit this model" if understood.derivation is None else hint,
+        slug="unsound",
+    )
+
+
+def spec_summary(check: SoundnessCheck) -> SpecCheck:
+    """What the report says of the verification of the spec."""
+    return SpecCheck(
+        draws=check.draws,
+        max_relative_error=check.max_relative_error,
+        max_in_noise_floors=check.floors,
+        noise_floor=check.noise_floor,
+        sizes=tuple(size for size in (check.traced, check.larger) if size is not None),
+        weights=check.weights,
+        cached=check.cached,
+    )
+
+
+def with_spec(check: FunctionCheck, soundness: SoundnessCheck) -> FunctionCheck:
+    """The check of the result together with that of the spec, and the sentences that both call for."""
+    notes = [check.note] if check.note else []
+    if check.note == SILENT:
+        notes = [
+            "B's outputs are all zero, and on random weights too: that the function is kept was not shown by running"
+            if soundness.silent
+            else f"B's outputs are all zero; on random weights the relative error is {soundness.max_relative_error:.3g}"
+        ]
+    return replace(
+        check,
+        note="; ".join(notes) or None,
+        spec=spec_summary(soundness),
+        without_power=soundness.power.groups,
+        power_unknown=soundness.power.unknown,
+    )
+
+
+def warnings_of(soundness: SoundnessCheck) -> tuple[str, ...]:
+    """What a user should know of the verification of the spec."""
+    said = []
+    if soundness.one_step:
+        said.append(
+            f"{soundness.one_step[0]} ran for one time step only, so its recurrent weights were never applied twice: "
+            "give an input with at least two steps, such as --input 1,2,8 for (batch, time, features)"
+        )
+    if soundness.larger is None:
+        said.append(f"the model takes no other input size, so the groups were verified at {soundness.traced} only")
+    unseen = len(soundness.power.groups)
+    if unseen:
+        counted = "1 group" if unseen == 1 else f"{unseen} groups"
+        said.append(
+            f"in {counted} a tensor could be left behind without a visible effect, because the "
+            f"outputs do not depend on it: {_listed(soundness.power.unseen)}"
+        )
+    if soundness.power.unknown:
+        said.append(f"whether the verification could see every tensor: {soundness.power.unknown}")
+    if soundness.silent:
+        said.append("all outputs are zero on random weights, so the verification of the groups shows nothing")
+    return tuple(said)
+
+
+def _listed(unseen: Sequence[tuple[str, str]], most: int = 3) -> str:
+    keys = list(dict.fromkeys(key for _, key in unseen))
+    return ", ".join(keys[:most]) + (f" and {len(keys) - most} more" if len(keys) > most else "")
+
+
 def prove_same_function(
     build_weightless: Callable[[], nn.Module],
     example: ExampleInput,
     b: Mapping[str, Tensor],
     written: Mapping[str, Tensor],
     *,
-    spec: PermutationSpec,
     seed: int,
+    data: Sequence[ExampleInput] = (),
 ) -> FunctionCheck:
     """Check that B and the written file compute the same on sample inputs; of a large model, on its example input.
-
-    Where B's outputs are zero throughout, its groups are proved on random weights instead.
 
     Raises:
         NumericalError: they do not, or B's own outputs are not finite.
     """
     samples = 1 if sum(tensor.numel() for tensor in b.values()) > LARGE else None
-    check = compare_functions(build_weightless, example, b, written, samples=samples, seed=seed)
+    if data and samples == 1:
+        samples = 2
+    check = compare_functions(build_weightless, example, b, written, samples=samples, seed=seed, data=data)
     if check.same is False:
         if check.max_relative_error is None:
             raise NumericalError(
@@ -93,32 +225,9 @@ def prove_same_function(
                 slug="non-finite",
             )
         raise NumericalError(
-            f"the reordered network computes something else than B: relative error {check.max_relative_error:.3g} "
-            f"in {check.precision}; nothing was written",
+            f"the permuted network does not compute what B computes: relative error {check.max_relative_error:.3g}, "
+            f"{check.max_in_noise_floors:.3g} noise floors; nothing was written",
             hint="a spec edited by hand may be wrong, or this is a bug worth reporting",
             slug="proof",
         )
-    return _proved_on_random_weights(build_weightless, example, spec, seed, check) if check.note == SILENT else check
-
-
-def _proved_on_random_weights(
-    build_weightless: Callable[[], nn.Module],
-    example: ExampleInput,
-    spec: PermutationSpec,
-    seed: int,
-    check: FunctionCheck,
-) -> FunctionCheck:
-    soundness = verify_by_execution(build_weightless, example, spec, seed)
-    if not soundness.ok:
-        raise NumericalError(
-            f"reordering by these groups changes the function: relative error {soundness.max_relative_error:.3g} on "
-            "random weights, because B's own outputs are all zero; nothing was written",
-            hint="a spec edited by hand may be wrong, or this is a bug worth reporting",
-            slug="proof",
-        )
-    words = f"B's outputs are all zero; on random weights the relative error is {soundness.max_relative_error:.3g}"
-    if soundness.silent:
-        words = (
-            "B's outputs are all zero, and on random weights too: that the function is kept was not shown by running"
-        )
-    return replace(check, note=words)
+    return check

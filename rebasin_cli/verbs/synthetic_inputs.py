@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from rebasin_cli.execution.sample_inputs import sample_inputs
 from rebasin_cli.model.example_input import ExampleInput
-from rebasin_cli.verbs.sample_inputs import sample_inputs
 
 NUMBERS = 1 << 20
 """About so many input numbers are drawn in all: 341 images of 32 x 32, 6 of 224 x 224."""
@@ -18,7 +18,7 @@ FEWEST, MOST = 8, 256
 
 def white_noise(example: ExampleInput, seed: int) -> Iterator[ExampleInput]:
     """Random inputs like the example: one batch where all its tensors have a first dimension of length 1."""
-    samples = list(sample_inputs(example, _how_many(example) + 1, seed))[1:]
+    samples = sample_inputs(example, _how_many(example) + 1, seed).inputs[1:]
     leaves = [tree_flatten((sample.args, sample.kwargs)) for sample in samples]
     tensors = [leaf for leaf in leaves[0][0] if isinstance(leaf, Tensor)]
     if not tensors or any(tensor.dim() == 0 or tensor.shape[0] != 1 for tensor in tensors):

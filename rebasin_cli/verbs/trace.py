@@ -8,16 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from rebasin_cli.checkpoint.atomic import write_text_atomically
-from rebasin_cli.errors import NumericalError, UsageError
+from rebasin_cli.errors import UsageError
+from rebasin_cli.execution.soundness import SoundnessCheck
 from rebasin_cli.spec import PermutationSpec
-from rebasin_cli.symmetry.verify import verify_by_execution
 from rebasin_cli.verbs.cost import PhaseClock, peak_rss_bytes
 from rebasin_cli.verbs.document import envelope, pretty
 from rebasin_cli.verbs.output_paths import check_outputs, optional_path
 from rebasin_cli.verbs.progress import Progress, Silent
+from rebasin_cli.verbs.proof import verify_spec, warnings_of
 from rebasin_cli.verbs.subject import ModelChoice, open_subject
 from rebasin_cli.verbs.understanding import Understanding, understand
 
@@ -47,13 +46,24 @@ class UnknownOperation:
 class Soundness:
     """Random permutations of every group at once, in float64: how much the outputs moved, relative to their size.
 
-    `silent`: there was no output, or all of it was zero, so that nothing was shown.
+    Args:
+        max_relative_error, max_in_noise_floors, noise_floor: the largest difference of any output.
+        seed, draws: of the random permutations.
+        silent: there was no output, or all of it was zero, so that nothing was shown.
+        sizes: the inputs on which they were tried.
+        without_power: groups of which a tensor could be left behind without a visible effect.
+        cached: an earlier run made this verification.
     """
 
     max_relative_error: float
     noise_floor: float | None
     seed: int
     silent: bool = False
+    max_in_noise_floors: float = 0.0
+    draws: int = 0
+    sizes: tuple[str, ...] = ()
+    without_power: tuple[str, ...] = ()
+    cached: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +104,7 @@ def trace(
     strict: bool = False,
     force: bool = False,
     mkdir: bool = False,
+    cache: bool = True,
     progress: Progress | None = None,
 ) -> TraceResult:
     """Trace a model, derive its axis groups, and prove them by execution.
@@ -107,7 +118,7 @@ def trace(
         pins: patterns of tensor names whose axes all keep their order.
         rules: Python files that register rules for the model's own operations.
         check: build the model with weights and check that random permutations of all groups leave its outputs alone.
-        model, model_args, inputs, input_file, seed, strict, force, mkdir, progress: as for `align`.
+        model, model_args, inputs, input_file, seed, strict, force, mkdir, cache, progress: as for `align`.
 
     Raises:
         ModelError: the model cannot be built or run, or `strict` is violated.
@@ -142,11 +153,13 @@ def trace(
             with_trace=True,
         )
     assert understood.trace is not None
-    verified = None
+    verified: Soundness | None = None
+    notes: tuple[str, ...] = ()
     if check:
         listener.phase("verifying")
         with clock.phase("verify"):
-            verified = _check(spec or model, subject.factory.build_weightless, understood, seed)
+            soundness = verify_spec(subject, understood, None, str(spec or model), seed=seed, cache=cache)
+            verified, notes = _in_short(soundness), warnings_of(soundness)
     result = TraceResult(
         model=model,
         input=understood.example.describe(),
@@ -165,6 +178,7 @@ def trace(
         warnings=(
             *(f"no rule for {op}: what it touches keeps its order" for op in understood.unknown_ops),
             *understood.unused_rules,
+            *notes,
         ),
     )
     if mkdir:
@@ -187,13 +201,15 @@ def _unknown(understood: Understanding) -> tuple[UnknownOperation, ...]:
     return tuple(UnknownOperation(op.op, op.scope, op.pinned_axes) for op in found)
 
 
-def _check(source: str | Path, build: Callable[[], nn.Module], understood: Understanding, seed: int) -> Soundness:
-    check = verify_by_execution(build, understood.example, understood.spec, seed)
-    if not check.ok:
-        hint = "a rule of this program is wrong for this model: please report it with the model"
-        raise NumericalError(
-            f"{source}: permuting the groups changes the function: relative error {check.max_relative_error:.3g}",
-            hint="the spec's groups do not fit this model" if understood.derivation is None else hint,
-            slug="unsound",
-        )
-    return Soundness(check.max_relative_error, check.noise_floor, check.seed, check.silent)
+def _in_short(check: SoundnessCheck) -> Soundness:
+    return Soundness(
+        check.max_relative_error,
+        check.noise_floor,
+        check.seed,
+        check.silent,
+        check.floors,
+        check.draws,
+        tuple(size for size in (check.traced, check.larger) if size is not None),
+        check.power.groups,
+        check.cached,
+    )

@@ -31,6 +31,9 @@ class Weights(Mapping[str, Tensor]):
     def __getitem__(self, key: str) -> Tensor:
         return self.checkpoint.tensor(self.keys_in_file.to_file[key])
 
+    def __contains__(self, key: object) -> bool:
+        return key in self.keys_in_file.to_file
+
     def __iter__(self) -> Iterator[str]:
         return iter(self.keys_in_file.to_file)
 

@@ -10,11 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rebasin_cli.execution.forward import call
+from rebasin_cli.execution.noise import Comparison
+from rebasin_cli.execution.random_state import RandomState
+from rebasin_cli.execution.soundness import verify_by_execution
 from rebasin_cli.model.example_input import ExampleInput
 from rebasin_cli.model.factory import load_factory
 from rebasin_cli.model.state import load_state
 from rebasin_cli.symmetry.derive import derive
-from rebasin_cli.symmetry.verify import random_state, relative_error, run_in_float64, verify_by_execution
 from rebasin_cli.trace.tracer import trace_model
 from tests.symmetry.small_zoo import load
 
@@ -54,7 +57,7 @@ def _ours(module: nn.Module, example: ExampleInput) -> dict[str, Any]:
 def _theirs(module: nn.Module, example: ExampleInput) -> dict[str, Any]:
     """Its groups, applied by its own code; every parameter that one of its groups reorders counts as moved."""
     descent: Any = importlib.import_module("rebasin").PermutationCoordinateDescent
-    b = load_state(module, random_state(module, 0))
+    b = load_state(module, RandomState(module, 0))
     a = copy.deepcopy(b)
     inputs = [value.double() if value.is_floating_point() else value for value in example.args]
     began = time.process_time()
@@ -72,7 +75,7 @@ def _theirs(module: nn.Module, example: ExampleInput) -> dict[str, Any]:
         moved.update({id(place.parameter_b): place.parameter_b.numel() for place in places})
     found.apply_permutations()
     after = _outputs(b, example)
-    errors = [relative_error(left, right) for left, right in zip(before, after, strict=True)]
+    errors = [_relative_error(left, right) for left, right in zip(before, after, strict=True)]
     share = sum(moved.values()) / sum(parameter.numel() for parameter in b.parameters())
     return {"groups": groups, "share": share, "error": errors[0], "neutral": errors[1], "seconds": seconds}
 
@@ -83,4 +86,11 @@ def _outputs(module: nn.Module, example: ExampleInput) -> tuple[list[Tensor], li
     for layer in neutral.modules():
         if isinstance(layer, nn.modules.batchnorm._NormBase):
             layer.reset_running_stats()
-    return run_in_float64(module, example, 0), run_in_float64(neutral, example, 0)
+    with torch.no_grad():
+        return call(module, example), call(neutral, example)
+
+
+def _relative_error(before: list[Tensor], after: list[Tensor]) -> float:
+    comparison = Comparison()
+    comparison.add(before, before, after)
+    return comparison.result().relative

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from rebasin_cli.errors import ModelError
+from rebasin_cli.execution.soundness import FLOOR_FACTOR, TOLERANCE
 from rebasin_cli.model.factory import load_factory
 from rebasin_cli.model.optional_package import import_optional, is_installed
 from rebasin_cli.model.torchvision_import import import_torchvision
-from rebasin_cli.symmetry.verify import FLOOR_FACTOR, TOLERANCE
 from tests.benchmarks.zoo_table import GOLDEN as TORCHVISION_GOLDEN
 from tests.coverage.configurations import TRANSFORMERS
 from tests.coverage.entries import HEADS_ONLY, ONE_BY_ONE, Entry, entries, is_quick

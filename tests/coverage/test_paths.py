@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from rebasin_cli.errors import ModelError
+from rebasin_cli.execution.soundness import verify_by_execution
 from rebasin_cli.model.example_input import ExampleInput
 from rebasin_cli.symmetry.derive import Derivation, derive
 from rebasin_cli.symmetry.registry import RULES
-from rebasin_cli.symmetry.verify import verify_by_execution
 from rebasin_cli.trace.tracer import trace_model
 from tests.coverage.modules import MODULES
 

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from rebasin_cli.symmetry.verify import verify_by_execution
+from rebasin_cli.execution.soundness import verify_by_execution
 from tests.symmetry.small_zoo import GOLDEN, counts, load, summary, zoo_names
 
 _golden = json.loads(GOLDEN.read_text()) if GOLDEN.exists() else {}

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from rebasin_cli.symmetry.verify import FLOOR_FACTOR, TOLERANCE
+from rebasin_cli.execution.soundness import FLOOR_FACTOR, TOLERANCE
 from tests.benchmarks.zoo_table import GOLDEN, classification_models, row
 
 TABLE: dict[str, dict[str, Any]] = json.loads(GOLDEN.read_text())

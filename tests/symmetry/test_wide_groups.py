@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from rebasin_cli.execution.soundness import verify_by_execution
 from rebasin_cli.model.example_input import ExampleInput
 from rebasin_cli.symmetry.derive import derive
 from rebasin_cli.symmetry.positions import Factor, coordinates
-from rebasin_cli.symmetry.verify import verify_by_execution
 from rebasin_cli.trace.tracer import trace_model
 
 UNITS = 9000

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from torch._higher_order_ops.while_loop import while_loop
 from torch.nn.attention import flex_attention as flex
 
+from rebasin_cli.execution.forward import call
+from rebasin_cli.execution.soundness import verify_by_execution
 from rebasin_cli.model.example_input import ExampleInput
 from rebasin_cli.symmetry.derive import derive
-from rebasin_cli.symmetry.verify import run_widened, verify_by_execution
 from rebasin_cli.trace.tracer import trace_model
 
 HEADS, WIDTH = 4, 16
@@ -91,7 +92,7 @@ def test_a_convolution_in_half_precision_is_widened_whole() -> None:
     narrow = {key: value.clone() for key, value in module.state_dict().items()}
     example = ExampleInput((torch.randn(2, 2, 4, 4),))
     with torch.inference_mode():
-        (wide,) = run_widened(module, example, 0, torch.float32)
+        (wide,) = call(module, example, dtype=torch.float32)
     assert wide.dtype is torch.float32
     plain = nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(16, 2)).eval()
     plain.load_state_dict(narrow)

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rebasin_cli.execution.soundness import verify_by_execution
 from rebasin_cli.model.example_input import ExampleInput
 from rebasin_cli.spec import AxisGroup, PermutationSpec, Site
 from rebasin_cli.symmetry.derive import Derivation, derive
-from rebasin_cli.symmetry.verify import verify_by_execution
 from rebasin_cli.trace.tracer import trace_model
 
 ROUNDING = 1e-12

@@ -1,0 +1,147 @@
+"""Whether a check could have failed: for every site of a group, would leaving it behind have been seen?
+
+Let `p` be a random projection of all outputs, each position divided by its own scale (`noise.local_scale`). One
+backward pass gives the gradient `G` of `p` with respect to every tensor `T`. Leaving one site behind changes `T` by
+`D`, and `p` by about `sum(G * D)`. Where every product is far above rounding, the check has power. Where the gradient
+says nothing (a discrete choice, a part computed without gradients, a tensor on which nothing depends), the site is left
+behind indeed, alone or with others by halves, and the outputs are compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from rebasin_cli import permutation
+from rebasin_cli.execution.forward import Changed, State, call, carrying
+from rebasin_cli.execution.noise import local_scale
+from rebasin_cli.model.example_input import ExampleInput
+from rebasin_cli.permutation import Permutations
+from rebasin_cli.spec import AxisGroup, PermutationSpec, Site
+
+CLEAR = 1e-7
+"""Change of one position of the projection, in scales of the outputs, that no rounding of float64 makes."""
+
+LARGEST = 200_000_000
+"""Numbers in the state up to which gradients are taken: they, the weights and the activations must fit in memory."""
+
+MOST_TRIALS = 64
+"""Forward passes spent on sites about which the gradient says nothing."""
+
+Member = tuple[str, Site]
+"""A group's name and one of its sites."""
+
+
+@dataclass(frozen=True, slots=True)
+class Power:
+    """What leaving tensors behind would have shown.
+
+    Args:
+        unseen: (group, tensor) for which it would have shown nothing: the outputs do not depend on the order there.
+        unknown: why it could not be found out; None where it was.
+    """
+
+    unseen: tuple[tuple[str, str], ...] = ()
+    unknown: str | None = None
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """The groups without power, each once, in order."""
+        return tuple(dict.fromkeys(group for group, _ in self.unseen))
+
+
+def gradients(
+    module: nn.Module, state: State, example: ExampleInput, keys: Sequence[str], seed: int
+) -> tuple[list[Tensor], dict[str, Tensor]]:
+    """The outputs, and the gradient of their random projection with respect to the tensors named.
+
+    Raises:
+        RuntimeError: the module does not run with gradients.
+    """
+    leaves = {key: state[key].detach().double().requires_grad_() for key in keys if state[key].is_floating_point()}
+    parameters = {key: nn.Parameter(leaf.detach()) for key, leaf in leaves.items()}
+    own = Changed(state, lambda key, tensor: parameters.get(key, tensor))
+    generator = torch.Generator().manual_seed(seed)
+    with torch.enable_grad(), carrying(module, own):
+        outputs = call(module, example, seed=seed)
+        terms = []
+        for output in outputs:
+            if output.requires_grad and output.numel():
+                real = torch.view_as_real(output) if output.is_complex() else output
+                finite = torch.isfinite(real.detach())
+                signs = torch.randn(real.shape, generator=generator, dtype=torch.float64) / local_scale(
+                    real.detach().masked_fill(~finite, 0.0).double()
+                )
+                terms.append((real.masked_fill(~finite, 0.0) * signs).sum())
+        wanted = list(parameters)
+        if not terms:
+            return [output.detach() for output in outputs], {}
+        found = torch.autograd.grad(sum(terms), [parameters[key] for key in wanted], allow_unused=True)  # type: ignore[arg-type]
+    return [output.detach() for output in outputs], {
+        key: gradient for key, gradient in zip(wanted, found, strict=True) if gradient is not None
+    }
+
+
+def silent_sites(
+    spec: PermutationSpec, permutations: Permutations, state: State, gradient: dict[str, Tensor]
+) -> list[Member]:
+    """The sites whose being left behind the gradient does not show."""
+    return [
+        (group.name, site)
+        for group in spec.groups
+        if group.size > 1 and not permutation.is_identity(permutations[group.name])
+        for site in group.sites
+        if not _shown(group, site, permutations[group.name], state, gradient)
+    ]
+
+
+def _shown(group: AxisGroup, site: Site, perm: Tensor, state: State, gradient: dict[str, Tensor]) -> bool:
+    if site.key not in gradient:
+        return False
+    tensor, slope = state[site.key], gradient[site.key]
+    if site.span > 1:
+        tensor = tensor.flatten(site.axis, site.axis + site.span - 1)
+        slope = slope.flatten(site.axis, site.axis + site.span - 1)
+    index = permutation.site_gather(site, perm, tensor.shape[site.axis])
+    moved = (index != torch.arange(len(index))).nonzero().flatten()
+    change = tensor.index_select(site.axis, moved) - tensor.index_select(site.axis, index[moved])
+    effect = float((slope.index_select(site.axis, moved) * change).abs().sum())
+    return effect > CLEAR
+
+
+def without_sites(spec: PermutationSpec, members: Sequence[Member]) -> PermutationSpec:
+    """The spec with some sites left behind."""
+    out = set(members)
+    groups = tuple(
+        replace(group, sites=tuple(site for site in group.sites if (group.name, site) not in out))
+        for group in spec.groups
+    )
+    return replace(spec, groups=groups)
+
+
+def confirm_unseen(members: Sequence[Member], seen_without: Callable[[Sequence[Member]], bool]) -> Power:
+    """Leave the sites behind, all at once and then by halves, to find those that nothing shows.
+
+    Args:
+        members: what the gradient does not show.
+        seen_without: whether the outputs change when these sites are left behind.
+    """
+    unseen: list[Member] = []
+    trials = 0
+    queue = [list(members)] if members else []
+    while queue:
+        part = queue.pop(0)
+        if trials == MOST_TRIALS:
+            unseen += part
+            continue
+        trials += 1
+        if not seen_without(part):
+            unseen += part
+        elif len(part) > 1:
+            queue += [part[: len(part) // 2], part[len(part) // 2 :]]
+    order = {member: place for place, member in enumerate(members)}
+    unseen.sort(key=order.__getitem__)
+    return Power(tuple((name, site.key) for name, site in unseen))

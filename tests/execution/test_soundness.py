@@ -1,0 +1,219 @@
+"""Right specs pass and wrong ones do not, wherever a wrong claim could hide."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from rebasin_cli.execution.draws import derangement, telling_permutations
+from rebasin_cli.execution.soundness import verify_by_execution
+from rebasin_cli.model.example_input import ExampleInput
+from rebasin_cli.spec import AxisGroup, PermutationSpec, Site
+
+VECTORS = ExampleInput((torch.randn(3, 5, generator=torch.Generator().manual_seed(0)),))
+
+
+def spec_of(*groups: tuple[str, int, list[tuple[str, int]]]) -> PermutationSpec:
+    return PermutationSpec(
+        tuple(AxisGroup(name, size, tuple(Site(key, axis) for key, axis in sites)) for name, size, sites in groups)
+    )
+
+
+class TwoUnits(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(5, 2), nn.Linear(2, 16), nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c(self.b(self.a(x).tanh()).tanh())
+
+
+B_AND_C = ("b", 16, [("b.weight", 0), ("b.bias", 0), ("c.weight", 1)])
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_group_of_two_units_cannot_hide(seed: int) -> None:
+    wrong = spec_of(("a", 2, [("a.weight", 0), ("a.bias", 0)]), B_AND_C)
+    assert not verify_by_execution(TwoUnits, VECTORS, wrong, seed).ok
+    right = spec_of(("a", 2, [("a.weight", 0), ("a.bias", 0), ("b.weight", 1)]), B_AND_C)
+    assert verify_by_execution(TwoUnits, VECTORS, right, seed).ok
+
+
+def test_groups_of_two_units_that_must_move_alike_are_told_apart() -> None:
+    apart = spec_of(
+        ("a", 2, [("a.weight", 0), ("a.bias", 0)]), ("in", 2, [("b.weight", 1)]), B_AND_C
+    )  # one axis in two groups
+    assert not verify_by_execution(TwoUnits, VECTORS, apart).ok
+
+
+class Scaled(nn.Module):
+    """A branch behind a LayerScale of 1e-6, as ConvNeXt begins."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.up, self.down, self.head = nn.Linear(5, 8), nn.Linear(8, 16), nn.Linear(16, 8), nn.Linear(8, 4)
+        self.gamma = nn.Parameter(1e-6 * torch.ones(8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        return self.head(x + self.gamma * self.down(self.up(x).relu()))
+
+
+def test_a_wrong_claim_behind_a_tiny_scale_is_seen() -> None:
+    assert not verify_by_execution(Scaled, VECTORS, spec_of(("up", 16, [("up.weight", 0), ("up.bias", 0)]))).ok
+    right = spec_of(("up", 16, [("up.weight", 0), ("up.bias", 0), ("down.weight", 1)]))
+    assert verify_by_execution(Scaled, VECTORS, right).ok
+
+
+class Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.RNN(5, 6, batch_first=True)
+        self.head = nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.layer(x)[0])
+
+
+def test_what_holds_at_one_time_step_alone_is_refused() -> None:
+    sites = [("layer.weight_ih_l0", 0), ("layer.bias_ih_l0", 0), ("layer.bias_hh_l0", 0), ("head.weight", 1)]
+    one_step = ExampleInput((torch.randn(2, 1, 5),))
+    wrong = spec_of(("hidden", 6, sites))  # the recurrent weights stay behind
+    assert verify_by_execution(Recurrent, one_step, wrong).ok
+    check = verify_by_execution(Recurrent, one_step, wrong, sizes=True)
+    assert not check.ok
+    assert check.only_traced is not None
+    assert check.larger is not None
+    right = spec_of(("hidden", 6, [*sites, ("layer.weight_hh_l0", 0), ("layer.weight_hh_l0", 1)]))
+    check = verify_by_execution(Recurrent, one_step, right, sizes=True)
+    assert check.ok
+    assert check.one_step == ()  # the larger input has more steps
+
+
+class OneSize(nn.Module):
+    """Takes (2, 1, 5) and nothing else."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = Recurrent()
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape != (2, 1, 5):
+            raise ValueError("another size")
+        return self.inner(x)
+
+
+def test_one_time_step_is_told_where_no_larger_input_is_taken() -> None:
+    check = verify_by_execution(OneSize, ExampleInput((torch.randn(2, 1, 5),)), spec_of(), sizes=True)
+    assert check.larger is None
+    assert check.one_step == ("inner.layer",)
+
+
+class Reshaping(nn.Module):
+    """Right at 2 x 2 only: the pixels are sorted by channel and read back by place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.into, self.out = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.into(x)
+        batch, channels, height, width = hidden.shape
+        if height > 2:
+            hidden = hidden.flatten(2).transpose(1, 2).reshape(batch, channels, height, width)
+        return self.out(hidden)
+
+
+def test_groups_that_hold_at_the_traced_size_only_are_refused() -> None:
+    spec = spec_of(("into", 8, [("into.weight", 0), ("into.bias", 0), ("out.weight", 1)]))
+    check = verify_by_execution(Reshaping, ExampleInput((torch.randn(1, 3, 2, 2),)), spec, sizes=True)
+    assert not check.ok
+    assert check.only_traced is not None
+
+
+class Biased(nn.Module):
+    """A softmax over keys does not see a shift of all scores, so the bias of the keys has no effect."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v = (nn.Linear(5, 6) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.q(x) @ self.k(x).t()).softmax(-1) @ self.v(x)
+
+
+def test_a_tensor_without_effect_is_named() -> None:
+    sites = [("q.weight", 0), ("q.bias", 0), ("k.weight", 0), ("k.bias", 0)]
+    check = verify_by_execution(Biased, VECTORS, spec_of(("inner", 6, sites)), power=True)
+    assert check.ok
+    assert check.power.unseen == (("inner", "k.bias"),)
+    assert check.power.groups == ("inner",)
+
+
+class Normed(nn.Module):
+    """Running statistics and a choice that has no gradient."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.norm, self.b = nn.Linear(5, 8), nn.BatchNorm1d(8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.norm(self.a(x)).relu())
+
+
+class Rounded(Normed):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).sign()
+
+
+@pytest.mark.parametrize("build", [Normed, Rounded])
+def test_every_tensor_that_has_an_effect_is_seen_to_have_one(build: Callable[[], nn.Module]) -> None:
+    keys = ["a.weight", "a.bias", "norm.weight", "norm.bias", "norm.running_mean", "norm.running_var"]
+    spec = spec_of(("a", 8, [*((key, 0) for key in keys), ("b.weight", 1)]))
+    check = verify_by_execution(build, VECTORS, spec, power=True)
+    assert check.ok
+    assert check.power.unknown is None
+    if build is Normed:
+        assert check.power.unseen == ()
+
+
+class Narrow(nn.Module):
+    """Gives no numbers on random weights: its parameter must be a probability."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(5, 8), nn.Linear(8, 3)
+        self.p = nn.Parameter(torch.full((8,), 0.3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.a(x) * torch.logit(1 - 0.9 * self.p.square()).log1p())
+
+
+def test_a_model_that_gives_no_numbers_on_random_weights_is_verified_on_its_own_varied() -> None:
+    spec = spec_of(("a", 8, [("a.weight", 0), ("a.bias", 0), ("p", 0), ("b.weight", 1)]))
+    check = verify_by_execution(Narrow, VECTORS, spec, own=dict(Narrow().state_dict()))
+    assert check.ok
+    assert check.weights == "varied"
+    wrong = spec_of(("a", 8, [("a.weight", 0), ("a.bias", 0), ("b.weight", 1)]))
+    assert not verify_by_execution(Narrow, VECTORS, wrong, own=dict(Narrow().state_dict())).ok
+
+
+@pytest.mark.parametrize("size", [2, 3, 4, 5, 17, 100])
+def test_no_unit_stays_in_its_place(size: int) -> None:
+    generator = torch.Generator().manual_seed(size)
+    for _ in range(50):
+        perm = derangement(size, generator)
+        assert sorted(perm.tolist()) == list(range(size))
+        assert not bool((perm == torch.arange(size)).any())
+
+
+@pytest.mark.parametrize(("size", "count"), [(2, 1), (2, 2), (2, 9), (3, 7), (4, 40), (6, 30)])
+def test_any_two_groups_move_differently_in_some_draw(size: int, count: int) -> None:
+    spec = spec_of(*((f"g{place}", size, []) for place in range(count)))
+    draws = telling_permutations(spec, 0)
+    assert all(not bool((perm == torch.arange(size)).any()) for perm in draws[0].values())
+    moves = {tuple(tuple(draw[f"g{place}"].tolist()) for draw in draws) for place in range(count)}
+    assert len(moves) == count
