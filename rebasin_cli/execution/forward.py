@@ -82,9 +82,12 @@ class Rounding:
         """The tensor with every number moved by one rounding; integers and tensors of other precisions as they are."""
         if tensor.dtype is not self._dtype or tensor.numel() == 0:
             return tensor
-        count = tensor.numel()
-        signs = self._signs.repeat(-(-count // self._signs.numel()))[:count]
-        return tensor * signs.view(tensor.shape)
+        flat, period = tensor.reshape(-1), self._signs.numel()
+        whole = flat.numel() // period * period
+        moved = torch.empty_like(flat)
+        torch.mul(flat[:whole].view(-1, period), self._signs, out=moved[:whole].view(-1, period))
+        torch.mul(flat[whole:], self._signs[: flat.numel() - whole], out=moved[whole:])
+        return moved.view(tensor.shape)
 
 
 @torch.no_grad()

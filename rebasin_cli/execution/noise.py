@@ -58,10 +58,11 @@ class Comparison:
 
     Attributes:
         eps: relative rounding of the precision that was computed in.
+        floors: the noise floor of each output, by its place; may begin with those of other inputs.
     """
 
     eps: float = torch.finfo(torch.float64).eps
-    _floors: dict[int, float] = field(default_factory=dict)
+    floors: dict[int, float] = field(default_factory=dict)
     _scaled: dict[int, float] = field(default_factory=dict)
     _absolute: float = 0.0
     _relative: float = 0.0
@@ -115,7 +116,7 @@ class Comparison:
             self._differ(place)
             return
         noise = torch.nan_to_num((y - n).abs() / scale, nan=0.0)
-        self._floors[place] = max(self._floors.get(place, 4 * self.eps), float(noise.max()))
+        self.floors[place] = max(self.floors.get(place, 4 * self.eps), float(noise.max()))
         self._scaled[place] = max(self._scaled.get(place, 0.0), float((error / scale).max()))
         self._absolute = max(self._absolute, worst)
         self._relative = max(self._relative, worst / largest if largest > 0.0 else worst)
@@ -132,12 +133,10 @@ class Comparison:
     def result(self) -> Difference:
         floor = 4 * self.eps
         return Difference(
-            floors=max(
-                (scaled / self._floors.get(place, floor) for place, scaled in self._scaled.items()), default=0.0
-            ),
+            floors=max((scaled / self.floors.get(place, floor) for place, scaled in self._scaled.items()), default=0.0),
             absolute=self._absolute,
             relative=self._relative,
-            noise_floor=max(self._floors.values(), default=floor),
+            noise_floor=max(self.floors.values(), default=floor),
             argmax_agreement=self._agreeing / self._decisions if self._decisions else None,
             finite=self._finite,
             silent=self._silent,

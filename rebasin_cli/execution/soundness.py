@@ -31,7 +31,7 @@ from rebasin_cli.execution.power import (
     silent_sites,
     without_sites,
 )
-from rebasin_cli.execution.random_state import RandomState, varied
+from rebasin_cli.execution.random_state import KEPT, RandomState, varied
 from rebasin_cli.execution.sample_inputs import larger_inputs
 from rebasin_cli.model.example_input import ExampleInput
 from rebasin_cli.permutation import Permutations
@@ -117,7 +117,10 @@ class _Check:
     def __init__(self, module: nn.Module, example: ExampleInput, spec: PermutationSpec, seed: int) -> None:
         self.module, self.example, self.spec, self.seed = module, example, spec, seed
         self.draws = telling_permutations(spec, seed + 1)
+        self.comparison = Comparison()
+        self.last: State | None = None  # the weights under the last draw, where they fit in memory
         self.lengths: dict[str, int] = {}
+        self.small = sum(tensor.numel() for tensor in module.parameters()) <= KEPT
 
     def choose_weights(self, own: State | None) -> None:
         """Random weights, or the checkpoint's own varied where those give no numbers."""
@@ -138,10 +141,10 @@ class _Check:
 
     def result(self, *, sizes: bool, power: bool) -> SoundnessCheck:
         perturbed = self._run(self.state, self.example, Rounding(self.seed + 2))
-        comparison = Comparison()
         for permutations in self.draws:
-            comparison.add(self.base, perturbed, self._run(self._moved(self.spec, permutations), self.example))
-        difference = comparison.result()
+            self.last = self._moved(self.spec, permutations)
+            self.comparison.add(self.base, perturbed, self._run(self.last, self.example))
+        difference = self.comparison.result()
         larger, excess = None, None
         if sizes and difference.within():
             larger, excess = self._at_larger_size()
@@ -168,12 +171,13 @@ class _Check:
             return run(self.module, state, example, seed=self.seed, rounding=rounding)
 
     def _moved(self, spec: PermutationSpec, permutations: Permutations) -> State:
-        return Changed(
+        moved = Changed(
             self.state,
             lambda key, tensor: permutation.permute_tensor(
                 tensor, permutation.gathers(spec, permutations, key, tensor.shape)
             ),
         )
+        return dict(moved) if self.small else moved
 
     def _at_larger_size(self) -> tuple[str | None, float | None]:
         """The larger input that the model takes, and the difference there in noise floors where it is too large."""
@@ -186,15 +190,15 @@ class _Check:
                 continue  # the model does not take this size
             if any(bool(leaf.isnan().any()) for leaf in base if leaf.is_floating_point()):
                 continue
-            difference = self._compared(base, base, example)  # against the least noise floor there is
+            difference = self._compared(base, base, example)  # against the noise floor at the traced size
             if not difference.within():
                 difference = self._compared(base, self._run(self.state, example, Rounding(self.seed + 2)), example)
             return example.describe(), None if difference.within() else difference.floors
         return None, None
 
     def _compared(self, base: list[Tensor], perturbed: list[Tensor], example: ExampleInput) -> Difference:
-        comparison = Comparison()
-        comparison.add(base, perturbed, self._run(self._moved(self.spec, self.draws[-1]), example))
+        comparison = Comparison(floors=dict(self.comparison.floors))
+        comparison.add(base, perturbed, self._run(self.last or self.state, example))
         return comparison.result()
 
     def _power(self, perturbed: list[Tensor]) -> Power:

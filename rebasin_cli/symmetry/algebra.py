@@ -20,10 +20,10 @@ from rebasin_cli.symmetry.positions import (
     Entry,
     Factor,
     Layout,
+    Leaf,
     Picked,
     common_refinement,
     dimension,
-    released,
     substitute,
 )
 from rebasin_cli.symmetry.relations import Relations
@@ -87,7 +87,7 @@ def reduce(relations: Relations, layout: Layout) -> Layout:
 
 def rows_matter(relations: Relations, layout: Layout, dims: Sequence[int]) -> Layout:
     """The operation treats the given dimensions symmetrically, row by row (a norm, a softmax); the layout is kept."""
-    layout = released(layout)
+    layout = relations.released(layout)
     reduce(relations, replace(layout, dims=tuple(dim for place, dim in enumerate(layout.dims) if place not in dims)))
     return layout
 
@@ -115,7 +115,8 @@ def align(relations: Relations, operands: Sequence[Operand]) -> tuple[list[Layou
         for which, place in where:
             parts[which].update(_refined(layouts[which].dims[place], common))
         factors[label] = common
-    return [_refit(layout, finer) if finer else layout for layout, finer in zip(layouts, parts, strict=True)], factors
+    refined = [substitute(layout, finer) if finer else layout for layout, finer in zip(layouts, parts, strict=True)]
+    return refined, factors
 
 
 def _told_apart(operands: Sequence[Operand]) -> list[Layout]:
@@ -129,7 +130,7 @@ def _told_apart(operands: Sequence[Operand]) -> list[Layout]:
         met = [(factor, label) for label, dim in zip(labels, layout.dims, strict=False) for factor in dim]
         clash = {factor: (Factor(factor.size),) for factor, label in met if label_of.setdefault(factor, label) != label}
         if clash:
-            layout = replace(substitute(layout, clash), leaf=layout.leaf, axes=layout.axes)
+            layout = substitute(layout, clash)
         layouts.append(_picks_told_apart(layout, labels, seen))
     return layouts
 
@@ -169,9 +170,22 @@ def _refined(present: tuple[Factor, ...], common: tuple[Factor, ...]) -> dict[Fa
     return parts
 
 
-def _refit(layout: Layout, parts: Mapping[Factor, tuple[Factor, ...]]) -> Layout:
-    """The layout over finer factors; an open leaf stays open."""
-    return replace(substitute(layout, parts), leaf=layout.leaf, axes=layout.axes)
+def settle_claims(relations: Relations) -> None:
+    """Run together what the uses of each leaf took it to be: it is one tensor."""
+    while relations.claims:
+        leaf, claim = relations.claims.pop(0)
+        axes = range(len(claim.dims))
+        join(relations, align(relations, [(relations.decided[leaf], axes), (claim, axes)])[0])
+
+
+def settle_unused(relations: Relations) -> None:
+    """The same for ids that a rule took from a view of a leaf without deciding the leaf."""
+    for leaf, decided in relations.decided.items():
+        known = {entry.block for entry in decided.entries}
+        for entry in leaf.unused.entries:
+            if not entry.open and entry.block not in known:
+                relations.claims.append((leaf, Layout(leaf.unused.dims, (entry,))))
+    settle_claims(relations)
 
 
 def _resolve_leaves(
@@ -182,31 +196,38 @@ def _resolve_leaves(
     factors: Mapping[Label, tuple[Factor, ...]],
 ) -> list[Layout]:
     """Leaves that are used for the first time take the factors and ids of what they meet."""
-    done = [None if _is_open(layout) else replace(layout, leaf=None, axes=()) for layout in layouts]
-    for layout in layouts:
-        if layout.leaf is not None and not _is_open(layout):
-            layout.leaf.open = False
+    done = [None if layout.open else relations.released(layout) for layout in layouts]
+    crossed = _crossed(layouts)
+    outlive = {factor for label in result for factor in factors.get(label, ())}
     for which, layout in enumerate(layouts):
-        if done[which] is not None:
-            continue
-        partners = [other for other in done if other is not None]
-        met = {f for other in partners for f in other.factors}
-        outlive = {factor for label in result for factor in factors.get(label, ())}
-        done[which] = _resolve_leaf(relations, layout, partners, met, outlive)
+        if done[which] is None:
+            partners = [other for other in done if other is not None]
+            done[which] = _resolve_leaf(relations, layout, partners, outlive, crossed)
     return [layout for layout in done if layout is not None]
 
 
-def _is_open(layout: Layout) -> bool:
-    return layout.leaf is not None and layout.leaf.open
+def _crossed(layouts: Sequence[Layout]) -> set[tuple[Leaf, int]]:
+    """Axes of open leaves that run together with another axis of the same leaf."""
+    axes: dict[tuple[Leaf, Factor], set[int]] = {}
+    for layout in layouts:
+        if layout.leaf is not None and layout.open:
+            for axis, dim in zip(layout.axes, layout.dims, strict=True):
+                for factor in dim:
+                    axes.setdefault((layout.leaf, factor), set()).add(axis)
+    return {(leaf, axis) for (leaf, _), met in axes.items() if len(met) > 1 for axis in met}
 
 
 def _resolve_leaf(
-    relations: Relations, layout: Layout, partners: Sequence[Layout], met: set[Factor], outlive: set[Factor]
+    relations: Relations,
+    layout: Layout,
+    partners: Sequence[Layout],
+    outlive: set[Factor],
+    crossed: set[tuple[Leaf, int]],
 ) -> Layout:
     leaf = layout.leaf
     assert leaf is not None
-    leaf.open = False
     own = set(layout.factors)
+    met = {f for other in partners for f in other.factors}
     fixed = {f: reason for other in partners for f, reason in other.fixed.items() if f in own}
     fixed.update(layout.fixed)
     entries: dict[frozenset[Factor], Entry] = {}
@@ -217,22 +238,25 @@ def _resolve_leaf(
                 inside = len(touched) == len(entry.factors)
                 mine = entry if inside else Entry(touched, Block(prod(f.size for f in touched)))
                 entries.setdefault(frozenset(touched), mine)
-    ordered = [f for axis in sorted(range(len(layout.axes)), key=lambda i: layout.axes[i]) for f in layout.dims[axis]]
-    free = [f for f in ordered if f not in met and f not in fixed]
-    if free:
-        shared = [f for f in ordered if f in met and f in outlive]
-        joint = [f for f in ordered if f in free or f in shared]
-        joint = joint if prod(f.size for f in joint) <= JOINT_LIMIT else free
+    ordered = [
+        (f, axis)
+        for axis, dim in sorted(zip(layout.axes, layout.dims, strict=True), key=lambda placed: placed[0])
+        for f in dim
+    ]
+    free = {f for f, _ in ordered if f not in met and f not in fixed}
+    shared = {f for f, _ in ordered if f in met and f in outlive}
+    # Axes that run together move alike, which one block over both could not say: each has a block with the other axes.
+    # Without such axes one round takes all factors (no axis is -1).
+    for alone in sorted({axis for f, axis in ordered if f in free and (leaf, axis) in crossed}) or [-1]:
+        among = [f for f, axis in ordered if axis == alone or (leaf, axis) not in crossed]
+        joint = [f for f in among if f in free or f in shared]
+        if not free & set(among):
+            continue
+        joint = joint if prod(f.size for f in joint) <= JOINT_LIMIT else [f for f in joint if f in free]
         if prod(f.size for f in joint) <= JOINT_LIMIT:
             entries.setdefault(frozenset(joint), Entry(tuple(joint), Block(prod(f.size for f in joint))))
     covered = set(fixed).union(*entries)
-    for factor in ordered:
+    for factor, _ in ordered:
         if factor not in covered:
             entries[frozenset((factor,))] = Entry((factor,), Block(factor.size))
-    resolved = Layout(layout.dims, tuple(entries.values()), fixed)
-    dims = tuple(
-        tuple(f for axis, dim in zip(layout.axes, layout.dims, strict=True) if axis == wanted for f in dim)
-        for wanted in range(len(leaf.layout.dims))
-    )
-    leaf.layout = Layout(dims, resolved.entries, fixed)
-    return resolved
+    return relations.decide(layout, tuple(entries.values()), fixed)

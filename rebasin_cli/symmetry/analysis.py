@@ -14,7 +14,7 @@ import torch
 
 from rebasin_cli.errors import ModelError, RebasinError
 from rebasin_cli.symmetry import rules as _rules  # noqa: F401  (the rules register themselves)
-from rebasin_cli.symmetry.algebra import reduce
+from rebasin_cli.symmetry.algebra import reduce, settle_claims, settle_unused
 from rebasin_cli.symmetry.positions import Layout, Leaf, Picked, Tells, fixed_layout, free_layout
 from rebasin_cli.symmetry.reading import Reading
 from rebasin_cli.symmetry.registry import PICKING_RULES, RULES, Op, constant_layout, fixed_results, hold_all
@@ -97,7 +97,7 @@ class Analysis:
 
     def layout_of(self, value: int) -> Layout:
         if value in self.leaves:
-            return self.leaves[value].view(range(len(self.leaves[value].layout.dims)))
+            return self.relations.view(self.leaves[value], range(len(self.shape_of(value))))
         layout = self.layouts.get(value)
         if layout is None:
             numbers = self.trace.constants.get(value)
@@ -108,7 +108,7 @@ class Analysis:
                 layout = constant_layout(self.relations, numbers)
             self.layouts[value] = layout
         if layout.leaf is not None:
-            return layout.leaf.view(layout.axes)
+            return self.relations.view(layout.leaf, layout.axes)
         return layout
 
     @property
@@ -138,12 +138,14 @@ class Analysis:
             cut = self.cuts.get(call.inputs[0]) if call.inputs else None
             if cut is not None:
                 self.layouts.update(zip(results, cut.results(self.relations, call), strict=True))
+                settle_claims(self.relations)
                 continue
             facts = (self.layout_of, self.shape_of, self.trace.constants.get, self._dtype_of)
             op = Op(call, self.relations, *facts, self.trace.read.__contains__)
             for value, layout in zip(results, self._apply(op), strict=True):
                 if layout is not None:
                     self.layouts[value] = layout
+            settle_claims(self.relations)
             self._reading.note(call, self.layout_of, self.trace.constants)
         for value in self.trace.outputs:
             layout = self.layout_of(value)
@@ -154,11 +156,13 @@ class Analysis:
     def close(self) -> Closure:
         """The solution of all relations; ids of intermediate results have a place in it too."""
         self.unread = []
+        settle_unused(self.relations)
         for value, leaf in self.leaves.items():
             if value not in self.trace.read:
-                leaf.layout = fixed_layout(self.shape_of(value), UNREAD)
+                for axis in range(len(self.shape_of(value))):
+                    self.relations.hold_axis(leaf, axis, UNREAD)
                 self.unread.append(leaf.key)
-        for layout in (*(leaf.layout for leaf in self.all_leaves), *self.layouts.values()):
+        for layout in (*(self.relations.layout(leaf) for leaf in self.all_leaves), *self.layouts.values()):
             for entry in layout.entries:
                 if entry.block.ids is None:
                     self.relations.ids(entry)
@@ -190,7 +194,7 @@ class Analysis:
                 if value in self.leaves or value in self.layouts:
                     hold_all(self.relations, self.layout_of(value), reason)
                 for piece in self.cuts[value].pieces if value in self.cuts else ():
-                    hold_all(self.relations, piece.layout, reason)
+                    hold_all(self.relations, self.relations.layout(piece), reason)
         return held
 
     def _visible_in(self, scope: str) -> set[int]:

@@ -16,11 +16,9 @@ from rebasin_cli.symmetry.positions import (
     Factor,
     Ids,
     Layout,
-    Leaf,
     all_differ,
     dimension,
     regroup,
-    released,
     substitute,
 )
 from rebasin_cli.symmetry.relations import Relations
@@ -31,16 +29,17 @@ TOO_MANY = "joint positions along this axis are too many to be followed one by o
 def view(relations: Relations, layout: Layout, shape: Sequence[int]) -> Layout:
     """The layout under a view or reshape to `shape`; dimensions that are cut across are written out first."""
     if 0 in shape:
-        return _view_of_nothing(relations, released(layout), shape)
-    leaf = layout.leaf if layout.leaf is not None and layout.leaf.open else None
-    if leaf is not None and [n for n in shape if n > 1] == [n for n in layout.shape if n > 1]:
+        return _view_of_nothing(relations, relations.released(layout), shape)
+    if layout.open and [n for n in shape if n > 1] == [n for n in layout.shape if n > 1]:
         known = iter([pair for pair in zip(layout.dims, layout.axes, strict=True) if pair[0]])
         pairs = [next(known) if n > 1 else ((), -1) for n in shape]
         return replace(layout, dims=tuple(dim for dim, _ in pairs), axes=tuple(axis for _, axis in pairs))
+    if layout.open:
+        return _first_view(relations, layout, shape)
+    layout = relations.released(layout)
     regrouped = regroup(layout, shape)
     if regrouped is not None:
-        return regrouped if leaf is None else _joint_where_merged(leaf, regrouped)
-    layout = released(layout)
+        return regrouped
     entries, fixed = layout.entries, layout.fixed
     dims: list[tuple[Factor, ...]] = []
     for sources, targets in _matching_runs(layout.shape, shape):
@@ -66,32 +65,31 @@ def _view_of_nothing(relations: Relations, layout: Layout, shape: Sequence[int])
     return replace(seen, dims=(*seen.dims[:new], layout.dims[old], *seen.dims[new:]))
 
 
-def _joint_where_merged(leaf: Leaf, layout: Layout) -> Layout:
+def _first_view(relations: Relations, layout: Layout, shape: Sequence[int]) -> Layout:
     """Axes of a parameter that its first use merges (heads and their units) may move jointly, not only as wholes."""
-    single = {e.factors[0]: e for e in leaf.layout.entries if len(e.factors) == 1 and e.open}
-    for dim in layout.dims:
+    seen = regroup(replace(layout, leaf=None, axes=(), open=False), shape)
+    entries = list(layout.entries)
+    for dim in seen.dims if seen is not None else ():
+        single = {entry.factors[0]: entry for entry in entries if len(entry.factors) == 1 and entry.open}
         size = prod(factor.size for factor in dim)
         if len(dim) > 1 and size <= JOINT_LIMIT and all(factor in single for factor in dim):
-            joint, gone = Entry(dim, Block(size)), {single[factor] for factor in dim}
-            kept = tuple(entry for entry in leaf.layout.entries if entry not in gone)
-            leaf.layout = replace(leaf.layout, entries=(*kept, joint))
-            layout = replace(layout, entries=(*(e for e in layout.entries if e not in gone), joint))
-    return layout
+            gone = {single[factor] for factor in dim}
+            entries = [*(entry for entry in entries if entry not in gone), Entry(dim, Block(size))]
+    return view(relations, relations.decide(layout, tuple(entries), layout.fixed), shape)
 
 
 def split_dim(relations: Relations, layout: Layout, place: int, outer: int) -> Layout:
     """The layout with one dimension written as two, `outer` and the rest; an open leaf stays open."""
     shape = layout.shape
-    if layout.leaf is not None and layout.leaf.open and len(layout.dims[place]) <= 1:
-        leaf, factors = layout.leaf, layout.dims[place]
+    if layout.open and len(layout.dims[place]) <= 1:
+        factors = layout.dims[place]
         parts: tuple[tuple[Factor, ...], ...] = (dimension(outer), dimension(shape[place] // outer))
         if factors and (outer == 1 or outer == shape[place]):
             parts = ((), factors) if outer == 1 else (factors, ())
         elif factors:
-            leaf.layout = substitute(leaf.layout, {factors[0]: (*parts[0], *parts[1])})
+            layout = substitute(layout, {factors[0]: (*parts[0], *parts[1])})
         dims = (*layout.dims[:place], *parts, *layout.dims[place + 1 :])
-        axes = (*layout.axes[: place + 1], *layout.axes[place:])
-        return Layout(dims, leaf.layout.entries, leaf.layout.fixed, leaf, axes)
+        return replace(layout, dims=dims, axes=(*layout.axes[: place + 1], *layout.axes[place:]))
     return view(relations, layout, [*shape[:place], outer, shape[place] // outer, *shape[place + 1 :]])
 
 
@@ -119,7 +117,7 @@ def materialise(relations: Relations, layout: Layout, place: int) -> Layout:
     factors = layout.dims[place]
     if len(factors) <= 1:
         return layout
-    layout = released(layout)
+    layout = relations.released(layout)
     merged = Factor(prod(factor.size for factor in factors))
     dims = tuple((merged,) if at == place else dim for at, dim in enumerate(layout.dims))
     touched = [entry for entry in layout.entries if any(factor in entry.factors for factor in factors)]
@@ -181,7 +179,7 @@ def take(relations: Relations, layout: Layout, place: int, index: Ids) -> Layout
     size = layout.shape[place]
     if len(index) == size and np.array_equal(index, np.arange(size)):
         return layout
-    layout = released(layout)
+    layout = relations.released(layout)
     aligned = _take_outer(layout, place, index)
     if aligned is not None:
         layout, index = aligned

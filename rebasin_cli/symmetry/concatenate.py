@@ -10,7 +10,7 @@ import numpy as np
 from rebasin_cli.symmetry.algebra import align, join
 from rebasin_cli.symmetry.arrange import TOO_MANY, given_up, materialise
 from rebasin_cli.symmetry.joining import absorb, hold
-from rebasin_cli.symmetry.positions import JOINT_LIMIT, Block, Entry, Factor, Ids, Layout, all_differ, released
+from rebasin_cli.symmetry.positions import JOINT_LIMIT, Block, Entry, Factor, Ids, Layout, all_differ
 from rebasin_cli.symmetry.relations import Relations
 
 _FREE = "free"
@@ -30,7 +30,7 @@ def concatenate(relations: Relations, pieces: Sequence[Layout], place: int, *, a
     if len(pieces) == 1:
         return pieces[0]
     rank = len(pieces[0].dims)
-    pieces = [materialise(relations, released(piece), place) for piece in pieces]
+    pieces = [materialise(relations, relations.released(piece), place) for piece in pieces]
     pieces = [_own_factor(piece, place) for piece in pieces]
     operands = [
         (piece, [("cat", which) if d == place else d for d in range(rank)]) for which, piece in enumerate(pieces)

@@ -136,7 +136,7 @@ def _sites(analysis: Analysis, readout: Readout, value: int) -> Iterator[FibreSi
     if cut is not None:
         return cut.sites(readout, cut.pieces[0].key, analysis.shape_of(value))
     leaf = analysis.leaves[value]
-    return readout.sites(leaf.key, leaf.layout)
+    return readout.sites(leaf.key, analysis.relations.layout(leaf))
 
 
 def _order_of_use(trace: Trace) -> dict[int, int]:
@@ -197,7 +197,7 @@ def _pinned(
     for key, value in trace.state.items():
         cut = analysis.cuts.get(value)
         leaves = cut.pieces if cut is not None else (analysis.leaves[value],) if value in analysis.leaves else ()
-        layouts = [leaf.layout for leaf in leaves] or [analysis.layout_of(value)]
+        layouts = [analysis.relations.layout(leaf) for leaf in leaves] or [analysis.layout_of(value)]
         first = leaves[0].key if leaves else key
         for axis, size in enumerate(analysis.shape_of(value)):
             if size != 1 and (first, axis) not in moved_axes:

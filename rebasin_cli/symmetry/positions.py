@@ -132,9 +132,9 @@ class Tells:
 class Layout:
     """Dimensions as factors, entries with ids, and the fixed factors with their reasons.
 
-    A dimension of length 1 has no factors. `leaf` and `axes` say that this is a leaf with its axes in another order, so
-    that the leaf may still be resolved by what it meets; every other operation forgets them. `tells` says what integers
-    mean that are positions along an axis that moves.
+    A dimension of length 1 has no factors. `leaf` and `axes` say that this is a leaf with its axes in another order;
+    every other operation forgets them. While it is `open`, no use has decided how the leaf's axes factor, and what it
+    meets may. `tells` says what integers mean that are positions along an axis that moves.
     """
 
     dims: tuple[tuple[Factor, ...], ...]
@@ -142,6 +142,7 @@ class Layout:
     fixed: Mapping[Factor, str] = field(default_factory=dict)
     leaf: Leaf | None = None
     axes: tuple[int, ...] = ()
+    open: bool = False
     tells: Tells | None = None
 
     @property
@@ -159,18 +160,15 @@ class Layout:
         return factor not in self.fixed and not any(factor in entry.factors for entry in self.entries)
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False)
 class Leaf:
-    """A parameter or buffer. While `open`, nothing has used it, and its first partner decides how its axes factor."""
+    """A parameter or buffer, and its layout as long as nothing has used it: each axis on its own.
+
+    It never changes. How its axes factor is decided by its first use, and stands in `Relations`.
+    """
 
     key: str
-    layout: Layout
-    open: bool = True
-
-    def view(self, axes: Sequence[int]) -> Layout:
-        """The leaf's layout as it is known now, with its axes in this order; -1 is a new one of length 1."""
-        dims = tuple(self.layout.dims[axis] if axis >= 0 else () for axis in axes)
-        return Layout(dims, self.layout.entries, self.layout.fixed, self, tuple(axes))
+    unused: Layout
 
 
 def all_differ(ids: Ids) -> bool:
@@ -221,7 +219,7 @@ def split_factor(layout: Layout, factor: Factor, sizes: Sequence[int]) -> Layout
 
 
 def substitute(layout: Layout, parts: Mapping[Factor, tuple[Factor, ...]]) -> Layout:
-    """The layout with factors replaced by products of the same size."""
+    """The layout with factors replaced by products of the same size; a view of a leaf stays one."""
     for picked in {f for entry in layout.entries for f in entry.factors if isinstance(f, Picked)}:
         for old, new in parts.items():
             if old in picked.parts:
@@ -229,7 +227,7 @@ def substitute(layout: Layout, parts: Mapping[Factor, tuple[Factor, ...]]) -> La
     dims = tuple(tuple(new for old in dim for new in parts.get(old, (old,))) for dim in layout.dims)
     entries = tuple(_substitute_entry(entry, parts) for entry in layout.entries)
     fixed = {new: reason for old, reason in layout.fixed.items() for new in parts.get(old, (old,))}
-    return Layout(dims, entries, fixed)
+    return Layout(dims, entries, fixed, layout.leaf, layout.axes, layout.open)
 
 
 def _substitute_entry(entry: Entry, parts: Mapping[Factor, tuple[Factor, ...]]) -> Entry:
@@ -241,8 +239,9 @@ def _substitute_entry(entry: Entry, parts: Mapping[Factor, tuple[Factor, ...]]) 
 
 
 def regroup(layout: Layout, shape: Sequence[int]) -> Layout | None:
-    """The layout under a view to `shape`; None where the new dimensions cut across factors that do not divide."""
-    layout = released(layout)
+    """The layout, which is not open, under a view to `shape`; None where the new dimensions cut across factors that do
+    not divide.
+    """
     queue = list(layout.factors)
     dims: list[tuple[Factor, ...]] = []
     for size in shape:
@@ -286,11 +285,3 @@ def permute_dims(layout: Layout, order: Sequence[int]) -> Layout:
     """The layout with its dimensions in another order."""
     axes = tuple(layout.axes[place] for place in order) if layout.leaf is not None else ()
     return replace(layout, dims=tuple(layout.dims[place] for place in order), axes=axes)
-
-
-def released(layout: Layout) -> Layout:
-    """The layout as such: if it was an open leaf, it is one no longer."""
-    if layout.leaf is None:
-        return layout
-    layout.leaf.open = False
-    return replace(layout, leaf=None, axes=())

@@ -61,7 +61,7 @@ class Reading:
         self._spread(relations, read)
         found = []
         for leaf in leaves:
-            for entry in leaf.layout.entries:
+            for entry in relations.layout(leaf).entries:
                 ids = relations.ids(entry).ravel()
                 if not np.all(read[ids]):
                     relations.pin(ids[~read[ids]], reason)

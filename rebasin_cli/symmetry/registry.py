@@ -15,12 +15,10 @@ from rebasin_cli.symmetry.joining import hold
 from rebasin_cli.symmetry.positions import (
     Block,
     Entry,
-    Factor,
     Ids,
     Layout,
     dimension,
     fixed_layout,
-    released,
     uniform_layout,
 )
 from rebasin_cli.symmetry.relations import Relations
@@ -132,9 +130,9 @@ def picking_rule(*names: str) -> Callable[[Callable[[Op], Result | None]], Calla
 def hold_dims(relations: Relations, layout: Layout, dims: Sequence[int], reason: str) -> Layout:
     """The layout with some dimensions made fixed: the operation depends on the order along them."""
     factors = [factor for place in dims for factor in layout.dims[place]]
-    if layout.leaf is not None and layout.leaf.open:
-        return _hold_leaf(layout, factors, reason)
-    layout = released(layout)
+    if layout.open and not _splits_an_axis(layout, dims):
+        return _hold_axes(relations, layout, dims, reason)
+    layout = relations.released(layout)
     fixed = {**layout.fixed, **{factor: reason for factor in factors if factor not in layout.fixed}}
     entries = []
     for entry in layout.entries:
@@ -146,13 +144,21 @@ def hold_dims(relations: Relations, layout: Layout, dims: Sequence[int], reason:
     return Layout(layout.dims, tuple(entries), fixed)
 
 
-def _hold_leaf(layout: Layout, factors: Sequence[Factor], reason: str) -> Layout:
-    leaf = layout.leaf
-    assert leaf is not None
-    entries = tuple(entry for entry in leaf.layout.entries if not set(entry.factors) & set(factors))
-    fixed = {**leaf.layout.fixed, **dict.fromkeys(factors, reason)}
-    leaf.layout = Layout(leaf.layout.dims, entries, fixed)
-    return leaf.view(layout.axes)
+def _splits_an_axis(layout: Layout, dims: Sequence[int]) -> bool:
+    """Whether these dimensions are some of those that one axis of the leaf was split into, and not all."""
+    inside = {layout.axes[place] for place in dims}
+    return any(axis in inside for place, axis in enumerate(layout.axes) if place not in dims and axis >= 0)
+
+
+def _hold_axes(relations: Relations, layout: Layout, dims: Sequence[int], reason: str) -> Layout:
+    """An open leaf with axes held stays open: its other axes are as unknown as before."""
+    assert layout.leaf is not None
+    for place in dims:
+        if layout.dims[place]:
+            relations.hold_axis(layout.leaf, layout.axes[place], reason)
+    factors = {factor for place in dims for factor in layout.dims[place]}
+    entries = tuple(entry for entry in layout.entries if not factors & set(entry.factors))
+    return replace(layout, entries=entries, fixed={**layout.fixed, **dict.fromkeys(factors, reason)})
 
 
 def hold_all(relations: Relations, layout: Layout, reason: str) -> Layout:
@@ -165,7 +171,7 @@ def resized(relations: Relations, layout: Layout, places: Sequence[int], shape: 
 
     Every new position may stem from several old ones, so what moves along the other dimensions moves alike at all.
     """
-    layout = released(layout)
+    layout = relations.released(layout)
     kept = reduce(relations, replace(layout, dims=tuple(() if at in places else d for at, d in enumerate(layout.dims))))
     dims = tuple(dimension(shape[at]) if at in places else dim for at, dim in enumerate(layout.dims))
     return replace(kept, dims=dims, fixed={**kept.fixed, **{f: reason for at in places for f in dims[at]}})

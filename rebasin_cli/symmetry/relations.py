@@ -5,18 +5,22 @@
 - *colour*: positions with different labels are never exchanged (a slice, a segment, an index along a fixed axis);
 - *pin*: each of these positions keeps its place, with the reason;
 - *sorting*: rows that were sorted by what they picked; if the rows cannot trade places, what they picked cannot either.
+
+How a leaf's axes factor is unknown until an operation uses it. The first use decides; what any other use took the leaf
+to be is a *claim*, and run together with the decision (`algebra.settle_claims`). So two uses of one leaf are related
+even where neither knew of the other, as in an operation that is given the same leaf twice.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from math import prod
 
 import numpy as np
 
-from rebasin_cli.symmetry.positions import Block, Entry, Factor, Ids, Picked, Tells
+from rebasin_cli.symmetry.positions import Block, Entry, Factor, Ids, Layout, Leaf, Picked, Tells
 
 
 @dataclass(slots=True)
@@ -28,6 +32,9 @@ class Relations:
         births: ids are born in batches; the first id of each batch.
         links, functions, colours, pins: flat arrays, see the module's words.
         sortings: rows, and the positions by whose numbers they were sorted.
+        decided: the layout of every leaf whose first use has decided it, axes in the leaf's own order.
+        held: axes that keep their order, with the reason, of leaves that are not decided.
+        claims: what other uses took leaves to be, not yet run together with the decision.
     """
 
     size: int = 0
@@ -37,6 +44,9 @@ class Relations:
     colours: list[tuple[Ids, Ids]] = field(default_factory=list)
     pins: list[tuple[Ids, str]] = field(default_factory=list)
     sortings: list[tuple[Block, Block]] = field(default_factory=list)
+    decided: dict[Leaf, Layout] = field(default_factory=dict)
+    held: dict[Leaf, dict[int, str]] = field(default_factory=dict)
+    claims: list[tuple[Leaf, Layout]] = field(default_factory=list)
     _picked: dict[tuple[int, tuple[Factor, ...]], tuple[object, Picked]] = field(default_factory=dict)
     _parents: dict[bytes, Block] = field(default_factory=dict)
     _said: set[bytes] = field(default_factory=set)
@@ -122,6 +132,57 @@ class Relations:
         if key not in self._picked:
             self._picked[key] = tells.token, Picked(tells.block.size, rows)
         return self._picked[key][1]
+
+    def layout(self, leaf: Leaf) -> Layout:
+        """What is known of a leaf, its axes in their own order."""
+        return self.view(leaf, range(len(leaf.unused.dims)))
+
+    def view(self, leaf: Leaf, axes: Sequence[int]) -> Layout:
+        """What is known of a leaf, with its axes in this order; -1 is a new one of length 1."""
+        known = self.decided.get(leaf)
+        if known is None:
+            held = self.held.get(leaf, {})
+            fixed = {factor: reason for axis, reason in held.items() for factor in leaf.unused.dims[axis]}
+            entries = tuple(entry for entry in leaf.unused.entries if not fixed.keys() & set(entry.factors))
+            known = Layout(leaf.unused.dims, entries, {**leaf.unused.fixed, **fixed})
+        dims = tuple(known.dims[axis] if axis >= 0 else () for axis in axes)
+        return replace(known, dims=dims, leaf=leaf, axes=tuple(axes), open=leaf not in self.decided)
+
+    def decide(self, view: Layout, entries: tuple[Entry, ...], fixed: Mapping[Factor, str]) -> Layout:
+        """An open view of a leaf as a layout with these entries and fixed factors, over the view's factors.
+
+        The first such layout is the leaf's; any other is a claim about it.
+        """
+        leaf = view.leaf
+        assert leaf is not None
+        dims = tuple(
+            tuple(f for axis, dim in zip(view.axes, view.dims, strict=True) if axis == wanted for f in dim)
+            for wanted in range(len(leaf.unused.dims))
+        )
+        if leaf in self.decided:
+            self.claims.append((leaf, Layout(dims, entries, fixed)))
+        else:
+            self.decided[leaf] = Layout(dims, entries, fixed)
+            for axis, reason in self.held.get(leaf, {}).items():
+                if any(factor not in fixed for factor in dims[axis]):  # held after this view of it was taken
+                    self._claim_held(leaf, axis, reason)
+        return Layout(view.dims, entries, fixed)
+
+    def released(self, layout: Layout) -> Layout:
+        """The layout as such, no view of a leaf: if it was open, the leaf is what the view shows."""
+        if layout.open:
+            return self.decide(layout, layout.entries, layout.fixed)
+        return layout if layout.leaf is None else replace(layout, leaf=None, axes=())
+
+    def hold_axis(self, leaf: Leaf, axis: int, reason: str) -> None:
+        """One axis of a leaf keeps its order."""
+        self.held.setdefault(leaf, {})[axis] = reason
+        if leaf in self.decided:
+            self._claim_held(leaf, axis, reason)
+
+    def _claim_held(self, leaf: Leaf, axis: int, reason: str) -> None:
+        dims = self.decided[leaf].dims
+        self.claims.append((leaf, Layout(dims, (), dict.fromkeys(dims[axis], reason))))
 
     def _is_new(self, kind: bytes, left: Ids, right: Ids) -> bool:
         digest = blake2b(kind)

@@ -50,12 +50,12 @@ class Cut:
 
     def results(self, relations: Relations, call: Call) -> list[Layout]:
         """The layouts of what a call takes of the parameter."""
-        found = _taken(call, self.pieces[0].layout.shape, self.axis, self.edges[-1])
+        found = _taken(call, self.pieces[0].unused.shape, self.axis, self.edges[-1])
         assert found is not None
         layouts = []
         for span in found:
             pieces = [
-                piece.view(range(len(piece.layout.dims)))
+                relations.view(piece, range(len(piece.unused.dims)))
                 for piece, start in zip(self.pieces, self.edges, strict=False)
                 if span[0] <= start < span[1]
             ]
@@ -73,14 +73,14 @@ class Cut:
         Raises:
             Irregular: what overlapping entries say of a family is no single movement of a piece.
         """
-        found = [list(readout.sites(key, piece.layout)) for piece in self.pieces]
+        found = [list(readout.sites(key, readout.relations.layout(piece))) for piece in self.pieces]
         for number, sites in enumerate(found):
             for placed in sites:
                 if self.axis not in placed.axes and all(placed in others for others in found):
                     if number == 0:
                         yield placed
                 else:
-                    piece = self.pieces[number].layout.shape
+                    piece = self.pieces[number].unused.shape
                     yield _in_the_whole(readout.closure, placed, self.axis, self.edges[number], piece, shape)
 
 
@@ -96,7 +96,7 @@ def find_cuts(trace: Trace, leaves: dict[int, Leaf]) -> dict[int, Cut]:
 
 
 def _cut(trace: Trace, leaf: Leaf, value: int, calls: Sequence[Call]) -> Cut | None:
-    shape = leaf.layout.shape
+    shape = leaf.unused.shape
     axis = _axis(calls[0], len(shape))
     if axis is None or prod(shape) <= shape[axis] or (axis > 0 and prod(shape) > MOST_LISTED):
         return None

@@ -38,6 +38,7 @@ class Row:
     free_fraction: float
     unknown_ops: tuple[str, ...]
     max_relative_error: float | None
+    max_in_noise_floors: float | None
     noise_floor: float | None
     seconds: float
 
@@ -59,10 +60,10 @@ def row(name: str, *, verify: bool = True) -> Row:
     module = factory.build_weightless()
     found = derive_model(factory, module)
     seconds = time.perf_counter() - began
-    error = floor = None
+    error = floors = floor = None
     if verify:
         check = verify_by_execution(factory.build_weightless, factory.example_input(module), found.spec)
-        error, floor = check.max_relative_error, check.noise_floor
+        error, floors, floor = check.max_relative_error, check.floors, check.noise_floor
         if not check.ok:
             raise SystemExit(f"{name} is not sound: {check}")
     return Row(
@@ -74,6 +75,7 @@ def row(name: str, *, verify: bool = True) -> Row:
         free_fraction=round(found.free_fraction, 6),
         unknown_ops=tuple(sorted({op.op for op in found.unknown_ops})),
         max_relative_error=error,
+        max_in_noise_floors=floors,
         noise_floor=floor,
         seconds=round(seconds, 2),
     )

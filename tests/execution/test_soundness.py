@@ -217,3 +217,25 @@ def test_any_two_groups_move_differently_in_some_draw(size: int, count: int) -> 
     assert all(not bool((perm == torch.arange(size)).any()) for perm in draws[0].values())
     moves = {tuple(tuple(draw[f"g{place}"].tolist()) for draw in draws) for place in range(count)}
     assert len(moves) == count
+
+
+class Mirrored(nn.Module):
+    """A unit is added to its mirror image, or a cross product taken: some permutations keep the function, not all."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size = size
+        self.one, self.two = nn.Linear(5, size), nn.Linear(size, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.one(x)
+        if self.size == 3:
+            return self.two(torch.linalg.cross(hidden, hidden.tanh()))
+        return self.two(hidden + hidden.flip(-1).tanh())
+
+
+@pytest.mark.parametrize("size", [3, 4, 5, 6, 8, 12])
+@pytest.mark.parametrize("seed", range(4))
+def test_a_claim_that_holds_for_a_subgroup_only_is_refused(size: int, seed: int) -> None:
+    spec = spec_of(("one", size, [("one.weight", 0), ("one.bias", 0), ("two.weight", 1)]))
+    assert not verify_by_execution(lambda: Mirrored(size), VECTORS, spec, seed).ok

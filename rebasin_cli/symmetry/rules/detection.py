@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from rebasin_cli.symmetry.algebra import combine
 from rebasin_cli.symmetry.arrange import split_dim, view
-from rebasin_cli.symmetry.positions import Layout, fixed_layout, released
+from rebasin_cli.symmetry.positions import Layout, fixed_layout
 from rebasin_cli.symmetry.registry import Op, fixed_results, hold_all, hold_dims, resized, rule
 
 BOXES = "boxes keep their order"
@@ -23,7 +23,7 @@ def kept_boxes(op: Op) -> list[Layout]:
 @rule("torchvision.roi_align", "torchvision.roi_pool")
 def regions(op: Op) -> list[Layout]:
     """(images, channels, H, W) and boxes -> (boxes, channels, h, w)."""
-    layout = released(hold_dims(op.relations, op.layout("input"), [0, 2, 3], SPACE))
+    layout = op.relations.released(hold_dims(op.relations, op.layout("input"), [0, 2, 3], SPACE))
     hold_all(op.relations, op.layout("rois"), BOXES)
     rest = [fixed_layout(shape, BOXES) for shape in op.result_shapes[1:]]
     return [resized(op.relations, layout, [0, 2, 3], op.result_shape, SPACE), *rest]
@@ -34,7 +34,7 @@ def position_sensitive_regions(op: Op) -> list[Layout]:
     """Channels are (c, h, w): each place in the box reads a channel of its own."""
     shape, channels = op.shape("input"), op.result_shape[1]
     layout = view(op.relations, op.layout("input"), [shape[0], channels, shape[1] // channels, *shape[2:]])
-    layout = released(hold_dims(op.relations, layout, [0, 2, 3, 4], SPACE))
+    layout = op.relations.released(hold_dims(op.relations, layout, [0, 2, 3, 4], SPACE))
     hold_all(op.relations, op.layout("rois"), BOXES)
     kept = resized(op.relations, layout, [0, 2, 3, 4], [op.result_shape[0], channels, 1, *op.result_shape[2:]], SPACE)
     result = replace(kept, dims=(kept.dims[0], kept.dims[1], *kept.dims[3:]))

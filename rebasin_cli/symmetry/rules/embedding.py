@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from rebasin_cli.symmetry.algebra import combine, reduce
-from rebasin_cli.symmetry.positions import Layout, fixed_layout, released
+from rebasin_cli.symmetry.positions import Layout, fixed_layout
 from rebasin_cli.symmetry.registry import Op, hold_all, hold_dims, rule
 
 TOKENS = "rows of a table are looked up by index"
@@ -12,8 +12,8 @@ TOKENS = "rows of a table are looked up by index"
 @rule("aten.embedding")
 def embedding(op: Op) -> Layout:
     """The indices' dimensions, then the features of a row."""
-    table = released(hold_dims(op.relations, op.layout("weight"), [0], TOKENS))
-    places = released(op.layout("indices"))
+    table = op.relations.released(hold_dims(op.relations, op.layout("weight"), [0], TOKENS))
+    places = op.relations.released(op.layout("indices"))
     fixed = {**table.fixed, **places.fixed}
     fixed = {factor: reason for factor, reason in fixed.items() if factor not in table.dims[0]}
     result = Layout((*places.dims, table.dims[1]), (*places.entries, *table.entries), fixed)
@@ -22,7 +22,7 @@ def embedding(op: Op) -> Layout:
 
 @rule("aten._embedding_bag", "aten._embedding_bag_forward_only", "aten.embedding_bag")
 def embedding_bag(op: Op) -> list[Layout]:
-    table = released(hold_dims(op.relations, op.layout("weight"), [0], TOKENS))
+    table = op.relations.released(hold_dims(op.relations, op.layout("weight"), [0], TOKENS))
     for name in ("indices", "offsets", "per_sample_weights"):
         if op.has(name):
             hold_all(op.relations, op.layout(name), TOKENS)

@@ -10,7 +10,7 @@ import torch
 
 from rebasin_cli.symmetry.algebra import elementwise, reduce
 from rebasin_cli.symmetry.arrange import take
-from rebasin_cli.symmetry.positions import Layout, dimension, fixed_layout, released
+from rebasin_cli.symmetry.positions import Layout, dimension, fixed_layout
 from rebasin_cli.symmetry.registry import Op, fixed_results, hold_all, hold_dims, resized, rule
 from rebasin_cli.symmetry.relations import Relations
 
@@ -47,7 +47,7 @@ def selected(op: Op) -> Layout:
     layout = op.layout("self")
     place = op.dim("dim", len(layout.dims))
     index = np.array([int(op["index"]) % layout.shape[place]])
-    return released(_dropped(take(op.relations, layout, place, index), place))
+    return op.relations.released(_dropped(take(op.relations, layout, place, index), place))
 
 
 @rule("aten.unbind")
@@ -55,7 +55,7 @@ def unbound(op: Op) -> list[Layout]:
     layout = op.layout("self")
     place = op.dim("dim", len(layout.dims))
     pieces = segments(op.relations, layout, place, [1] * layout.shape[place])
-    return [released(_dropped(piece, place)) for piece in pieces]
+    return [op.relations.released(_dropped(piece, place)) for piece in pieces]
 
 
 @rule(
@@ -118,7 +118,7 @@ def indexed(op: Op) -> Layout | list[Layout]:
     masks = _is_mask(op)
     widths = [max(1, _rank(op, ref.value)) if masks else 1 for _, ref in given]
     covered = sorted({place + extra for (place, _), width in zip(given, widths, strict=True) for extra in range(width)})
-    held = released(hold_dims(op.relations, layout, covered, BY_VALUE))
+    held = op.relations.released(hold_dims(op.relations, layout, covered, BY_VALUE))
     untouched = [place for place in range(len(layout.dims)) if place not in covered]
     new = len(op.result_shape) - len(untouched)
     adjacent = covered == list(range(covered[0], covered[0] + len(covered)))
@@ -158,7 +158,11 @@ def gathered(op: Op) -> Layout:
         layout = hold_dims(op.relations, layout, other, BY_VALUE)
     held = hold_dims(op.relations, layout, [place], BY_VALUE)
     picked = resized(
-        op.relations, released(held), _differing(held.shape, op.result_shape, place), op.result_shape, BY_VALUE
+        op.relations,
+        op.relations.released(held),
+        _differing(held.shape, op.result_shape, place),
+        op.result_shape,
+        BY_VALUE,
     )
     index = hold_dims(op.relations, op.layout("index"), [place], BY_VALUE)
     return elementwise(op.relations, [picked, index], op.result_shape)
@@ -202,7 +206,7 @@ def scattered(op: Op) -> Layout | list[Layout]:
         shaped = [
             resized(
                 op.relations,
-                released(piece),
+                op.relations.released(piece),
                 _differing(piece.shape, op.result_shape, place),
                 op.result_shape,
                 BY_VALUE,
@@ -248,10 +252,10 @@ def _is_one(shape: Sequence[int]) -> bool:
 
 def _written_rows(op: Op, covered: Sequence[int], source: Layout | None, lost: Sequence[int]) -> Layout:
     """The target with its covered dimensions held, its other dimensions running together with the source's."""
-    layout = released(hold_dims(op.relations, op.layout("self"), covered, BY_VALUE))
+    layout = op.relations.released(hold_dims(op.relations, op.layout("self"), covered, BY_VALUE))
     if source is None:
         return layout
-    source = released(hold_dims(op.relations, source, lost, BY_VALUE))
+    source = op.relations.released(hold_dims(op.relations, source, lost, BY_VALUE))
     others = [place for place in range(len(layout.dims)) if place not in covered]
     kept = [place for place in range(len(source.dims)) if place not in lost]
     dims = [dimension(1)] * len(layout.dims)

@@ -9,7 +9,7 @@ import numpy as np
 
 from rebasin_cli.symmetry.arrange import take, view
 from rebasin_cli.symmetry.concatenate import concatenate
-from rebasin_cli.symmetry.positions import Layout, permute_dims, released, uniform_layout
+from rebasin_cli.symmetry.positions import Layout, permute_dims, uniform_layout
 from rebasin_cli.symmetry.registry import Op, fixed_results, hold_all, rule
 
 STACKED = 1 << 16
@@ -31,7 +31,7 @@ def cat(op: Op) -> Layout:
 def stack(op: Op) -> Layout:
     rank = len(op.result_shape)
     place = op.dim("dim", rank)
-    pieces = [released(op.layout_of(ref.value)) for ref in op["tensors"]]
+    pieces = [op.relations.released(op.layout_of(ref.value)) for ref in op["tensors"]]
     pieces = [replace(piece, dims=(*piece.dims[:place], (), *piece.dims[place:])) for piece in pieces]
     return concatenate(op.relations, pieces, place, apart=STACKED)
 
@@ -63,7 +63,7 @@ def scattered_slice(op: Op) -> Layout:
     base, part = op.layout("self"), op.layout("src")
     place = op.dim("dim", len(base.dims))
     if op.call.name == "aten.select_scatter":
-        part = replace(released(part), dims=(*part.dims[:place], (), *part.dims[place:]))
+        part = replace(op.relations.released(part), dims=(*part.dims[:place], (), *part.dims[place:]))
         index = np.array([int(op["index"]) % base.shape[place]])
     else:
         index = np.arange(base.shape[place])[slice(op.get("start", 0), op.get("end"), int(op.get("step", 1)))]
@@ -88,7 +88,7 @@ def written_back(op: Op) -> Layout | list[Layout]:
     if name in ("aten.slice", "aten.select"):
         place = op.dim("dim", rank)
         if name == "aten.select":
-            part = replace(released(part), dims=(*part.dims[:place], (), *part.dims[place:]))
+            part = replace(op.relations.released(part), dims=(*part.dims[:place], (), *part.dims[place:]))
             return replaced(op, base, part, place, np.array([int(op["index"]) % base.shape[place]]))
         index = np.arange(base.shape[place])[slice(op.get("start", 0), op.get("end"), int(op.get("step", 1)))]
         return replaced(op, base, part, place, index)
@@ -97,7 +97,7 @@ def written_back(op: Op) -> Layout | list[Layout]:
     if name in ("aten.alias", "aten.detach", "aten.lift_fresh"):
         return part
     if name in ("aten.t", "aten.transpose", "aten.permute"):
-        return permute_dims(released(part), np.argsort(_order(op, name, rank)).tolist())
+        return permute_dims(op.relations.released(part), np.argsort(_order(op, name, rank)).tolist())
     reshaping = name in ("aten.view", "aten._unsafe_view", "aten._reshape_alias", "aten.unsqueeze", "aten.squeeze")
     if reshaping and np.prod(part.shape) == np.prod(base.shape):
         return view(op.relations, part, base.shape)
@@ -110,7 +110,7 @@ def written_back(op: Op) -> Layout | list[Layout]:
 def _piece_back(op: Op, base: Layout, part: Layout) -> Layout:
     place = op.dim("dim", len(base.dims))
     if op["view"] == "aten.unbind":
-        part = replace(released(part), dims=(*part.dims[:place], (), *part.dims[place:]))
+        part = replace(op.relations.released(part), dims=(*part.dims[:place], (), *part.dims[place:]))
         return replaced(op, base, part, place, np.array([int(op["which"])]))
     sizes: Sequence[int]
     if op["view"] == "aten.split":

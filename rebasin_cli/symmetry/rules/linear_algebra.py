@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from rebasin_cli.symmetry.algebra import combine, elementwise, reduce
-from rebasin_cli.symmetry.positions import Layout, dimension, released
+from rebasin_cli.symmetry.positions import Layout, dimension
 from rebasin_cli.symmetry.registry import Op, hold_dims, resized, rule
 
 MATRIX = "rows and columns of a matrix that is factorised keep their order"
@@ -15,7 +15,7 @@ COORDINATES = "the coordinates of a cross product keep their order"
 def _of_batches(op: Op, matrix: Layout) -> list[Layout]:
     """Results over the matrix' leading dimensions, their own last ones fixed."""
     lead = len(matrix.dims) - 2
-    batch = reduce(op.relations, replace(released(matrix), dims=matrix.dims[:-2]))
+    batch = reduce(op.relations, replace(op.relations.released(matrix), dims=matrix.dims[:-2]))
     results = []
     for shape in op.result_shapes:
         own = [dimension(size) for size in shape[lead:]]

@@ -24,7 +24,6 @@ from rebasin_cli.symmetry.positions import (
     Layout,
     Tells,
     fixed_layout,
-    released,
 )
 from rebasin_cli.symmetry.registry import RULES, Op, picking_rule, resized
 from rebasin_cli.symmetry.relations import Relations
@@ -65,7 +64,7 @@ def _ids(relations: Relations, block: Block) -> np.ndarray:
 
 def _alone(op: Op, layout: Layout, place: int) -> tuple[Layout, Entry] | None:
     """The layout with one dimension as a single factor, and the entry over that factor alone, if there is one."""
-    layout = materialise(op.relations, released(layout), place)
+    layout = materialise(op.relations, op.relations.released(layout), place)
     if not layout.dims[place] or layout.dims[place][0] in layout.fixed:
         return None
     factor = layout.dims[place][0]
@@ -143,7 +142,7 @@ def looked_up(op: Op) -> Layout | None:
     index = op.layout_of(ref.value)
     if index.tells is None or index.tells.kind != "index":
         return None
-    return by_picks(op, op.layout("self"), place, released(index), index.tells)
+    return by_picks(op, op.layout("self"), place, op.relations.released(index), index.tells)
 
 
 @picking_rule("aten.index_select")
@@ -152,7 +151,7 @@ def selected(op: Op) -> Layout | None:
     if index.tells is None or index.tells.kind != "index":
         return None
     layout = op.layout("self")
-    return by_picks(op, layout, op.dim("dim", len(layout.dims)), released(index), index.tells)
+    return by_picks(op, layout, op.dim("dim", len(layout.dims)), op.relations.released(index), index.tells)
 
 
 def by_picks(op: Op, table: Layout, place: int, index: Layout, tells: Tells) -> Layout | None:
@@ -160,9 +159,9 @@ def by_picks(op: Op, table: Layout, place: int, index: Layout, tells: Tells) -> 
     if table.shape[place] != tells.block.size:
         return None
     picked = op.relations.picked(tells, index.factors)
-    if table.leaf is not None and table.leaf.open and all(len(dim) < 2 for dim in table.dims) and table.dims[place]:
+    if table.open and all(len(dim) < 2 for dim in table.dims) and table.dims[place]:
         table = _paired(op.relations, table, place, tells)
-    table = materialise(op.relations, released(table), place)
+    table = materialise(op.relations, op.relations.released(table), place)
     if not table.dims[place] or table.dims[place][0] in table.fixed:
         return None
     factor = table.dims[place][0]
@@ -180,17 +179,13 @@ def by_picks(op: Op, table: Layout, place: int, index: Layout, tells: Tells) -> 
 
 def _paired(relations: Relations, table: Layout, place: int, tells: Tells) -> Layout:
     """A parameter used for the first time: each of its other axes may move in its own way in every block."""
-    leaf = table.leaf
-    assert leaf is not None
-    leaf.open = False
     factor = table.dims[place][0]
     entries = [Entry((factor,), tells.block)]
     for other in table.factors:
         if other is not factor and other not in table.fixed:
             joint = (factor, other) if factor.size * other.size <= JOINT_LIMIT else (other,)
             entries.append(Entry(joint, Block(prod(f.size for f in joint))))
-    leaf.layout = Layout(leaf.layout.dims, tuple(entries), leaf.layout.fixed)
-    return Layout(table.dims, tuple(entries), table.fixed)
+    return relations.decide(table, tuple(entries), table.fixed)
 
 
 @picking_rule("aten.gather", "aten.take_along_dim")
@@ -211,7 +206,7 @@ def gathered(op: Op) -> Layout | None:
     op.relations.link(op.relations.ids(entry), _ids(op.relations, index.tells.block))
     lost = replace(layout, dims=(*layout.dims[:place], (), *layout.dims[place + 1 :]))
     return elementwise(
-        op.relations, [reduce(op.relations, lost), released(replace(index, tells=None))], op.result_shape
+        op.relations, [reduce(op.relations, lost), op.relations.released(replace(index, tells=None))], op.result_shape
     )
 
 

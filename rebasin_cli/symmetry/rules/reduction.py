@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from rebasin_cli.symmetry.algebra import combine, reduce, rows_matter
-from rebasin_cli.symmetry.positions import Layout, fixed_layout, released
+from rebasin_cli.symmetry.positions import Layout, fixed_layout
 from rebasin_cli.symmetry.registry import Op, fixed_results, hold_all, hold_dims, resized, rule
 
 ORDER = "the order along this axis matters to an operation"
@@ -15,7 +15,7 @@ INDEX = "an operation returns positions along this axis"
 
 
 def reduced(op: Op, layout: Layout, dims: Sequence[int], keep: bool) -> Layout:
-    layout = released(layout)
+    layout = op.relations.released(layout)
     kept = tuple(() if place in dims else dim for place, dim in enumerate(layout.dims))
     result = reduce(op.relations, replace(layout, dims=kept))
     if keep:

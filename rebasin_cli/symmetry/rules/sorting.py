@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from rebasin_cli.symmetry.algebra import combine
-from rebasin_cli.symmetry.positions import Entry, Factor, Layout, Tells, dimension, fixed_layout, released
+from rebasin_cli.symmetry.positions import Entry, Factor, Layout, Tells, dimension, fixed_layout
 from rebasin_cli.symmetry.registry import Op, picking_rule
 from rebasin_cli.symmetry.rules.picking import RANKED, by_picks
 
@@ -60,7 +60,7 @@ def grouped_product(op: Op) -> Layout | None:
     sorted_rows = next((frame for frame, by in reversed(op.relations.sortings) if by is ends.tells.block), None)
     if sorted_rows is None or op.has("bias") or sorted_rows.size != rows.shape[0]:
         return None
-    rows = released(rows)
+    rows = op.relations.released(rows)
     factor = Factor(sorted_rows.size)
     frame = Layout(((factor,),), (Entry((factor,), sorted_rows),))
     rows = combine(op.relations, [(rows, "sk"), (frame, "s")], "sk")

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from rebasin_cli.symmetry.algebra import reduce
 from rebasin_cli.symmetry.arrange import view
-from rebasin_cli.symmetry.positions import Layout, dimension, permute_dims, released
+from rebasin_cli.symmetry.positions import Layout, dimension, permute_dims
 from rebasin_cli.symmetry.registry import Op, fixed_results, hold_all, hold_dims, resized, rule
 
 STRIDES = "a view by strides is not understood"
@@ -84,7 +84,7 @@ def unsqueezed(op: Op) -> Layout:
 
 @rule("aten.squeeze")
 def squeezed(op: Op) -> Layout:
-    layout = released(op.layout("self"))
+    layout = op.relations.released(op.layout("self"))
     dims = op.dims("dim", len(layout.dims))
     return replace(layout, dims=tuple(d for place, d in enumerate(layout.dims) if place not in dims or d))
 
@@ -92,7 +92,7 @@ def squeezed(op: Op) -> Layout:
 @rule("aten.expand", "aten.expand_copy", "aten.broadcast_to")
 def expanded(op: Op) -> Layout:
     """New positions along a dimension of length 1 are all the same."""
-    layout, shape = released(op.layout("self")), op.result_shape
+    layout, shape = op.relations.released(op.layout("self")), op.result_shape
     dims = ((),) * (len(shape) - len(layout.dims)) + layout.dims
     return replace(layout, dims=tuple(dim or dimension(size) for dim, size in zip(dims, shape, strict=True)))
 
@@ -100,7 +100,7 @@ def expanded(op: Op) -> Layout:
 @rule("aten.repeat", "aten.tile")
 def repeated(op: Op) -> Layout:
     """The whole tensor laid out several times: the repeat is an outer factor along which nothing changes."""
-    layout, shape = released(op.layout("self")), op.result_shape
+    layout, shape = op.relations.released(op.layout("self")), op.result_shape
     dims = ((),) * (len(shape) - len(layout.dims)) + layout.dims
     old = (1,) * (len(shape) - len(layout.shape)) + layout.shape
     outer = [dimension(size // before) for size, before in zip(shape, old, strict=True)]
@@ -114,7 +114,7 @@ def interleaved(op: Op) -> Layout | list[Layout]:
         for layout in op.tensors:
             hold_all(op.relations, layout, "repeats are read from a tensor")
         return fixed_results(op, "repeats are read from a tensor")
-    layout = released(op.layout("self"))
+    layout = op.relations.released(op.layout("self"))
     place = op.dim("dim", len(layout.dims))
     more = dimension(int(op["repeats"]))
     return replace(layout, dims=tuple((*d, *more) if at == place else d for at, d in enumerate(layout.dims)))
@@ -124,13 +124,13 @@ def interleaved(op: Op) -> Layout | list[Layout]:
 def as_complex(op: Op) -> Layout:
     """Pairs of real numbers in the last dimension become one number each."""
     layout = op.layout("self")
-    held = released(hold_dims(op.relations, layout, [len(layout.dims) - 1], "real and imaginary parts"))
+    held = op.relations.released(hold_dims(op.relations, layout, [len(layout.dims) - 1], "real and imaginary parts"))
     return reduce(op.relations, replace(held, dims=held.dims[:-1]))
 
 
 @rule("aten.view_as_real")
 def as_real(op: Op) -> Layout:
-    layout = released(op.layout("self"))
+    layout = op.relations.released(op.layout("self"))
     parts = dimension(2)
     reason = "real and imaginary parts"
     return Layout((*layout.dims, parts), layout.entries, {**layout.fixed, parts[0]: reason})
@@ -158,7 +158,7 @@ def windows(op: Op) -> Layout:
     """Windows along one dimension, whose positions keep their order, in a new last dimension."""
     layout = op.layout("self")
     reason = "sliding windows keep the order along this axis"
-    held = released(hold_dims(op.relations, layout, [op.dim("dimension", len(layout.dims))], reason))
+    held = op.relations.released(hold_dims(op.relations, layout, [op.dim("dimension", len(layout.dims))], reason))
     result = resized(op.relations, held, [op.dim("dimension", len(layout.dims))], op.result_shape, reason)
     window = dimension(op.result_shape[-1])
     fixed = {**result.fixed, **dict.fromkeys(window, reason)}
