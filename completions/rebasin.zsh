@@ -3,11 +3,11 @@
 _rebasin() {
     local -a verbs
     verbs=(
-        'align:Reorder B'\''s units so that it lies close to A, prove that it is the same function, and write it'
+        'align:Permute B to match A, verify that its function is unchanged, and write it'
         'interpolate:Evaluate the line between checkpoints - is there a barrier, and does the alignment remove it?'
         'verify:Do two checkpoints compute the same function? Exit code 7 where they do not'
         'apply:Apply saved permutations to another checkpoint of the same model - an EMA copy, a later epoch'
-        'trace:Show what moves together in a model, what is pinned and why, and prove it'
+        'trace:Show which axes of a model are permuted together, which are pinned and why, and verify it'
         'inspect:Show what is in checkpoints, from their headers alone, and which model they look like'
         'models:List the names that --model takes'
         'env:Versions and devices, for a bug report'
@@ -182,8 +182,8 @@ _rebasin() {
                 '*--pin[Tensors that keep their order, such as '\''head.*'\''. Repeatable]:value: ' \
                 '*--rules[Your file with rules for your own operations. Repeatable]:value: ' \
                 '*--save-spec[Write the groups, as '\''align --spec'\'' reads them]:value:_files' \
-                '*--verify[Prove the groups by running the model, with weights]' \
-                '*--no-verify[Prove the groups by running the model, with weights]' \
+                '*--verify[Verify the groups by running the model on random weights]' \
+                '*--no-verify[Verify the groups by running the model on random weights]' \
                 '*--no-cache[Neither use nor keep verifications in the user'\''s cache directory]' \
                 '*--seed[Decides every random choice; it is in the result]:value: ' \
                 '*--strict[An operation that no rule understands is an error]' \

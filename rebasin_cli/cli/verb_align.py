@@ -123,7 +123,7 @@ def align(
     verbose: options.Verbose = False,
     color: options.ColorOption = options.Color.auto,
 ) -> None:
-    """Reorder B's units so that it lies close to A, prove that it is the same function, and write it.
+    """Permute B to match A, verify that its function is unchanged, and write it.
 
     Both checkpoints are only read. Beside the output lies a report, <OUT's stem>.json.
     """

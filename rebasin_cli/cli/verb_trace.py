@@ -27,7 +27,7 @@ def trace(
         Path | None, typer.Option("--save-spec", metavar="FILE", help="Write the groups, as 'align --spec' reads them.")
     ] = None,
     verify: Annotated[
-        bool, typer.Option("--verify/--no-verify", help="Prove the groups by running the model, with weights.")
+        bool, typer.Option("--verify/--no-verify", help="Verify the groups by running the model on random weights.")
     ] = True,
     no_cache: options.NoCache = False,
     seed: options.Seed = 0,
@@ -39,7 +39,7 @@ def trace(
     verbose: options.Verbose = False,
     color: options.ColorOption = options.Color.auto,
 ) -> None:
-    """Show what moves together in a model, what is pinned and why, and prove it."""
+    """Show which axes of a model are permuted together, which are pinned and why, and verify it."""
     output = Output("trace", json=json, quiet=quiet, verbose=verbose, color=color)
     with output.working() as progress:
         from rebasin_cli.model.model_spec import parse_model_args

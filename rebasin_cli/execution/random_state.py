@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from rebasin_cli.model.state import state_tensors, ties
 
-KEPT = 400_000_000
-"""Numbers up to which random weights are kept; above it they are drawn again each time they are read."""
+KEPT = 100_000_000
+"""Numbers up to which random weights are kept (400 MB); above it they are drawn again each time they are read."""
 
 
 class RandomState(Mapping[str, Tensor]):

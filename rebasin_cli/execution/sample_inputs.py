@@ -29,7 +29,12 @@ SPARSE = 0.3
 Accepts = Callable[[ExampleInput], bool]
 """Whether the model gives numbers for an input."""
 
-WORDS = {"like": "random inputs like the example", "near": "inputs near the example", "example": "the example alone"}
+WORDS = {
+    "like": "random inputs like the example",
+    "near": "inputs near the example",
+    "example": "the example alone",
+    "data": "the example and data",
+}
 
 
 @dataclass(frozen=True, slots=True)

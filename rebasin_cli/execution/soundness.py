@@ -31,11 +31,14 @@ from rebasin_cli.execution.power import (
     silent_sites,
     without_sites,
 )
-from rebasin_cli.execution.random_state import KEPT, RandomState, varied
+from rebasin_cli.execution.random_state import RandomState, varied
 from rebasin_cli.execution.sample_inputs import larger_inputs
 from rebasin_cli.model.example_input import ExampleInput
 from rebasin_cli.permutation import Permutations
 from rebasin_cli.spec import PermutationSpec
+
+KEPT_PERMUTED = 32_000_000
+"""Numbers up to which the permuted weights are kept too; above it they are permuted each time they are read."""
 
 MOST_SIZES = 6
 """Larger inputs that are tried until the model takes one."""
@@ -60,6 +63,7 @@ class SoundnessCheck:
         power: which tensors could have been left behind unseen.
         weights: `random`, or `varied` where the model gives no numbers on random weights.
         silent: the outputs hold no number but zero (a detector that finds nothing), so that nothing was shown.
+        finite: whether the outputs are numbers; infinities count, NaN does not.
         cached: the verification was made by an earlier run.
     """
 
@@ -75,6 +79,7 @@ class SoundnessCheck:
     power: Power = field(default_factory=partial(Power, unknown="not asked for"))
     weights: str = "random"
     silent: bool = False
+    finite: bool = True
     cached: bool = False
 
     @property
@@ -120,7 +125,7 @@ class _Check:
         self.comparison = Comparison()
         self.last: State | None = None  # the weights under the last draw, where they fit in memory
         self.lengths: dict[str, int] = {}
-        self.small = sum(tensor.numel() for tensor in module.parameters()) <= KEPT
+        self.small = sum(tensor.numel() for tensor in module.parameters()) <= KEPT_PERMUTED
 
     def choose_weights(self, own: State | None) -> None:
         """Random weights, or the checkpoint's own varied where those give no numbers."""
@@ -142,6 +147,7 @@ class _Check:
     def result(self, *, sizes: bool, power: bool) -> SoundnessCheck:
         perturbed = self._run(self.state, self.example, Rounding(self.seed + 2))
         for permutations in self.draws:
+            self.last = None  # its memory is free to go
             self.last = self._moved(self.spec, permutations)
             self.comparison.add(self.base, perturbed, self._run(self.last, self.example))
         difference = self.comparison.result()
@@ -164,6 +170,7 @@ class _Check:
             power=weak,
             weights=self.weights,
             silent=difference.silent,
+            finite=difference.finite,
         )
 
     def _run(self, state: State, example: ExampleInput, rounding: Rounding | None = None) -> list[Tensor]:

@@ -17,7 +17,7 @@ from rebasin_cli.model.weightless import without_weights
 IMAGE_SIDES = (32, 64, 28, 224, 96, 128, 256, 384, 512)
 CLIP_SIDES = ((8, 112), (16, 112), (16, 224), (8, 32))
 LENGTHS = (1024, 128, 16000)
-TOKENS = (16, 32, 64, 128)
+TOKENS = (16, 32, 64, 128, 8, 4)
 
 
 def candidates(module: nn.Module, seed: int = 0) -> tuple[ExampleInput, ...]:

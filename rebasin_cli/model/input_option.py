@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -85,8 +85,13 @@ def given_input(
     return draw([parse_input(text) for text in texts], module, seed) if texts else None
 
 
-def draw(specs: Sequence[InputSpec], module: nn.Module | None = None, seed: int = 0) -> ExampleInput:
-    """Random tensors for the specs, from one seed; `module` gives the bound of integers that name none."""
+def draw(
+    specs: Sequence[InputSpec], module: nn.Module | None = None, seed: int = 0, *, smallest_table: bool = False
+) -> ExampleInput:
+    """Random tensors for the specs, from one seed; `module` gives the bound of integers that name none.
+
+    That is the number of rows of its first embedding, or with `smallest_table` of its smallest.
+    """
     sampler = Sampler(seed)
     args: list[Any] = []
     kwargs: dict[str, Any] = {}
@@ -96,7 +101,7 @@ def draw(specs: Sequence[InputSpec], module: nn.Module | None = None, seed: int 
         elif spec.dtype is torch.bool:
             value = torch.ones(spec.shape, dtype=torch.bool)  # booleans are masks: nothing masked
         else:
-            value = sampler.integers(spec.shape, spec.bound or _safe_bound(module), spec.dtype)
+            value = sampler.integers(spec.shape, spec.bound or _safe_bound(module, smallest_table), spec.dtype)
         if spec.name is None:
             args.append(value)
         elif spec.name in kwargs:
@@ -106,11 +111,34 @@ def draw(specs: Sequence[InputSpec], module: nn.Module | None = None, seed: int 
     return ExampleInput(tuple(args), kwargs)
 
 
-def _safe_bound(module: nn.Module | None) -> int:
-    for child in module.modules() if module is not None else ():
-        if isinstance(child, (nn.Embedding, nn.EmbeddingBag)):
-            return child.num_embeddings
-    return 2
+def _safe_bound(module: nn.Module | None, smallest: bool) -> int:
+    children = module.modules() if module is not None else ()
+    rows = [child.num_embeddings for child in children if isinstance(child, (nn.Embedding, nn.EmbeddingBag))]
+    return (min(rows) if smallest else rows[0]) if rows else 2
+
+
+def in_unit_range(example: ExampleInput) -> ExampleInput:
+    """The example with floating values in (0, 1): standard normal ones through their distribution function."""
+    return _changed(
+        example, lambda t: torch.special.ndtr(t.double()).clamp(1e-3, 1 - 1e-3).to(t.dtype), torch.is_floating_point
+    )
+
+
+def with_masks_off(example: ExampleInput) -> ExampleInput:
+    """The example with all booleans false: for models whose masks say what to leave out."""
+    return _changed(example, torch.zeros_like, lambda t: t.dtype is torch.bool)
+
+
+def _changed(
+    example: ExampleInput, change: Callable[[Tensor], Tensor], wanted: Callable[[Tensor], bool]
+) -> ExampleInput:
+    def changed(value: Any) -> Any:
+        return change(value) if isinstance(value, Tensor) and wanted(value) else value
+
+    return ExampleInput(
+        tuple(changed(value) for value in example.args),
+        {name: changed(value) for name, value in example.kwargs.items()},
+    )
 
 
 def read_input_file(path: str | Path) -> ExampleInput:

@@ -21,6 +21,7 @@ def align_table(result: AlignResult, *, verbose: bool = False, swept: bool = Fal
         ("similarity", f"cosine {number(result.cosine.before)} -> {number(result.cosine.after)}"),
         *criterion(result),
         ("distance", f"{number(result.distance.before)} -> {number(result.distance.after)} (L2 over the parameters)"),
+        *_groups_verified(result.verified),
         ("function", function_in_words(result.verified)),
         ("matching", _search(result)),
         ("took", f"{seconds(result.seconds['total'])}, at most {size(result.peak_rss_bytes)} of memory"),
@@ -79,6 +80,16 @@ def function_in_words(check: FunctionCheck) -> str:
         f"{word}: largest error {number(check.max_absolute_error)}, relative {number(check.max_relative_error)}"
         f"{floors}{agreement} ({counted(check.samples, 'input')}, {check.precision}){note}"
     )
+
+
+def _groups_verified(check: FunctionCheck) -> list[tuple[str, object]]:
+    """How the groups were verified, where they were."""
+    if check.spec is None:
+        return []
+    weights = "random weights" if check.spec.weights == "random" else "B's weights, varied at random"
+    kept = ", by an earlier run" if check.spec.cached else ""
+    words = f"verified on {weights}: {counted(check.spec.draws, 'draw')}, input {' and '.join(check.spec.sizes)}{kept}"
+    return [("groups", words)]
 
 
 def _search(result: AlignResult) -> str:

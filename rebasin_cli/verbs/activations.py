@@ -104,3 +104,21 @@ def data_batches(
     )
     options = DataOptions(limit, seed, batch_size, 0, False, shuffle=shuffle)
     return open_data(data, options, view).batches(rank=ranks.rank, world=ranks.world)
+
+
+def sample_batches(
+    pair: Pair, understood: Understanding, data: str, count: int, *, model: str, seed: int
+) -> tuple[ExampleInput, ...]:
+    """The first samples of a data set as `count` inputs with as many samples each as the example has.
+
+    Raises:
+        DataError: there is no such data, or it does not fit the model.
+    """
+    sizes = [tensor.shape[0] for _, tensor in understood.example.tensors() if tensor.dim()]
+    size = sizes[0] if sizes else 1
+    batches = data_batches(pair, understood, data, model=model, limit=count * size, batch_size=count * size, seed=seed)
+    batch = next(iter(batches), None)
+    if batch is None:
+        return ()
+    parts = [batch.rows(start, start + size) for start in range(0, batch.size - size + 1, size)]
+    return tuple(ExampleInput(part.args, dict(part.kwargs)) for part in parts[:count])

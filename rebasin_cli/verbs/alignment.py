@@ -16,6 +16,8 @@ from rebasin_cli.errors import UsageError
 from rebasin_cli.execution.same_function import FunctionCheck
 from rebasin_cli.matching.result import PassReport
 from rebasin_cli.matching.weighing import OBJECTIVES, PLAIN, check_objective, weigh
+from rebasin_cli.model.example_input import ExampleInput
+from rebasin_cli.verbs.activations import sample_batches
 from rebasin_cli.verbs.align_report import compose, write_beside
 from rebasin_cli.verbs.align_result import AlignResult
 from rebasin_cli.verbs.closeness import Closeness
@@ -37,6 +39,9 @@ from rebasin_cli.verbs.straight_through import CRITERION
 from rebasin_cli.verbs.straight_through import NAME as LEARNED
 from rebasin_cli.verbs.subject import ModelChoice
 from rebasin_cli.verbs.understanding import understand
+
+DATA_SAMPLES = 3
+"""Inputs that are taken from data for the verification of the result, beside the example."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,8 +227,23 @@ class Alignment:
             self.pair.b,
             permuted,
             seed=self.request.matching.seed,
+            data=self._data_samples(),
         )
         self.function = with_spec(check, self.soundness)
+
+    def _data_samples(self) -> tuple[ExampleInput, ...]:
+        """Inputs from the data, where the user gave some: what the networks are for tells most about them."""
+        data = self.request.matching.data
+        if data is None:
+            return ()
+        return sample_batches(
+            self.pair,
+            self.understood,
+            data,
+            DATA_SAMPLES,
+            model=self.request.choice.spec,
+            seed=self.request.matching.seed,
+        )
 
     def _weighed(self, objective: str, b: Mapping[str, Tensor]) -> Closeness:
         """How near a network is to A as an objective sees them."""

@@ -111,7 +111,9 @@ def verify_spec(
                 "the verification of the groups does not fit in memory",
                 hint="give a smaller --input, or a smaller batch in --input-file",
             ) from error
-        raise ModelError(f"the forward pass failed: {type(error).__name__}: {one_line(error)}") from error
+        raise ModelError(
+            f"the forward pass failed: {one_line(error)}", hint="give an input that the model accepts with --input-file"
+        ) from error
     if not check.ok:
         raise _unsound(check, understood, source)
     if passes is not None:
@@ -129,6 +131,12 @@ def _unsound(check: SoundnessCheck, understood: Understanding, source: str) -> N
             f"the outputs by {check.only_traced:.3g} noise floors",
             hint=f"trace the model on a larger input: --input {typed}{why}",
             slug="traced-size-only",
+        )
+    if not check.finite:
+        return NumericalError(
+            f"{source}: the outputs are not finite on the input {check.traced}, so nothing can be verified",
+            hint="give an input that the model is meant for with --input-file",
+            slug="non-finite",
         )
     hint = "a rule of this program is wrong for this model: please report it with the model"
     return NumericalError(

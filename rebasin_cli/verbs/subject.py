@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
@@ -11,9 +11,18 @@ from typing import Any
 from torch import nn
 
 from rebasin_cli.errors import UsageError
+from rebasin_cli.execution.usable_input import first_usable
 from rebasin_cli.model.example_input import ExampleInput
 from rebasin_cli.model.factory import ModelFactory, load_factory
-from rebasin_cli.model.input_option import draw, parse_input, read_input_file
+from rebasin_cli.model.input_guess import refusal
+from rebasin_cli.model.input_option import (
+    InputSpec,
+    draw,
+    in_unit_range,
+    parse_input,
+    read_input_file,
+    with_masks_off,
+)
 from rebasin_cli.model.state import parameter_keys, state_shapes, ties
 
 
@@ -68,7 +77,9 @@ def open_subject(choice: ModelChoice, file_shapes: Mapping[str, tuple[int, ...]]
 
 
 def example_for(choice: ModelChoice, subject: Subject) -> ExampleInput:
-    """The user's input where one was given, else the one the zoo knows.
+    """The user's input where one was given, else the one the zoo knows, else the first guess that the model takes.
+
+    Where only shapes are known, the numbers are drawn in several ways until the model gives numbers for them.
 
     Raises:
         UsageError: both kinds of input were given, or one is malformed.
@@ -79,5 +90,25 @@ def example_for(choice: ModelChoice, subject: Subject) -> ExampleInput:
     if choice.input_file is not None:
         return read_input_file(choice.input_file)
     if choice.inputs:
-        return draw([parse_input(text) for text in choice.inputs], subject.module, choice.seed)
-    return subject.factory.example_input(subject.module)
+        specs = [parse_input(text) for text in choice.inputs]
+        drawn = draw(specs, subject.module, choice.seed)
+        return first_usable(subject.module, _different(drawn, specs, choice, subject)) or drawn
+    candidates = subject.factory.input_candidates(subject.module)
+    if len(candidates) == 1:
+        return candidates[0]
+    accepted = [candidate for candidate in candidates if refusal(subject.module, candidate) is None]
+    found = first_usable(subject.module, (*accepted, *(in_unit_range(candidate) for candidate in accepted)))
+    return found or subject.factory.example_input(subject.module)
+
+
+def _different(
+    drawn: ExampleInput, specs: Sequence[InputSpec], choice: ModelChoice, subject: Subject
+) -> Iterator[ExampleInput]:
+    """The same shapes drawn in other ways: floats in [0, 1), integers valid for every table, nothing marked as true."""
+    yield drawn
+    small = draw(specs, subject.module, choice.seed, smallest_table=True)
+    for base in (drawn, small):
+        yield base
+        yield in_unit_range(base)
+        yield with_masks_off(base)
+        yield with_masks_off(in_unit_range(base))

@@ -80,6 +80,10 @@ def _grouped(matrix: Tensor, kernel: Tensor) -> Tensor:
     return F.conv1d(matrix[None], kernel[:, : SIZE // 2, None], groups=2)[0]
 
 
+def _kronecker(left: Tensor, right: Tensor) -> Tensor:
+    return torch.kron(left[:2, :2].contiguous(), right[:3, :3].contiguous())  # PyTorch refuses some strides
+
+
 ORDER = torch.tensor([2, 0, 1, 5, 3, 4])
 
 OPERATIONS = (
@@ -95,7 +99,7 @@ OPERATIONS = (
     Operation("mm", "m", "stack({}, {}).amax(0)", lambda a, b: torch.stack([a, b]).amax(0)),
     Operation("mm", "m", "glu(cat({}, {}))", lambda a, b: F.glu(torch.cat([a, b], 1), 1)),
     Operation("mm", "m", "conv1d({}, {}, groups=2)", _grouped),
-    Operation("mm", "m", "kron({}[:2, :2], {}[:3, :3])", lambda a, b: torch.kron(a[:2, :2], b[:3, :3])),
+    Operation("mm", "m", "kron({}[:2, :2], {}[:3, :3])", _kronecker),
     Operation("mmm", "m", "addmm({}, {}, {})", torch.addmm),
     Operation("mmm", "m", "where({} > {}, {}, 0.5)", lambda a, b, c: torch.where(a > b, c, 0.5)),
     Operation("mmm", "m", "lerp({}, {}, {})", torch.lerp),
