@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import prod
 from typing import Any
@@ -152,6 +152,27 @@ class PermutationSpec:
         for group in self.groups:
             for site in group.sites:
                 _check_site(group, site, shapes)
+
+    def check_ties(self, ties: Mapping[str, str]) -> None:
+        """Check that names of one tensor move alike.
+
+        Args:
+            ties: for each further name of a tensor, its first one.
+
+        Raises:
+            ModelError: they do not; a file that holds both would then disagree with itself.
+        """
+        for key, first in ties.items():
+            one, other = (
+                [(group.name, replace(site, key="")) for group, site in self.sites_by_key.get(name, ())]
+                for name in (first, key)
+            )
+            if one != other:
+                raise ModelError(
+                    f"spec: {key} and {first} are one tensor in this model, but they are moved differently",
+                    hint="give both the same sites",
+                    slug="tied-apart",
+                )
 
     def to_json(self) -> dict[str, Any]:
         """The content of a spec file (schema `rebasin.spec/1`)."""

@@ -78,13 +78,17 @@ class Rounding:
         self._signs = 1 + eps * (torch.randint(0, 2, (1 << 16,), generator=generator).to(dtype) * 2 - 1)
         self._dtype = dtype
 
-    def __call__(self, tensor: Tensor) -> Tensor:
-        """The tensor with every number moved by one rounding; integers and tensors of other precisions as they are."""
+    def __call__(self, tensor: Tensor, *, own: bool = False) -> Tensor:
+        """The tensor with every number moved by one rounding; integers and tensors of other precisions as they are.
+
+        Args:
+            own: nobody else holds the tensor's memory, so that it may be written to.
+        """
         if tensor.dtype is not self._dtype or tensor.numel() == 0:
             return tensor
         flat, period = tensor.reshape(-1), self._signs.numel()
         whole = flat.numel() // period * period
-        moved = torch.empty_like(flat)
+        moved = flat if own else torch.empty_like(flat)
         torch.mul(flat[:whole].view(-1, period), self._signs, out=moved[:whole].view(-1, period))
         torch.mul(flat[whole:], self._signs[: flat.numel() - whole], out=moved[whole:])
         return moved.view(tensor.shape)
@@ -194,9 +198,10 @@ class _Reader:
                     f"{key} has shape {tuple(tensor.shape)} where the model has {tuple(slot.shape)}",
                     slug="shape-mismatch",
                 )
-            if self.dtype is not None:
-                tensor = _cast(tensor, self.dtype)
-            return tensor if self.rounding is None else self.rounding(tensor)
+            made = tensor if self.dtype is None else _cast(tensor, self.dtype)
+            own = made is not tensor
+            del tensor  # of a state that makes its tensors, this was the only copy
+            return made if self.rounding is None else self.rounding(made, own=own)
 
     def parameter(self, slot: Tensor) -> nn.Parameter:
         number = self.number(slot)

@@ -128,19 +128,22 @@ def without_sites(spec: PermutationSpec, members: Sequence[Member]) -> Permutati
 
 
 def confirm_unseen(members: Sequence[Member], seen_without: Callable[[Sequence[Member]], bool]) -> Power:
-    """Leave the sites behind, all at once and then by halves, to find those that nothing shows.
+    """Leave the sites behind, one of every group at once and then by halves, to find those that nothing shows.
+
+    Two sites of one group are never left behind together: the tensors that they belong to would still fit each other.
 
     Args:
         members: what the gradient does not show.
         seen_without: whether the outputs change when these sites are left behind.
     """
     unseen: list[Member] = []
+    left = 0
     trials = 0
-    queue = [list(members)] if members else []
+    queue = _one_of_each_group(members)
     while queue:
         part = queue.pop(0)
         if trials == MOST_TRIALS:
-            unseen += part
+            left += len(part)
             continue
         trials += 1
         if not seen_without(part):
@@ -149,4 +152,16 @@ def confirm_unseen(members: Sequence[Member], seen_without: Callable[[Sequence[M
             queue += [part[: len(part) // 2], part[len(part) // 2 :]]
     order = {member: place for place, member in enumerate(members)}
     unseen.sort(key=order.__getitem__)
-    return Power(tuple((name, site.key) for name, site in unseen))
+    unknown = f"not found out for {left} of them, which need a forward pass each" if left else None
+    return Power(tuple((name, site.key) for name, site in unseen), unknown)
+
+
+def _one_of_each_group(members: Sequence[Member]) -> list[list[Member]]:
+    rounds: list[list[Member]] = []
+    count: dict[str, int] = {}
+    for member in members:
+        place = count[member[0]] = count.get(member[0], -1) + 1
+        if place == len(rounds):
+            rounds.append([])
+        rounds[place].append(member)
+    return rounds

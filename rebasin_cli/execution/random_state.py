@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from math import prod, sqrt
 
 import torch
@@ -16,16 +17,16 @@ from torch import Tensor, nn
 
 from rebasin_cli.model.state import state_tensors, ties
 
-KEPT = 100_000_000
-"""Numbers up to which random weights are kept (400 MB); above it they are drawn again each time they are read."""
+PERIOD = 262_147
+"""Random numbers that are drawn; a longer tensor repeats them. It is prime, so that they lie otherwise in every row."""
 
 
 class RandomState(Mapping[str, Tensor]):
     """Random tensors for everything trained, by state-dict key; index tables and counters as the module has them.
 
-    They are drawn in float32, which is half as much to draw, to keep and to permute; what computes with them widens
-    them.
-    Every tensor is drawn from the seed and its own key, so that it can be drawn again at any time. Tied keys give one
+    Nothing is kept but one table of numbers: a tensor is read out of it, from a place that its key gives, each time it
+    is asked for, so that the weights of a network of any size cost no memory and no more time than a copy. They are
+    float32, which is half as much to make and to permute; what computes with them widens them. Tied keys give one
     tensor.
     """
 
@@ -33,29 +34,17 @@ class RandomState(Mapping[str, Tensor]):
         self._slots = state_tensors(module)
         self._ties = ties(module)
         self._seed, self._dtype = seed, dtype
-        self._kept: dict[str, Tensor] | None = {} if self.numbers <= KEPT else None
-
-    @property
-    def numbers(self) -> int:
-        return sum(slot.numel() for key, slot in self._slots.items() if key not in self._ties)
 
     def __getitem__(self, key: str) -> Tensor:
         first = self._ties.get(key, key)
         slot = self._slots[first]
         if not (slot.is_floating_point() or slot.is_complex()):
             return slot.detach()
-        if self._kept is None:
-            return self._drawn(first, slot)
-        if first not in self._kept:
-            self._kept[first] = self._drawn(first, slot)
-        return self._kept[first]
-
-    def _drawn(self, key: str, slot: Tensor) -> Tensor:
-        generator = key_generator(self._seed, key)
+        shape = tuple(slot.shape)
         if slot.is_complex():
-            parts = [random_tensor(key, tuple(slot.shape), generator, self._dtype) for _ in range(2)]
+            parts = [random_tensor(first, shape, self._seed, self._dtype, part) for part in ("real", "imaginary")]
             return torch.complex(*parts)
-        return random_tensor(key, tuple(slot.shape), generator, self._dtype)
+        return random_tensor(first, shape, self._seed, self._dtype)
 
     def __contains__(self, key: object) -> bool:
         return key in self._slots
@@ -67,23 +56,48 @@ class RandomState(Mapping[str, Tensor]):
         return len(self._slots)
 
 
-def key_generator(seed: int, key: str) -> torch.Generator:
-    """A generator that depends on a seed and a name alone."""
-    digest = hashlib.sha256(f"{seed}:{key}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
-
-
 def random_tensor(
-    key: str, shape: tuple[int, ...], generator: torch.Generator, dtype: torch.dtype = torch.float64
+    key: str, shape: tuple[int, ...], seed: int, dtype: torch.dtype = torch.float64, part: str = ""
 ) -> Tensor:
-    """Numbers for one tensor of the state, of the scale that its name and its shape ask for."""
+    """Numbers for one tensor of the state, of the scale that its name and its shape ask for.
+
+    Args:
+        part: names one of several that a key needs (the halves of complex numbers).
+    """
     name = key.rpartition(".")[2]
+    place = _number(seed, f"{key}/{part}" if part else key)
     if len(shape) > 1:
-        fan_in = prod(shape[1:])
-        return torch.randn(shape, generator=generator, dtype=dtype) * sqrt(2.0 / max(fan_in, 1))
+        return _read_from(_table(seed, dtype, normal=True), place, shape, sqrt(2.0 / max(prod(shape[1:]), 1)))
     if "var" in name or ("bias" not in name and "mean" not in name):
-        return torch.rand(shape, generator=generator, dtype=dtype) + 0.5
-    return torch.randn(shape, generator=generator, dtype=dtype) * 0.1
+        return _read_from(_table(seed, dtype, normal=False), place, shape, 1.0)
+    return _read_from(_table(seed, dtype, normal=True), place, shape, 0.1)
+
+
+def _number(seed: int, key: str) -> int:
+    return int.from_bytes(hashlib.sha256(f"{seed}:{key}".encode()).digest()[:7], "big")
+
+
+@lru_cache(maxsize=4)
+def _table(seed: int, dtype: torch.dtype, *, normal: bool) -> Tensor:
+    """`PERIOD` numbers: standard normal ones, or from 0.5 to 1.5."""
+    generator = torch.Generator().manual_seed(_number(seed, "normal" if normal else "uniform"))
+    if normal:
+        return torch.randn(PERIOD, generator=generator, dtype=dtype)
+    return torch.rand(PERIOD, generator=generator, dtype=dtype) + 0.5
+
+
+def _read_from(table: Tensor, place: int, shape: tuple[int, ...], scale: float) -> Tensor:
+    """Numbers of the table from a place on, around its end as often as the shape asks for, times `scale`."""
+    count, start = prod(shape), place % PERIOD
+    made = table.new_empty(count)
+    head = min(count, PERIOD - start)
+    torch.mul(table[start : start + head], scale, out=made[:head])
+    rounds = (count - head) // PERIOD
+    if rounds:
+        torch.mul(table.expand(rounds, -1), scale, out=made[head : head + rounds * PERIOD].view(rounds, PERIOD))
+    tail = made[head + rounds * PERIOD :]
+    torch.mul(table[: len(tail)], scale, out=tail)
+    return made.view(shape)
 
 
 def varied(seed: int, key: str, tensor: Tensor) -> Tensor:
@@ -93,4 +107,5 @@ def varied(seed: int, key: str, tensor: Tensor) -> Tensor:
     """
     if not tensor.is_floating_point():
         return tensor
-    return tensor.double() * (torch.rand(tensor.shape, generator=key_generator(seed, key), dtype=torch.float64) + 0.5)
+    factors = _read_from(_table(seed, torch.float64, normal=False), _number(seed, key), tuple(tensor.shape), 1.0)
+    return tensor.double() * factors

@@ -33,7 +33,6 @@ class SpecCheck:
         max_relative_error, max_in_noise_floors, noise_floor: the largest difference that they made.
         sizes: the inputs on which they were tried.
         weights: `random`, or `varied` (the checkpoint's own, each number times one from 0.5 to 1.5).
-        cached: an earlier run made this verification.
     """
 
     draws: int
@@ -42,7 +41,6 @@ class SpecCheck:
     noise_floor: float
     sizes: tuple[str, ...]
     weights: str
-    cached: bool
 
 
 @dataclass(frozen=True, slots=True)

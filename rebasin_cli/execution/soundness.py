@@ -1,9 +1,11 @@
 """A spec is verified by running the model: the groups are permuted at random, and no output may move.
 
 Everything runs in float64 on random weights (`random_state`), so that nothing hides behind a tiny scale, under several
-draws of permutations (`draws`), on the example and, where the model takes one, on a larger input. Differences are
-measured in the noise floors of the outputs (`noise`). What the check could not have seen is said too (`power`). This is
-independent of the rules that derived the spec: a wrong rule is refused here, on the user's own model.
+draws of permutations (`draws`). A unit may still be dead on one input under one draw of the weights (a ReLU that is
+never positive), and then what is claimed of it shows nothing; so there are several *settings*, each with weights and
+an input of its own. Where the model takes a larger input, that is tried too. Differences are measured in the noise
+floors of the outputs (`noise`). What the check could not have seen is said (`power`). This is independent of the rules
+that derived the spec: a wrong rule is refused here, on the user's own model.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from rebasin_cli import permutation
 from rebasin_cli.errors import ModelError
 from rebasin_cli.execution.draws import telling_permutations
 from rebasin_cli.execution.forward import Changed, Rounding, State, run
-from rebasin_cli.execution.noise import TOLERANCE, Comparison, Difference
+from rebasin_cli.execution.noise import TOLERANCE, Comparison
 from rebasin_cli.execution.power import (
     LARGEST,
     Member,
@@ -32,13 +34,14 @@ from rebasin_cli.execution.power import (
     without_sites,
 )
 from rebasin_cli.execution.random_state import RandomState, varied
-from rebasin_cli.execution.sample_inputs import larger_inputs
+from rebasin_cli.execution.sample_inputs import larger_inputs, sample_inputs
 from rebasin_cli.model.example_input import ExampleInput
+from rebasin_cli.model.state import ties
 from rebasin_cli.permutation import Permutations
 from rebasin_cli.spec import PermutationSpec
 
-KEPT_PERMUTED = 32_000_000
-"""Numbers up to which the permuted weights are kept too; above it they are permuted each time they are read."""
+SETTINGS = ((100_000, 8), (1_000_000, 4), (10_000_000, 3))
+"""Parameters up to which there are so many settings; above there are two. Few units are more likely to be all dead."""
 
 MOST_SIZES = 6
 """Larger inputs that are tried until the model takes one."""
@@ -109,31 +112,45 @@ def verify_by_execution(
         power: find out which tensors could have been left behind unseen.
 
     Raises:
-        ModelError: the forward pass fails on the example with random weights and with the checkpoint's.
+        ModelError: the spec moves the names of one tensor differently; or the forward pass fails on the example with
+            random weights and with the checkpoint's.
     """
     check = _Check(build().eval(), example, spec, seed)
     check.choose_weights(own)
     return check.result(sizes=sizes, power=power)
 
 
+@dataclass(frozen=True, slots=True)
+class _Setting:
+    """Weights, an input, and the outputs of the unpermuted network."""
+
+    state: State
+    example: ExampleInput
+    base: list[Tensor]
+
+    @property
+    def usable(self) -> bool:
+        return not any(bool(leaf.isnan().any()) for leaf in self.base if leaf.is_floating_point())
+
+
 class _Check:
-    """One verification: the module, its weights, and the outputs of the unpermuted network."""
+    """One verification."""
 
     def __init__(self, module: nn.Module, example: ExampleInput, spec: PermutationSpec, seed: int) -> None:
         self.module, self.example, self.spec, self.seed = module, example, spec, seed
-        self.draws = telling_permutations(spec, seed + 1)
+        spec.check_ties(ties(module))
+        self.numbers = sum(tensor.numel() for tensor in module.parameters())
+        self.count = next((count for most, count in SETTINGS if self.numbers <= most), 2)
         self.comparison = Comparison()
-        self.last: State | None = None  # the weights under the last draw, where they fit in memory
         self.lengths: dict[str, int] = {}
-        self.small = sum(tensor.numel() for tensor in module.parameters()) <= KEPT_PERMUTED
+        self.own: State | None = None
+        self.weights = "random"
 
     def choose_weights(self, own: State | None) -> None:
         """Random weights, or the checkpoint's own varied where those give no numbers."""
-        self.state: State = RandomState(self.module, self.seed)
-        self.weights = "random"
         try:
-            self.base = self._run(self.state, self.example)
-            usable = not any(bool(leaf.isnan().any()) for leaf in self.base if leaf.is_floating_point())
+            self.first = self._setting(self._state(0), self.example)
+            usable = self.first.usable
         except (ModelError, MemoryError):
             raise
         except Exception as error:
@@ -141,28 +158,33 @@ class _Check:
                 raise
             usable = False
         if not usable and own is not None:
-            self.state, self.weights = Changed(own, partial(varied, self.seed)), "varied"
-            self.base = self._run(self.state, self.example)
+            self.own, self.weights = own, "varied"
+            self.first = self._setting(self._state(0), self.example)
 
     def result(self, *, sizes: bool, power: bool) -> SoundnessCheck:
-        perturbed = self._run(self.state, self.example, Rounding(self.seed + 2))
-        for permutations in self.draws:
-            self.last = None  # its memory is free to go
-            self.last = self._moved(self.spec, permutations)
-            self.comparison.add(self.base, perturbed, self._run(self.last, self.example))
+        perturbed = self._run(self.first.state, self.example, Rounding(self.seed + 2))
+        self.comparison.add(self.first.base, perturbed, self.first.base)
+        self.draws = telling_permutations(self.spec, self.seed + 1)
+        shared = -(-len(self.draws) // 2) if self.count == 2 else len(self.draws)
+        settings, drawn = [self.first], self._try(self.first, self.draws[:shared])
+        if self.comparison.result().within():
+            settings += self._other_settings()
+            drawn += self._try(settings[-1], self.draws[shared:])  # two settings share the draws
+        for place, setting in enumerate(settings[1:] if self.count > 2 else ()):
+            drawn += self._try(setting, telling_permutations(self.spec, self.seed + 1001 + 1000 * place))
         difference = self.comparison.result()
         larger, excess = None, None
         if sizes and difference.within():
             larger, excess = self._at_larger_size()
         weak = Power(unknown="not asked for")
         if power and difference.within():
-            weak = self._power(perturbed)
+            weak = self._power(settings)
         return SoundnessCheck(
             max_relative_error=difference.relative if difference.finite else float("inf"),
             noise_floor=difference.noise_floor,
             floors=difference.floors if difference.finite else float("inf"),
             seed=self.seed,
-            draws=len(self.draws),
+            draws=drawn,
             traced=self.example.describe(),
             larger=larger,
             only_traced=excess,
@@ -173,64 +195,108 @@ class _Check:
             finite=difference.finite,
         )
 
+    def _try(self, setting: _Setting, draws: Sequence[Permutations]) -> int:
+        """Compare under these draws until one shows a difference; how many were tried."""
+        for place, permutations in enumerate(draws):
+            if not self.comparison.result().within():
+                return place
+            self._compare(self.comparison, setting, self._moved(setting, self.spec, permutations))
+        return len(draws)
+
+    def _other_settings(self) -> list[_Setting]:
+        """Other weights and other inputs like the example, where the model gives numbers."""
+        made: list[_Setting] = []
+
+        def accepts(example: ExampleInput) -> bool:
+            setting = self._setting(self._state(len(made) + 1), example)
+            if setting.usable:
+                made.append(setting)
+            return setting.usable
+
+        sample_inputs(self.example, self.count, self.seed, accepts)
+        while len(made) < self.count - 1:  # no other input was taken: other weights on the example itself
+            try:
+                if not accepts(self.example):
+                    break
+            except (ModelError, MemoryError):
+                raise
+            except Exception:
+                break
+        return made[: self.count - 1]
+
+    def _state(self, place: int) -> State:
+        """The weights of a setting, by its place."""
+        seed = self.seed + 1000 * place
+        return RandomState(self.module, seed) if self.own is None else Changed(self.own, partial(varied, seed))
+
+    def _setting(self, state: State, example: ExampleInput) -> _Setting:
+        return _Setting(state, example, self._run(state, example))
+
     def _run(self, state: State, example: ExampleInput, rounding: Rounding | None = None) -> list[Tensor]:
         with _steps(self.module, self.lengths):
             return run(self.module, state, example, seed=self.seed, rounding=rounding)
 
-    def _moved(self, spec: PermutationSpec, permutations: Permutations) -> State:
-        moved = Changed(
-            self.state,
+    def _moved(self, setting: _Setting, spec: PermutationSpec, permutations: Permutations) -> State:
+        return Changed(
+            setting.state,
             lambda key, tensor: permutation.permute_tensor(
                 tensor, permutation.gathers(spec, permutations, key, tensor.shape)
             ),
         )
-        return dict(moved) if self.small else moved
+
+    def _compare(self, comparison: Comparison, setting: _Setting, moved: State) -> None:
+        """Add what a changed state gives; the setting's own noise floor is measured where the known one does not do."""
+        found = self._run(moved, setting.example)
+        trial = Comparison(floors=dict(comparison.floors))
+        trial.add(setting.base, setting.base, found)
+        perturbed = setting.base
+        if not trial.result().within():
+            perturbed = self._run(setting.state, setting.example, Rounding(self.seed + 2))
+        comparison.add(setting.base, perturbed, found)
 
     def _at_larger_size(self) -> tuple[str | None, float | None]:
         """The larger input that the model takes, and the difference there in noise floors where it is too large."""
         for example in _first(larger_inputs(self.example), MOST_SIZES):
             try:
-                base = self._run(self.state, example)
+                setting = self._setting(self.first.state, example)
             except (ModelError, MemoryError):
                 raise
             except Exception:
                 continue  # the model does not take this size
-            if any(bool(leaf.isnan().any()) for leaf in base if leaf.is_floating_point()):
+            if not setting.usable:
                 continue
-            difference = self._compared(base, base, example)  # against the noise floor at the traced size
-            if not difference.within():
-                difference = self._compared(base, self._run(self.state, example, Rounding(self.seed + 2)), example)
+            comparison = Comparison(floors=dict(self.comparison.floors))
+            self._compare(comparison, setting, self._moved(setting, self.spec, self.draws[0]))
+            difference = comparison.result()
             return example.describe(), None if difference.within() else difference.floors
         return None, None
 
-    def _compared(self, base: list[Tensor], perturbed: list[Tensor], example: ExampleInput) -> Difference:
-        comparison = Comparison(floors=dict(self.comparison.floors))
-        comparison.add(base, perturbed, self._run(self.last or self.state, example))
-        return comparison.result()
-
-    def _power(self, perturbed: list[Tensor]) -> Power:
-        count = sum(tensor.numel() for tensor in self.module.parameters())
-        if count > LARGEST:
+    def _power(self, settings: Sequence[_Setting]) -> Power:
+        if self.numbers > LARGEST:
             return Power(unknown=f"not measured for models of more than {LARGEST:,} parameters")
-        keys = [key for key in self.spec.sites_by_key if key in self.state]
+        state = self.first.state
+        keys = [key for key in self.spec.sites_by_key if key in state]
         trained = {name for name, _ in self.module.named_parameters(remove_duplicate=False)}
         slopes: dict[str, Tensor] = {}
         for chosen in (keys, [key for key in keys if key in trained]):
             try:
                 with _composite_batch_norm():
-                    slopes = gradients(self.module, self.state, self.example, chosen, self.seed)[1]
+                    slopes = gradients(self.module, state, self.example, chosen, self.seed)[1]
                 break
             except (RuntimeError, NotImplementedError, TypeError, ValueError) as error:
                 if "allocate memory" in str(error):
                     return Power(unknown="gradients do not fit in memory")
         first = self.draws[0]
-        members = silent_sites(self.spec, first, self.state, slopes)
+        members = silent_sites(self.spec, first, state, slopes)
 
         def seen_without(part: Sequence[Member]) -> bool:
-            moved = self._run(self._moved(without_sites(self.spec, part), first), self.example)
-            comparison = Comparison()
-            comparison.add(self.base, perturbed, moved)
-            return not comparison.result().within()
+            spec = without_sites(self.spec, part)
+            for setting in settings:
+                comparison = Comparison(floors=dict(self.comparison.floors))
+                self._compare(comparison, setting, self._moved(setting, spec, first))
+                if not comparison.result().within():
+                    return True
+            return False
 
         return confirm_unseen(members, seen_without)
 

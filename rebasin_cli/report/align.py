@@ -87,8 +87,7 @@ def _groups_verified(check: FunctionCheck) -> list[tuple[str, object]]:
     if check.spec is None:
         return []
     weights = "random weights" if check.spec.weights == "random" else "B's weights, varied at random"
-    kept = ", by an earlier run" if check.spec.cached else ""
-    words = f"verified on {weights}: {counted(check.spec.draws, 'draw')}, input {' and '.join(check.spec.sizes)}{kept}"
+    words = f"verified on {weights}: {counted(check.spec.draws, 'draw')}, input {' and '.join(check.spec.sizes)}"
     return [("groups", words)]
 
 

@@ -18,6 +18,7 @@ from rebasin_cli.symmetry.families import IRREGULAR
 from rebasin_cli.symmetry.movements import Irregular
 from rebasin_cli.symmetry.naming import group_names
 from rebasin_cli.symmetry.positions import Layout
+from rebasin_cli.symmetry.reading import numbers_read
 from rebasin_cli.symmetry.readout import FibreSite, Readout
 from rebasin_cli.symmetry.relations import Relations
 from rebasin_cli.symmetry.solver import Closure
@@ -26,7 +27,8 @@ from rebasin_cli.trace.capture import Tap
 from rebasin_cli.trace.collector import collector_paused
 from rebasin_cli.trace.graph import Trace
 
-DEAD = "the model does not read these numbers: they are overwritten or cancel out"
+OVERWRITTEN = "the model does not read these numbers: they are overwritten, or give a shape only"
+ALONE = "the order of these numbers does not matter, and nothing else moves with them"
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,7 @@ def _read_out(trace: Trace, analysis: Analysis, closure: Closure) -> Derivation:
     keys: dict[int, list[str]] = {}
     for key, value in trace.state.items():
         keys.setdefault(value, []).append(key)
-    dead: set[tuple[str, int]] = set()
+    alone: set[tuple[str, int]] = set()
     parameters = 0
     for value in sorted({**analysis.leaves, **analysis.cuts}, key=lambda value: order.get(value, len(trace.values))):
         parameters += prod(analysis.shape_of(value))
@@ -111,12 +113,12 @@ def _read_out(trace: Trace, analysis: Analysis, closure: Closure) -> Derivation:
         only = placed_sites[0].site.key
         if len(placed_sites) == 1 and len(analysis.shape_of(trace.state[only])) == 1:
             del found[group]
-            dead.add((only, 0))
+            alone.add((only, 0))
     names = group_names(trace, closure, found)
     groups = _groups(trace, closure, found, keys, names)
     moved_axes = {(item.site.key, axis) for placed in found.values() for item in placed for axis in item.axes}
     moved = sum(prod(analysis.shape_of(trace.state[key])) for key in {key for key, _ in moved_axes})
-    pinned = tuple(_pinned(trace, analysis, closure, moved_axes, dead))
+    pinned = tuple(_pinned(trace, analysis, closure, moved_axes, alone))
     families = {family for family, _ in found}
     nested = sum(1 for family in families if closure.families[family].parents)
     return Derivation(
@@ -190,10 +192,11 @@ def _pinned(
     analysis: Analysis,
     closure: Closure,
     moved_axes: set[tuple[str, int]],
-    dead: set[tuple[str, int]],
+    alone: set[tuple[str, int]],
 ) -> list[PinnedAxis]:
     """Every axis of more than one position that no group moves, with the reason."""
     pinned = []
+    counted = numbers_read(trace)
     for key, value in trace.state.items():
         cut = analysis.cuts.get(value)
         leaves = cut.pieces if cut is not None else (analysis.leaves[value],) if value in analysis.leaves else ()
@@ -201,7 +204,10 @@ def _pinned(
         first = leaves[0].key if leaves else key
         for axis, size in enumerate(analysis.shape_of(value)):
             if size != 1 and (first, axis) not in moved_axes:
-                reason = DEAD if (first, axis) in dead else _reason(analysis.relations, closure, layouts, axis)
+                if (first, axis) in alone:
+                    reason = ALONE if value in counted else OVERWRITTEN
+                else:
+                    reason = _reason(analysis.relations, closure, layouts, axis)
                 pinned.append(PinnedAxis(key, axis, reason))
     return pinned
 

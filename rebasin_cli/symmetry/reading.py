@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
+from math import prod
 
 import numpy as np
 
 from rebasin_cli.symmetry.positions import Block, Ids, Layout, Leaf
 from rebasin_cli.symmetry.relations import Relations
-from rebasin_cli.trace.graph import Call, refs_in
+from rebasin_cli.trace.graph import SCATTER, Call, Trace, refs_in
 
 _VIEWS = (
     "_reshape_alias", "_unsafe_view", "alias", "chunk", "contiguous", "detach", "expand", "flatten", "lift_fresh",
@@ -29,6 +30,36 @@ ARRANGING = frozenset(f"aten.{name}" for name in (*_VIEWS, *_COPIES)) | {"rebasi
 
 PICKING = frozenset(f"aten.{name}" for name in _PICKS)
 """Operations that do so where their indices are constant."""
+
+OVERWRITING = {"aten.copy": "self", "aten.fill": "self", "aten.zero": "self"}
+"""Operations that replace every number of the argument named."""
+
+SHAPE_ONLY = frozenset(
+    f"aten.{name}"
+    for made in ("bernoulli", "empty", "full", "ones", "rand", "randint", "randn", "zeros")
+    for name in (f"{made}_like", f"new_{made}", f"new_{made}_strided")
+)
+"""Operations that ask their first argument for its shape and type only."""
+
+
+def numbers_read(trace: Trace) -> frozenset[int]:
+    """Values whose numbers an output or a decision can depend on; of the others at most the shape counts."""
+    needed = set(trace.outputs)
+    deciding = {id(call) for call in trace.decisions}
+    for call in reversed(trace.live):
+        if id(call) in deciding or any(result in needed for result in call.results):
+            needed.update(refs_in([given for name, given in call.arguments.items() if _counts(trace, call, name)]))
+    return frozenset(needed)
+
+
+def _counts(trace: Trace, call: Call, name: str) -> bool:
+    """Whether the results' numbers can depend on those of one argument."""
+    if call.name in SHAPE_ONLY:
+        return name != "self"
+    if call.name == SCATTER and name == "base":  # the view that was changed may be all of it
+        base, part = (prod(trace.values[call.arguments[which].value].shape) for which in ("base", "part"))
+        return bool(base > part)
+    return OVERWRITING.get(call.name) != name
 
 
 @dataclass(slots=True)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from rebasin_cli.errors import ModelError
 from rebasin_cli.symmetry.algebra import reduce
 from rebasin_cli.symmetry.joining import hold
 from rebasin_cli.symmetry.positions import (
@@ -97,34 +101,71 @@ class Op:
 
 
 Rule = Callable[[Op], Result]
+PickingRule = Callable[[Op], Result | None]
+_AnyRule = TypeVar("_AnyRule", bound=Callable[[Op], Any])
 
 RULES: dict[str, Rule] = {}
 
-
-def rule(*names: str) -> Callable[[Rule], Rule]:
-    """Register a rule for operators by name (`aten.add`: all overloads and in-place forms)."""
-
-    def register(function: Rule) -> Rule:
-        for name in names:
-            RULES[name] = function
-        return function
-
-    return register
-
-
-PICKING_RULES: dict[str, Callable[[Op], Result | None]] = {}
+PICKING_RULES: dict[str, PickingRule] = {}
 """Rules that are asked first: they know what numbers mean that are positions, and answer None where they do not."""
 
+_replaceable: set[tuple[int, str, Callable[[Op], Any]]] = set()
+"""Rules that a new one may override: table, operator name, rule."""
 
-def picking_rule(*names: str) -> Callable[[Callable[[Op], Result | None]], Callable[[Op], Result | None]]:
-    """Register a rule for operators that make or use positions as numbers."""
 
-    def register(function: Callable[[Op], Result | None]) -> Callable[[Op], Result | None]:
-        for name in names:
-            PICKING_RULES[name] = function
-        return function
+def rule(*names: str) -> Callable[[Rule], Rule]:
+    """Register a rule for operators by name (`aten.add`: all overloads and in-place forms).
 
-    return register
+    Raises:
+        ModelError: one of them has another rule.
+    """
+    return partial(_register, RULES, names)
+
+
+def picking_rule(*names: str) -> Callable[[PickingRule], PickingRule]:
+    """Register a rule for operators that make or use positions as numbers.
+
+    Raises:
+        ModelError: one of them has another rule.
+    """
+    return partial(_register, PICKING_RULES, names)
+
+
+def _register(table: dict[str, _AnyRule], names: Sequence[str], function: _AnyRule) -> _AnyRule:
+    for name in names:
+        given = table.get(name)
+        if given is not None and given is not function and (id(table), name, given) not in _replaceable:
+            raise ModelError(
+                f"{place_of(function)}: {name} already has a rule, at {place_of(given)}",
+                hint="keep one rule for each operator",
+                slug="duplicate-rule",
+            )
+        table[name] = function
+    return function
+
+
+def place_of(function: Callable[[Op], Any]) -> str:
+    """File and line of a rule."""
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    return f"{code.co_filename}:{code.co_firstlineno}" if code is not None else repr(function)
+
+
+@contextmanager
+def temporary_rules() -> Iterator[None]:
+    """Rules registered inside the context may override those registered before it, and are forgotten afterwards."""
+    tables: tuple[dict[str, Any], ...] = (RULES, PICKING_RULES)
+    before = [dict(table) for table in tables]
+    outer = set(_replaceable)
+    _replaceable.clear()
+    _replaceable.update((id(table), name, given) for table in tables for name, given in table.items())
+    try:
+        yield
+    finally:
+        _replaceable.clear()
+        _replaceable.update(outer)
+        for table, kept in zip(tables, before, strict=True):
+            table.clear()
+            table.update(kept)
 
 
 def hold_dims(relations: Relations, layout: Layout, dims: Sequence[int], reason: str) -> Layout:

@@ -1,7 +1,8 @@
 """Rules from the user's own file, for operations that this program has never heard of.
 
-The file runs because the user named it. What it registers holds while the context is open and is forgotten afterwards,
-so that one model's rules never touch another's; what it gets wrong is said with its file and line.
+The file runs because the user named it. What it registers holds while the context is open, overrides what this program
+knows of the same operation, and is forgotten afterwards, so that one model's rules never touch another's; what it gets
+wrong is said with its file and line.
 """
 
 from __future__ import annotations
@@ -11,14 +12,16 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import wraps
 from pathlib import Path
 
 from rebasin_cli.errors import ModelError, RebasinError, UsageError
 from rebasin_cli.model.failures import foreign_code, one_line, place_in
 from rebasin_cli.model.user_code import failed
 from rebasin_cli.model.user_file import importable, load_file
+from rebasin_cli.symmetry import rules as _rules  # noqa: F401  (so that no file of the user's loads and owns them)
 from rebasin_cli.symmetry.positions import Layout
-from rebasin_cli.symmetry.registry import RULES, Op, Result, Rule
+from rebasin_cli.symmetry.registry import PICKING_RULES, RULES, Op, Result, Rule, temporary_rules
 
 _NAME = re.compile(r"[A-Za-z_]\w*\.[A-Za-z_]\w*")
 
@@ -46,22 +49,21 @@ def user_rules(files: Sequence[Path]) -> Iterator[UserRules]:
         files: Python files that register rules by `rebasin_cli.symmetry.registry.rule("mylib.myop")`.
 
     Raises:
-        UsageError: a file is absent. ModelError: it fails, registers nothing, or gives a rule a name that no operator
-            can have; and, while the rules are used, a rule that fails or gives what is no layout of the results.
+        UsageError: a file is absent.
+        ModelError: a file fails, registers nothing, registers an operator that it or another of the files has
+            registered, or gives a rule a name that no operator can have; and, while the rules are used, a rule that
+            fails or gives what is no layout of the results.
     """
     found = UserRules()
-    before = dict(RULES)
-    try:
-        for file in files:
-            _load(file, found)
-        yield found
-        _tell_fault(found)
-    except Exception:
-        _tell_fault(found)
-        raise
-    finally:
-        RULES.clear()
-        RULES.update(before)
+    with temporary_rules():
+        try:
+            for file in dict.fromkeys(files):
+                _load(file, found)
+            yield found
+            _tell_fault(found)
+        except Exception:
+            _tell_fault(found)
+            raise
 
 
 def _tell_fault(found: UserRules) -> None:
@@ -75,7 +77,7 @@ def _load(file: Path, found: UserRules) -> None:
     if not path.is_file():
         seen = "is a directory" if path.is_dir() else "no such file"
         raise UsageError(f"{file}: {seen}", path=file, hint="--rules takes a Python file that registers rules")
-    before = dict(RULES)
+    before, picking = dict(RULES), dict(PICKING_RULES)
     root = path.resolve()
     try:
         with importable(root.parent), foreign_code():
@@ -98,12 +100,15 @@ def _load(file: Path, found: UserRules) -> None:
                 f"{_place(given, file)}: no operator can be named {name!r}", path=file, hint=hint, slug="rule-name"
             )
         RULES[name] = _guarded(name, given, file, found)
+        if name in picking and PICKING_RULES[name] is picking[name]:
+            del PICKING_RULES[name]  # it would be asked first, and the user's rule not at all where it answers
         found.files[name] = file
 
 
 def _guarded(name: str, given: Rule, file: Path, found: UserRules) -> Rule:
     """The rule, with its mistakes told as the user's, and not as a bug of this program."""
 
+    @wraps(given)
     def guarded(op: Op) -> Result:
         found.used.add(name)
         try:

@@ -156,7 +156,6 @@ def spec_summary(check: SoundnessCheck) -> SpecCheck:
         noise_floor=check.noise_floor,
         sizes=tuple(size for size in (check.traced, check.larger) if size is not None),
         weights=check.weights,
-        cached=check.cached,
     )
 
 

@@ -52,7 +52,6 @@ class Soundness:
         silent: there was no output, or all of it was zero, so that nothing was shown.
         sizes: the inputs on which they were tried.
         without_power: groups of which a tensor could be left behind without a visible effect.
-        cached: an earlier run made this verification.
     """
 
     max_relative_error: float
@@ -63,7 +62,6 @@ class Soundness:
     draws: int = 0
     sizes: tuple[str, ...] = ()
     without_power: tuple[str, ...] = ()
-    cached: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,5 +209,4 @@ def _in_short(check: SoundnessCheck) -> Soundness:
         check.draws,
         tuple(size for size in (check.traced, check.larger) if size is not None),
         check.power.groups,
-        check.cached,
     )

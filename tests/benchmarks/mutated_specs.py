@@ -404,7 +404,7 @@ class SeparateEvaluation:
             self._write(self.weights)
             self.calls = self._inputs(example)
             self.base = [self._outputs(call) for call in self.calls]
-        joint = [torch.cat([y.double().abs().flatten(1) for y in place]) for place in self._by_position()]
+        joint = [torch.cat([self._rows(y).abs() for y in place]) for place in self._by_position()]
         self.scales = [
             size.amax(0).clamp_min(max(1e-6 * float(size.max()), 1e-300)) if size.numel() else size for size in joint
         ]
@@ -420,13 +420,17 @@ class SeparateEvaluation:
         worst = 0.0
         for groups in [list(spec.groups)] * SHARED_DRAWS + alone:
             moved = self._moved(spec, {group.name: _shuffled(group.size, rng) for group in groups})
+            if not self._agrees(moved):
+                return float("inf")
             with _double():
-                self._write(moved)
-                for call, base in zip(self.calls, self.base, strict=True):
-                    worst = max(worst, self._change(base, self._outputs(call)))
-                    if worst > LIMIT:
-                        break
-                self._write({key: self.weights[key] for key in moved})
+                try:
+                    self._write(moved)
+                    for call, base in zip(self.calls, self.base, strict=True):
+                        worst = max(worst, self._change(base, self._outputs(call)))
+                        if worst > LIMIT:
+                            break
+                finally:  # a mutant may not fit the shapes, or make the forward pass fail
+                    self._write({key: self.weights[key] for key in moved})
             if worst > LIMIT:
                 break
         return worst
@@ -448,16 +452,24 @@ class SeparateEvaluation:
         for group in sorted(spec.groups, key=lambda group: depth(group.name), reverse=True):
             for site in group.sites if group.name in permutations else ():
                 tensor = moved.get(site.key, self.weights[site.key])
-                for key in self.same[site.key]:
-                    moved[key] = _gathered(tensor, site, permutations[group.name])
+                moved[site.key] = _gathered(tensor, site, permutations[group.name])
         return moved
+
+    def _agrees(self, moved: Mapping[str, Tensor]) -> bool:
+        """Whether all names of every tensor hold the same numbers: a file with both would say two things of it."""
+        return all(
+            moved[key].shape == self.weights[other].shape
+            and torch.equal(moved[key], moved.get(other, self.weights[other]))
+            for key in moved
+            for other in self.same[key]
+        )
 
     def _weight(self, key: str, tensor: Tensor) -> Tensor:
         if not (tensor.is_floating_point() or tensor.is_complex()):
-            return tensor
+            return tensor.clone()  # the slot itself is written to
         normal = torch.randn(tensor.shape, generator=self.generator, dtype=tensor.dtype)
         if tensor.dim() > 1:
-            return normal * (1.5 / prod(tensor.shape[1:])) ** 0.5
+            return normal * float((1.5 / prod(tensor.shape[1:])) ** 0.5)
         if "bias" in key or "mean" in key:
             return 0.2 * normal
         return torch.rand(tensor.shape, generator=self.generator, dtype=torch.float64).add(0.5).to(tensor.dtype)
@@ -476,13 +488,21 @@ class SeparateEvaluation:
             )
         except (RuntimeError, IndexError):
             batched = False
-        return [_stacked(few, rows), _stacked(drawn[len(few) : -(-INPUTS // rows)], rows)] if batched else drawn
+        if not batched:
+            return drawn
+        last = max(len(few) + 1, -(-INPUTS // rows))
+        return [_stacked(few, rows), _stacked(drawn[len(few) : last], rows)]
 
     @torch.no_grad()
     def _outputs(self, call: ExampleInput) -> list[Tensor]:
         torch.manual_seed(0)
         found = self.module(*call.args, **call.kwargs)
         return [torch.view_as_real(leaf) if leaf.is_complex() else leaf for leaf in _tensors(found)]
+
+    @staticmethod
+    def _rows(y: Tensor) -> Tensor:
+        """One row for each place on the first axis, in float64."""
+        return y.double().reshape(len(y), y.numel() // max(len(y), 1))
 
     def _by_position(self) -> Iterator[list[Tensor]]:
         """The reference of every output: rows of a batch, or one row for every call."""
@@ -499,8 +519,8 @@ class SeparateEvaluation:
                 continue
             if not y.is_floating_point() or not torch.equal(y.isfinite(), z.isfinite()):
                 return float("inf")
-            y, z = (t.double() if batched else t.double()[None] for t in (y, z))
-            error = ((y - z).abs().flatten(1) / scale).masked_fill(~y.isfinite().flatten(1), 0.0)
+            rows, others = (self._rows(t if batched else t[None]) for t in (y, z))
+            error = ((rows - others).abs() / scale).masked_fill(~rows.isfinite(), 0.0)
             worst = max(worst, float(error.max()))
         return worst
 
