@@ -17,6 +17,9 @@ from rebasin_cli.spec import PermutationSpec, Site
 Permutations = dict[str, Tensor]
 """Permutation by group name; a group that is absent keeps its order."""
 
+AT_ONCE = 1 << 19
+"""Numbers that a permutation in place holds twice."""
+
 
 def identity(spec: PermutationSpec) -> Permutations:
     """The permutations that change nothing."""
@@ -109,6 +112,21 @@ def permute_tensor(tensor: Tensor, steps: Sequence[Gather]) -> Tensor:
         else:
             merged = tensor.flatten(step.axis, step.axis + step.span - 1)
             tensor = merged.index_select(step.axis, index).reshape(tensor.shape)
+    return tensor
+
+
+def permute_in_place(tensor: Tensor, steps: Sequence[Gather]) -> Tensor:
+    """`permute_tensor`, but a large tensor is permuted where it lies, a part at a time; nobody else may hold it."""
+    if tensor.numel() <= AT_ONCE or not tensor.is_contiguous():
+        return permute_tensor(tensor, steps)
+    for place, step in enumerate(steps):
+        merged = tensor.flatten(step.axis, step.axis + step.span - 1)  # a view
+        if merged.dim() == 1:
+            return permute_tensor(tensor, steps[place:])
+        index = step.index.to(tensor.device)
+        along = 0 if step.axis > 0 else 1
+        for part in torch.split(merged, max(1, merged.shape[along] * AT_ONCE // merged.numel()), along):
+            part.copy_(part.index_select(step.axis, index))
     return tensor
 
 

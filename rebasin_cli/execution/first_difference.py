@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from rebasin_cli.execution.forward import Rounding, State, run
+from rebasin_cli.execution.forward import State, run
 from rebasin_cli.execution.noise import TOLERANCE
+from rebasin_cli.execution.widening import Rounding
 from rebasin_cli.model.example_input import ExampleInput
 from rebasin_cli.trace.outputs import opened
 

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from rebasin_cli.errors import ModelError
-from rebasin_cli.execution.forward import Rounding, run
+from rebasin_cli.execution.forward import run
 from rebasin_cli.execution.noise import TOLERANCE, Comparison, Difference
 from rebasin_cli.execution.sample_inputs import Samples, sample_inputs
+from rebasin_cli.execution.widening import Rounding
 from rebasin_cli.model.example_input import ExampleInput
 
 LARGE = 10_000_000

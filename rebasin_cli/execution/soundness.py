@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from rebasin_cli import permutation
 from rebasin_cli.errors import ModelError
 from rebasin_cli.execution.draws import telling_permutations
-from rebasin_cli.execution.forward import Changed, Rounding, State, run
+from rebasin_cli.execution.forward import Changed, State, run
 from rebasin_cli.execution.noise import TOLERANCE, Comparison
 from rebasin_cli.execution.power import (
     LARGEST,
@@ -35,6 +35,7 @@ from rebasin_cli.execution.power import (
 )
 from rebasin_cli.execution.random_state import RandomState, varied
 from rebasin_cli.execution.sample_inputs import larger_inputs, sample_inputs
+from rebasin_cli.execution.widening import Rounding
 from rebasin_cli.model.example_input import ExampleInput
 from rebasin_cli.model.state import ties
 from rebasin_cli.permutation import Permutations
@@ -58,7 +59,8 @@ class SoundnessCheck:
         seed: of the weights and the permutations.
         draws: how many random permutations of every group were tried.
         traced: the input that was traced.
-        larger: a larger input on which the spec was verified too; None where the model takes none.
+        larger: a larger input on which the spec was verified too; None where there is none.
+        no_larger: why there is none.
         only_traced: the difference in noise floors at the larger input where it is too large there and not at the
             traced one: the groups hold at the traced size only.
         one_step: recurrent modules that ran for a single time step, so that their recurrent weights were never applied
@@ -77,6 +79,7 @@ class SoundnessCheck:
     draws: int
     traced: str
     larger: str | None = None
+    no_larger: str | None = "not asked for"
     only_traced: float | None = None
     one_step: tuple[str, ...] = ()
     power: Power = field(default_factory=partial(Power, unknown="not asked for"))
@@ -145,6 +148,7 @@ class _Check:
         self.lengths: dict[str, int] = {}
         self.own: State | None = None
         self.weights = "random"
+        self.no_larger: str | None = "not asked for"
 
     def choose_weights(self, own: State | None) -> None:
         """Random weights, or the checkpoint's own varied where those give no numbers."""
@@ -187,6 +191,7 @@ class _Check:
             draws=drawn,
             traced=self.example.describe(),
             larger=larger,
+            no_larger=self.no_larger,
             only_traced=excess,
             one_step=tuple(name for name, steps in self.lengths.items() if steps == 1),
             power=weak,
@@ -237,12 +242,13 @@ class _Check:
             return run(self.module, state, example, seed=self.seed, rounding=rounding)
 
     def _moved(self, setting: _Setting, spec: PermutationSpec, permutations: Permutations) -> State:
-        return Changed(
-            setting.state,
-            lambda key, tensor: permutation.permute_tensor(
-                tensor, permutation.gathers(spec, permutations, key, tensor.shape)
-            ),
-        )
+        def move(key: str, tensor: Tensor) -> Tensor:
+            steps = permutation.gathers(spec, permutations, key, tensor.shape)
+            if tensor.is_floating_point():  # made for this reading
+                return permutation.permute_in_place(tensor, steps)
+            return permutation.permute_tensor(tensor, steps)
+
+        return Changed(setting.state, move)
 
     def _compare(self, comparison: Comparison, setting: _Setting, moved: State) -> None:
         """Add what a changed state gives; the setting's own noise floor is measured where the known one does not do."""
@@ -256,17 +262,21 @@ class _Check:
 
     def _at_larger_size(self) -> tuple[str | None, float | None]:
         """The larger input that the model takes, and the difference there in noise floors where it is too large."""
+        self.no_larger = "the model takes no other input size"
         for example in _first(larger_inputs(self.example), MOST_SIZES):
             try:
                 setting = self._setting(self.first.state, example)
-            except (ModelError, MemoryError):
+                if not setting.usable:
+                    continue
+                comparison = Comparison(floors=dict(self.comparison.floors))
+                self._compare(comparison, setting, self._moved(setting, self.spec, self.draws[0]))
+            except ModelError:
                 raise
-            except Exception:
-                continue  # the model does not take this size
-            if not setting.usable:
+            except Exception as error:  # the model does not take this size, or the memory does not
+                if isinstance(error, MemoryError) or "allocate memory" in str(error):
+                    self.no_larger = "no larger input fits in memory"
                 continue
-            comparison = Comparison(floors=dict(self.comparison.floors))
-            self._compare(comparison, setting, self._moved(setting, self.spec, self.draws[0]))
+            self.no_larger = None
             difference = comparison.result()
             return example.describe(), None if difference.within() else difference.floors
         return None, None

@@ -79,8 +79,8 @@ class PhaseClock:
 def spare_limited_memory() -> None:
     """Under a limit on data memory (RLIMIT_DATA), let freed memory go back to the system at once.
 
-    glibc by default keeps what was freed of up to 32 MiB a piece, and leaves gaps in it that large tensors do not fit.
-    Fresh pages are slow, so without a limit it may.
+    glibc by default keeps what was freed of up to 32 MiB a piece, and leaves gaps in it that large tensors do not fit;
+    MKL keeps a buffer of about 10 MB for every kind of product. Fresh pages are slow, so without a limit they may.
     """
     if not data_memory_is_limited():
         return
@@ -89,6 +89,10 @@ def spare_limited_memory() -> None:
         library.mallopt(_TRIM_THRESHOLD, _SPARE)
         library.mallopt(_MMAP_THRESHOLD, _SPARE)
         library.malloc_trim(0)
+    with contextlib.suppress(OSError, AttributeError, KeyError):  # where PyTorch was built without MKL
+        products = ctypes.CDLL(str(Path(str(sys.modules["torch"].__file__)).parent / "lib" / "libtorch_cpu.so"))
+        products.mkl_serv_disable_fast_mm()
+        products.mkl_serv_free_buffers()
 
 
 def release_freed_memory() -> None:

@@ -186,7 +186,7 @@ def warnings_of(soundness: SoundnessCheck) -> tuple[str, ...]:
             "give an input with at least two steps, such as --input 1,2,8 for (batch, time, features)"
         )
     if soundness.larger is None:
-        said.append(f"the model takes no other input size, so the groups were verified at {soundness.traced} only")
+        said.append(f"{soundness.no_larger}, so the groups were verified at {soundness.traced} only")
     unseen = len(soundness.power.groups)
     if unseen:
         counted = "1 group" if unseen == 1 else f"{unseen} groups"

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from rebasin_cli.errors import ModelError
-from rebasin_cli.execution.forward import Changed, Rounding, run
+from rebasin_cli.execution.forward import Changed, run
 from rebasin_cli.execution.random_state import RandomState
+from rebasin_cli.execution.widening import Rounding
 from rebasin_cli.model.example_input import ExampleInput
 from rebasin_cli.model.weightless import without_weights
 
