@@ -1,16 +1,18 @@
 """Whether a check could have failed: for every site of a group, would leaving it behind have been seen?
 
-Let `p` be a random projection of all outputs, each position divided by its own scale (`noise.local_scale`). One
-backward pass gives the gradient `G` of `p` with respect to every tensor `T`. Leaving one site behind changes `T` by
-`D`, and `p` by about `sum(G * D)`. Where every product is far above rounding, the check has power. Where the gradient
-says nothing (a discrete choice, a part computed without gradients, a tensor on which nothing depends), the site is left
-behind indeed, alone or with others by halves, and the outputs are compared.
+Let `p` be a random projection of all outputs, each position divided by its own scale (`noise.local_scale`) and by the
+root of their number. One backward pass gives the gradient `G` of `p` with respect to every tensor `T`. Leaving one site
+behind changes `T` by `D`, and `p` by about `sum(G * D)`. Where one of these products is far above rounding, the check
+has power. Where the gradient says nothing (a discrete choice, a part computed without gradients, a tensor on which
+nothing depends), the site is left behind indeed, together with sites of other groups and then by halves, and the
+outputs are compared.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from math import sqrt
 
 import torch
 from torch import Tensor, nn
@@ -18,12 +20,16 @@ from torch import Tensor, nn
 from rebasin_cli import permutation
 from rebasin_cli.execution.forward import Changed, State, call, carrying
 from rebasin_cli.execution.noise import local_scale
+from rebasin_cli.execution.widening import cast
 from rebasin_cli.model.example_input import ExampleInput
 from rebasin_cli.permutation import Permutations
 from rebasin_cli.spec import AxisGroup, PermutationSpec, Site
 
-CLEAR = 1e-7
-"""Change of one position of the projection, in scales of the outputs, that no rounding of float64 makes."""
+CLEAR = 1e-5
+"""What one number of a tensor must contribute to a change of `p`, which is of order 1, to be no rounding of float32."""
+
+PRECISION = torch.float32
+"""In which gradients are computed: what they do not show clearly is looked at in float64."""
 
 LARGEST = 200_000_000
 """Numbers in the state up to which gradients are taken: they, the weights and the activations must fit in memory."""
@@ -64,21 +70,19 @@ def gradients(
     Raises:
         RuntimeError: the module does not run with gradients.
     """
-    leaves = {key: state[key].detach().double().requires_grad_() for key in keys if state[key].is_floating_point()}
-    parameters = {key: nn.Parameter(leaf.detach()) for key, leaf in leaves.items()}
+    parameters = {key: nn.Parameter(cast(state[key], PRECISION)) for key in keys if state[key].is_floating_point()}
     own = Changed(state, lambda key, tensor: parameters.get(key, tensor))
     generator = torch.Generator().manual_seed(seed)
-    with torch.enable_grad(), carrying(module, own):
-        outputs = call(module, example, seed=seed)
+    with torch.enable_grad(), carrying(module, own, PRECISION):
+        outputs = call(module, example, seed=seed, dtype=PRECISION)
         terms = []
         for output in outputs:
             if output.requires_grad and output.numel():
                 real = torch.view_as_real(output) if output.is_complex() else output
                 finite = torch.isfinite(real.detach())
-                signs = torch.randn(real.shape, generator=generator, dtype=torch.float64) / local_scale(
-                    real.detach().masked_fill(~finite, 0.0).double()
-                )
-                terms.append((real.masked_fill(~finite, 0.0) * signs).sum())
+                scale = local_scale(real.detach().masked_fill(~finite, 0.0).double())
+                signs = torch.randn(real.shape, generator=generator, dtype=torch.float64) / scale / sqrt(real.numel())
+                terms.append((real.masked_fill(~finite, 0.0) * signs.to(real.dtype)).sum())
         wanted = list(parameters)
         if not terms:
             return [output.detach() for output in outputs], {}
@@ -112,7 +116,7 @@ def _shown(group: AxisGroup, site: Site, perm: Tensor, state: State, gradient: d
     moved = (index != torch.arange(len(index))).nonzero().flatten()
     for rows in (moved[:FEW], moved) if len(moved) > FEW else (moved,):  # nearly always a few of them show it
         change = tensor.index_select(site.axis, rows) - tensor.index_select(site.axis, index[rows])
-        if float((slope.index_select(site.axis, rows) * change).abs().sum()) > CLEAR:
+        if float((slope.index_select(site.axis, rows) * change).abs().max()) > CLEAR:
             return True
     return False
 

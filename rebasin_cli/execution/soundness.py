@@ -169,17 +169,22 @@ class _Check:
         perturbed = self._run(self.first.state, self.example, Rounding(self.seed + 2))
         self.comparison.add(self.first.base, perturbed, self.first.base)
         self.draws = telling_permutations(self.spec, self.seed + 1)
-        shared = -(-len(self.draws) // 2) if self.count == 2 else len(self.draws)
+        two = self.count == 2  # then each of the draws is tried in one setting only, the second at a larger size
+        shared = -(-len(self.draws) // 2) if two else len(self.draws)
         settings, drawn = [self.first], self._try(self.first, self.draws[:shared])
-        if self.comparison.result().within():
-            settings += self._other_settings()
-            drawn += self._try(settings[-1], self.draws[shared:])  # two settings share the draws
-        for place, setting in enumerate(settings[1:] if self.count > 2 else ()):
-            drawn += self._try(setting, telling_permutations(self.spec, self.seed + 1001 + 1000 * place))
-        difference = self.comparison.result()
         larger, excess = None, None
-        if sizes and difference.within():
-            larger, excess = self._at_larger_size()
+        if sizes and self.comparison.result().within():
+            if two:
+                larger, excess = self._at_larger_size(self._state(1), self.draws[shared:])
+                drawn += len(self.draws) - shared if larger and excess is None else 0
+            else:
+                larger, excess = self._at_larger_size(self.first.state, self.draws[:1])
+        if self.comparison.result().within() and not (two and larger and excess is None):
+            settings += self._other_settings()
+            for place, setting in enumerate(settings[1:] or settings):
+                own = telling_permutations(self.spec, self.seed + 1001 + 1000 * place)
+                drawn += self._try(setting, self.draws[shared:] if two else own)
+        difference = self.comparison.result()
         weak = Power(unknown="not asked for")
         if power and difference.within():
             weak = self._power(settings)
@@ -192,7 +197,7 @@ class _Check:
             traced=self.example.describe(),
             larger=larger,
             no_larger=self.no_larger,
-            only_traced=excess,
+            only_traced=excess if difference.within() else None,
             one_step=tuple(name for name, steps in self.lengths.items() if steps == 1),
             power=weak,
             weights=self.weights,
@@ -260,16 +265,17 @@ class _Check:
             perturbed = self._run(setting.state, setting.example, Rounding(self.seed + 2))
         comparison.add(setting.base, perturbed, found)
 
-    def _at_larger_size(self) -> tuple[str | None, float | None]:
+    def _at_larger_size(self, state: State, draws: Sequence[Permutations]) -> tuple[str | None, float | None]:
         """The larger input that the model takes, and the difference there in noise floors where it is too large."""
         self.no_larger = "the model takes no other input size"
         for example in _first(larger_inputs(self.example), MOST_SIZES):
+            comparison = Comparison(floors=dict(self.comparison.floors))
             try:
-                setting = self._setting(self.first.state, example)
+                setting = self._setting(state, example)
                 if not setting.usable:
                     continue
-                comparison = Comparison(floors=dict(self.comparison.floors))
-                self._compare(comparison, setting, self._moved(setting, self.spec, self.draws[0]))
+                for permutations in draws:
+                    self._compare(comparison, setting, self._moved(setting, self.spec, permutations))
             except ModelError:
                 raise
             except Exception as error:  # the model does not take this size, or the memory does not

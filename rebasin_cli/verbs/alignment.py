@@ -222,7 +222,7 @@ class Alignment:
         else:
             prove_closer(self.before, self.after)
         check = prove_same_function(
-            subject.factory.build_weightless,
+            subject.weightless,
             self.understood.example,
             self.pair.b,
             permuted,

@@ -97,7 +97,7 @@ def verify_spec(
         return kept
     try:
         check = verify_by_execution(
-            subject.factory.build_weightless,
+            subject.weightless,
             understood.example,
             understood.spec,
             seed,

@@ -61,6 +61,10 @@ class Subject:
         """Number of parameter elements, tied ones counted once."""
         return sum(prod(self.shapes[key]) for key in self.parameters)
 
+    def weightless(self) -> nn.Module:
+        """The module, for code that runs it on weights of its own and leaves it as it was."""
+        return self.module
+
 
 def open_subject(choice: ModelChoice, file_shapes: Mapping[str, tuple[int, ...]] | None = None) -> Subject:
     """Build the model without weights, with the class count of the checkpoint whose shapes are given.
