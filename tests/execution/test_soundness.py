@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from rebasin_cli.errors import ModelError
 from rebasin_cli.execution.draws import derangement, telling_permutations
 from rebasin_cli.execution.soundness import verify_by_execution
 from rebasin_cli.model.example_input import ExampleInput
@@ -239,3 +241,71 @@ class Mirrored(nn.Module):
 def test_a_claim_that_holds_for_a_subgroup_only_is_refused(size: int, seed: int) -> None:
     spec = spec_of(("one", size, [("one.weight", 0), ("one.bias", 0), ("two.weight", 1)]))
     assert not verify_by_execution(lambda: Mirrored(size), VECTORS, spec, seed).ok
+
+
+class Maker(nn.Module):
+    """A weight made by another network from one row of input, so that a ReLU is easily dead in it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.maker, self.last = nn.Linear(2, 5), nn.Linear(5, 12), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor, about: Tensor) -> Tensor:
+        weight = self.maker(torch.relu(self.first(about))).view(4, 3)
+        return self.last(torch.relu(x @ weight.t()))
+
+
+@pytest.mark.parametrize("pair", [(2, 4), (0, 1), (1, 3), (0, 4)])
+def test_units_that_are_dead_on_one_input_do_not_hide_a_claim(pair: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    example = ExampleInput((torch.randn(6, 3), torch.randn(2)))
+    order = list(range(5))
+    order[pair[0]], order[pair[1]] = pair[1], pair[0]
+    right = [("first.weight", 0), ("first.bias", 0), ("maker.weight", 1)]
+    assert verify_by_execution(Maker, example, spec_of(("first", 5, right))).ok
+    exchanged = Site("first.bias", 0, positions=tuple((place,) for place in order))
+    wrong = AxisGroup("first", 5, (Site("first.weight", 0), exchanged, Site("maker.weight", 1)))
+    for seed in range(5):
+        assert not verify_by_execution(Maker, example, PermutationSpec((wrong,)), seed).ok
+
+
+def test_names_of_one_tensor_must_move_alike() -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table, self.head = nn.Embedding(7, 4), nn.Linear(4, 7, bias=False)
+            self.head.weight = self.table.weight
+
+        def forward(self, ids: Tensor) -> Tensor:
+            return self.head(self.table(ids))
+
+    example = ExampleInput((torch.tensor([[1, 2, 3]]),))
+    both = spec_of(("stream", 4, [("table.weight", 1), ("head.weight", 1)]))
+    assert verify_by_execution(Tied, example, both).ok
+    with pytest.raises(ModelError, match=r"head\.weight and table\.weight are one tensor"):
+        verify_by_execution(Tied, example, spec_of(("stream", 4, [("table.weight", 1)])))
+
+
+class Opaque(torch.autograd.Function):
+    """Computes without giving gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.sign() * (x.abs() - 0.1).clamp(min=0)
+
+
+def test_power_without_gradients_is_found_by_leaving_behind() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last, self.unused = nn.Linear(5, 12), nn.Linear(12, 3), nn.Linear(12, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            hidden = Opaque.apply(self.first(x))
+            return self.last(hidden) + 0.0 * self.unused(hidden)
+
+    sites = [("first.weight", 0), ("first.bias", 0), ("last.weight", 1), ("unused.weight", 1)]
+    check = verify_by_execution(Net, VECTORS, spec_of(("first", 12, sites)), power=True)
+    assert check.ok
+    assert check.power.unseen == (("first", "unused.weight"),)
+    assert check.power.unknown is None

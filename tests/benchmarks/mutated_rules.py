@@ -1,0 +1,259 @@
+"""Do the tests notice a rule that leaves a relation out? Each rule of `symmetry/rules` is weakened in turn.
+
+    python -m tests.benchmarks.mutated_rules [--only PATTERN] [--tests PATHS] [--most 40] [--json FILE]
+
+A *place* is a line of a file in `symmetry/rules` from which relations of one kind are said: that positions move alike
+(`same`), that they follow others (`child`), that they stay within a class (`within`), that they keep their order
+(`held`); and a rule whose result has fixed dimensions (`fixed`). First the tests run once, and for every place it is
+noted which tests reach it. Then, for one place after the other, nothing is said from there, and the tests that reach it
+run, shortest first, until one fails. A place that no test notices is listed.
+
+Every run is a process forked from one that has imported everything, with one thread.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rebasin_cli.symmetry import registry
+from rebasin_cli.symmetry.positions import Layout
+from rebasin_cli.symmetry.registry import PICKING_RULES, RULES, Op
+from rebasin_cli.symmetry.relations import Relations
+
+ROOT = Path(__file__).resolve().parents[2]
+RULE_FILES = str(ROOT / "rebasin_cli" / "symmetry" / "rules") + os.sep
+TESTS = ("tests/symmetry", "tests/execution/test_soundness.py", "tests/coverage/test_ledger.py")
+SECONDS = 120
+"""Spent on one place at most; a test that does not end counts as failed."""
+
+Place = tuple[str, int, str]
+"""File name, line, kind of relation."""
+
+KINDS = {"link": "same", "same": "same", "function": "child", "finer": "child", "colour": "within", "pin": "held"}
+
+
+class Watch:
+    """Knows from which place of the rules a relation comes, notes it, and drops it where asked."""
+
+    def __init__(self) -> None:
+        self.dropped: Place | None = None
+        self.test = ""
+        self.reached: dict[Place, set[str]] = {}
+        self.spent: dict[str, float] = {}
+
+    def drops(self, kind: str) -> bool:
+        """Whether what is said now, of this kind, is left out; notes who said it."""
+        place = _line_of_a_rule(kind)
+        if place is None:
+            return False
+        if self.dropped is None:
+            self.reached.setdefault(place, set()).add(self.test)
+        return place == self.dropped
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_protocol(self, item: pytest.Item) -> Any:
+        self.test = item.nodeid
+        began = time.perf_counter()
+        try:
+            return (yield)
+        finally:
+            self.spent[item.nodeid] = time.perf_counter() - began
+
+
+def _line_of_a_rule(kind: str) -> Place | None:
+    frame = sys._getframe(2)
+    while frame is not None:
+        name = frame.f_code.co_filename
+        if name.startswith(RULE_FILES):
+            return Path(name).name, frame.f_lineno, kind
+        frame = frame.f_back  # type: ignore[assignment]
+    return None
+
+
+@contextmanager
+def watched(watch: Watch) -> Iterator[None]:
+    """Relations are said through `watch` within this context."""
+    originals: list[tuple[Any, str, Any]] = []
+
+    def put(owner: Any, name: str, made: Any) -> None:
+        originals.append((owner, name, getattr(owner, name)))
+        setattr(owner, name, made)
+
+    def silent(name: str, kind: str) -> Callable[..., None]:
+        original = getattr(Relations, name)
+
+        def said(self: Relations, *args: Any) -> None:
+            if not watch.drops(kind):
+                original(self, *args)
+
+        return said
+
+    for name, kind in KINDS.items():
+        put(Relations, name, silent(name, kind))
+    put(Relations, "hold_axis", silent("hold_axis", "held"))
+    hold_dims = registry.hold_dims
+
+    def held(relations: Relations, layout: Layout, dims: Any, reason: str) -> Layout:
+        if not watch.drops("held"):
+            return hold_dims(relations, layout, dims, reason)
+        return relations.released(layout)
+
+    for module in list(sys.modules.values()):
+        if (
+            getattr(module, "__name__", "").startswith("rebasin_cli.symmetry")
+            and getattr(module, "hold_dims", None) is hold_dims
+        ):
+            put(module, "hold_dims", held)
+    for table in (RULES, PICKING_RULES):
+        for name, rule in list(table.items()):
+            put_in(table, name, _freed(rule, watch), originals)
+    try:
+        yield
+    finally:
+        for owner, name, original in reversed(originals):
+            if isinstance(owner, dict):
+                owner[name] = original
+            else:
+                setattr(owner, name, original)
+
+
+def put_in(table: dict[str, Any], name: str, made: Any, originals: list[tuple[Any, str, Any]]) -> None:
+    originals.append((table, name, table[name]))
+    table[name] = made
+
+
+def _freed(rule: Any, watch: Watch) -> Any:
+    """The rule; where its result is the place, dimensions that it fixes are free instead."""
+    file, line = Path(rule.__code__.co_filename).name, rule.__code__.co_firstlineno
+
+    def weakened(op: Op) -> Any:
+        found = rule(op)
+        if not rule.__code__.co_filename.startswith(RULE_FILES):
+            return found
+        given = {factor for name in op.call.arguments for factor in _fixed_of(op, name)}
+        place = (file, line, "fixed")
+        layouts = found if isinstance(found, list) else [found]
+        if not any(isinstance(layout, Layout) and layout.fixed.keys() - given for layout in layouts):
+            return found
+        if watch.dropped is None:
+            watch.reached.setdefault(place, set()).add(watch.test)
+        if watch.dropped != place:
+            return found
+        loose = [
+            replace(layout, fixed={factor: why for factor, why in layout.fixed.items() if factor in given})
+            if isinstance(layout, Layout)
+            else layout
+            for layout in layouts
+        ]
+        return loose if isinstance(found, list) else loose[0]
+
+    return weakened
+
+
+def _fixed_of(op: Op, name: str) -> set[Any]:
+    try:
+        layout = op.layout(name)
+    except Exception:  # no tensor
+        return set()
+    return set(layout.fixed)
+
+
+def in_a_fork(work: Callable[[], Any], seconds: float) -> Any:
+    """What `work` gives in a forked process, as JSON; None where it does not end."""
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(read)
+        quiet = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(quiet, 1)
+        os.dup2(quiet, 2)
+        try:
+            with os.fdopen(write, "w") as pipe:
+                json.dump(work(), pipe)
+        finally:
+            os._exit(0)
+    os.close(write)
+    os.set_blocking(read, False)
+    ends, text = time.monotonic() + seconds, b""
+    while time.monotonic() < ends:
+        try:
+            piece = os.read(read, 1 << 16)
+        except BlockingIOError:
+            time.sleep(0.02)
+            continue
+        if not piece:
+            break
+        text += piece
+    else:
+        os.kill(child, 9)
+    os.close(read)
+    os.waitpid(child, 0)
+    return json.loads(text) if text else None
+
+
+def run_tests(watch: Watch, tests: list[str], *more: str) -> int:
+    with watched(watch):
+        return int(pytest.main(["-q", "-n0", "-p", "no:randomly", *more, *tests], plugins=[watch]))
+
+
+def record(tests: list[str]) -> tuple[dict[Place, set[str]], dict[str, float]]:
+    """Which tests reach each place, and what each test takes in seconds."""
+
+    def work() -> Any:
+        watch = Watch()
+        run_tests(watch, tests)
+        return [[list(place), sorted(names)] for place, names in watch.reached.items()], watch.spent
+
+    reached, spent = in_a_fork(work, 3600.0)
+    return {(place[0], place[1], place[2]): set(names) for place, names in reached}, spent
+
+
+def noticed(place: Place, tests: list[str]) -> bool:
+    """Whether one of these tests fails when nothing is said from this place."""
+
+    def work() -> Any:
+        watch = Watch()
+        watch.dropped = place
+        return run_tests(watch, tests, "-x")
+
+    code = in_a_fork(work, SECONDS)
+    return code is None or code == 1
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default="*", help="a pattern of rule files")
+    parser.add_argument("--tests", nargs="*", default=list(TESTS))
+    parser.add_argument("--most", type=int, default=40, help="tests that are tried for one place")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    os.chdir(ROOT)
+    os.environ["OMP_NUM_THREADS"] = "1"
+    reached, spent = record(options.tests)
+    places = sorted(place for place in reached if fnmatchcase(place[0], options.only))
+    missed: list[Place] = []
+    for place in places:
+        tests = sorted((test for test in reached[place] if test), key=lambda test: spent.get(test, 0.0))
+        if not noticed(place, tests[: options.most]):
+            missed.append(place)
+            print(f"not noticed: {place[0]}:{place[1]} {place[2]} ({len(tests)} tests reach it)", flush=True)
+    found = len(places) - len(missed)
+    print(f"{found} of {len(places)} relations left out are noticed ({100 * found / max(len(places), 1):.1f} %)")
+    if options.json:
+        options.json.write_text(json.dumps({"places": places, "missed": missed}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
