@@ -27,7 +27,7 @@ from rebasin_cli.model.example_input import ExampleInput
 from rebasin_cli.spec import PermutationSpec
 from rebasin_cli.trace.graph import Trace
 
-FORMAT = 1
+FORMAT = 2
 
 
 def cache_directory() -> Path:

@@ -28,8 +28,8 @@ from rebasin_cli.spec import AxisGroup, PermutationSpec, Site
 CLEAR = 1e-5
 """What one number of a tensor must contribute to a change of `p`, which is of order 1, to be no rounding of float32."""
 
-PRECISION = torch.float32
-"""In which gradients are computed: what they do not show clearly is looked at in float64."""
+PRECISIONS = (torch.float32, torch.float64)
+"""In which gradients are computed, the cheaper first: a model that insists on float64 does not run in the other."""
 
 LARGEST = 200_000_000
 """Numbers in the state up to which gradients are taken: they, the weights and the activations must fit in memory."""
@@ -63,18 +63,18 @@ class Power:
 
 
 def gradients(
-    module: nn.Module, state: State, example: ExampleInput, keys: Sequence[str], seed: int
+    module: nn.Module, state: State, example: ExampleInput, keys: Sequence[str], seed: int, dtype: torch.dtype
 ) -> tuple[list[Tensor], dict[str, Tensor]]:
     """The outputs, and the gradient of their random projection with respect to the tensors named.
 
     Raises:
         RuntimeError: the module does not run with gradients.
     """
-    parameters = {key: nn.Parameter(cast(state[key], PRECISION)) for key in keys if state[key].is_floating_point()}
+    parameters = {key: nn.Parameter(cast(state[key], dtype)) for key in keys if state[key].is_floating_point()}
     own = Changed(state, lambda key, tensor: parameters.get(key, tensor))
     generator = torch.Generator().manual_seed(seed)
-    with torch.enable_grad(), carrying(module, own, PRECISION):
-        outputs = call(module, example, seed=seed, dtype=PRECISION)
+    with torch.enable_grad(), carrying(module, own, dtype):
+        outputs = call(module, example, seed=seed, dtype=dtype)
         terms = []
         for output in outputs:
             if output.requires_grad and output.numel():

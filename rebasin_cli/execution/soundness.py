@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import product
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ from rebasin_cli.execution.forward import Changed, State, run
 from rebasin_cli.execution.noise import TOLERANCE, Comparison
 from rebasin_cli.execution.power import (
     LARGEST,
+    PRECISIONS,
     Member,
     Power,
     confirm_unseen,
@@ -294,10 +296,10 @@ class _Check:
         keys = [key for key in self.spec.sites_by_key if key in state]
         trained = {name for name, _ in self.module.named_parameters(remove_duplicate=False)}
         slopes: dict[str, Tensor] = {}
-        for chosen in (keys, [key for key in keys if key in trained]):
+        for dtype, chosen in product(PRECISIONS, (keys, [key for key in keys if key in trained])):
             try:
                 with _composite_batch_norm():
-                    slopes = gradients(self.module, state, self.example, chosen, self.seed)[1]
+                    slopes = gradients(self.module, state, self.example, chosen, self.seed, dtype)[1]
                 break
             except (RuntimeError, NotImplementedError, TypeError, ValueError) as error:
                 if "allocate memory" in str(error):

@@ -192,7 +192,7 @@ def _product_with_bias(wide: Wide, bias: Tensor, left: Tensor, right: Tensor) ->
 
 
 def _rows(wide: Wide, table: Tensor, index: Tensor, *rest: Any) -> Tensor:
-    return wide.weight(_ATEN.embedding.default(table, index, *rest))
+    return cast(_ATEN.embedding.default(table, index, *rest), wide.dtype)
 
 
 _PIECEWISE: dict[OpOverload, Callable[..., Tensor]] = {

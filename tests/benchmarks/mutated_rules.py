@@ -2,11 +2,15 @@
 
     python -m tests.benchmarks.mutated_rules [--only PATTERN] [--tests PATHS] [--most 40] [--json FILE]
 
-A *place* is a line of a file in `symmetry/rules` from which relations of one kind are said: that positions move alike
-(`same`), that they follow others (`child`), that they stay within a class (`within`), that they keep their order
-(`held`); and a rule whose result has fixed dimensions (`fixed`). First the tests run once, and for every place it is
-noted which tests reach it. Then, for one place after the other, nothing is said from there, and the tests that reach it
-run, shortest first, until one fails. A place that no test notices is listed.
+A *place* is a line of a file in `symmetry/rules` and one kind of what is said from there:
+
+- `operand N`: that the dimensions of one operand of a combination run together with those of the others;
+- `same`, `child`, `within`: that positions move alike, follow others, stay within a class (said outside combinations);
+- `held`: that positions or dimensions keep their order; `fixed`: dimensions that a rule's result has fixed.
+
+What changes nothing, because it was said before, is no place. First the tests run once, and for every place it is noted
+which tests reach it. Then, for one place after the other, nothing is said from there, and the tests that reach it run,
+shortest first, until one fails. A place that no test notices is listed.
 
 Every run is a process forked from one that has imported everything, with one thread.
 """
@@ -18,7 +22,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from fnmatch import fnmatchcase
@@ -27,7 +31,8 @@ from typing import Any
 
 import pytest
 
-from rebasin_cli.symmetry import registry
+from rebasin_cli.symmetry import algebra, registry
+from rebasin_cli.symmetry.algebra import Operand
 from rebasin_cli.symmetry.positions import Layout
 from rebasin_cli.symmetry.registry import PICKING_RULES, RULES, Op
 from rebasin_cli.symmetry.relations import Relations
@@ -41,7 +46,10 @@ SECONDS = 120
 Place = tuple[str, int, str]
 """File name, line, kind of relation."""
 
-KINDS = {"link": "same", "same": "same", "function": "child", "finer": "child", "colour": "within", "pin": "held"}
+KINDS = {
+    "link": "same", "same": "same", "function": "child", "finer": "child", "colour": "within", "pin": "held",
+    "hold_axis": "held",
+}  # fmt: skip
 
 
 class Watch:
@@ -52,15 +60,17 @@ class Watch:
         self.test = ""
         self.reached: dict[Place, set[str]] = {}
         self.spent: dict[str, float] = {}
+        self.combining = 0
 
     def drops(self, kind: str) -> bool:
-        """Whether what is said now, of this kind, is left out; notes who said it."""
-        place = _line_of_a_rule(kind)
-        if place is None:
-            return False
-        if self.dropped is None:
+        """Whether what is said now, of this kind, is left out."""
+        return self.dropped is not None and _line_of_a_rule(kind) == self.dropped
+
+    def note(self, kind: str) -> None:
+        """Something of this kind was said, and it was new."""
+        place = _line_of_a_rule(kind) if self.dropped is None else None
+        if place is not None:
             self.reached.setdefault(place, set()).add(self.test)
-        return place == self.dropped
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Any:
@@ -70,6 +80,14 @@ class Watch:
             return (yield)
         finally:
             self.spent[item.nodeid] = time.perf_counter() - began
+
+
+def _amount(relations: Relations) -> tuple[int, ...]:
+    """How much has been said: what is said again adds nothing."""
+    said = relations.links, relations.functions, relations.colours, relations.claims
+    pinned = {array.tobytes() for array, _ in relations.pins}
+    held = sum(len(axes) for axes in relations.held.values())
+    return (*(len(found) for found in said), len(pinned), held, relations.size)
 
 
 def _line_of_a_rule(kind: str) -> Place | None:
@@ -95,27 +113,50 @@ def watched(watch: Watch) -> Iterator[None]:
         original = getattr(Relations, name)
 
         def said(self: Relations, *args: Any) -> None:
-            if not watch.drops(kind):
+            if watch.combining and kind in ("same", "child"):
                 original(self, *args)
+            elif not watch.drops(kind):
+                before = _amount(self)
+                original(self, *args)
+                if _amount(self) != before:
+                    watch.note(kind)
 
         return said
 
     for name, kind in KINDS.items():
         put(Relations, name, silent(name, kind))
-    put(Relations, "hold_axis", silent("hold_axis", "held"))
-    hold_dims = registry.hold_dims
+    hold_dims, combine = registry.hold_dims, algebra.combine
 
     def held(relations: Relations, layout: Layout, dims: Any, reason: str) -> Layout:
-        if not watch.drops("held"):
-            return hold_dims(relations, layout, dims, reason)
-        return relations.released(layout)
+        if watch.drops("held"):
+            return relations.released(layout)
+        if any(factor not in layout.fixed for place in dims for factor in layout.dims[place]):
+            watch.note("held")
+        return hold_dims(relations, layout, dims, reason)
 
-    for module in list(sys.modules.values()):
-        if (
-            getattr(module, "__name__", "").startswith("rebasin_cli.symmetry")
-            and getattr(module, "hold_dims", None) is hold_dims
-        ):
-            put(module, "hold_dims", held)
+    def combined(relations: Relations, operands: Sequence[Operand], result: Sequence[Hashable]) -> Layout:
+        given = [(layout, list(labels)) for layout, labels in operands]
+        for number, (layout, labels) in enumerate(given):
+            elsewhere = {
+                label
+                for other, (partner, names) in enumerate(given)
+                for label, dim in zip(names, partner.dims, strict=True)
+                if other != number and dim
+            }
+            if any(label in elsewhere and dim for label, dim in zip(labels, layout.dims, strict=True)):
+                watch.note(f"operand {number}")
+                if watch.drops(f"operand {number}"):
+                    given[number] = (layout, [(number, label) if label in elsewhere else label for label in labels])
+        watch.combining += 1
+        try:
+            return combine(relations, given, list(result))
+        finally:
+            watch.combining -= 1
+
+    for module in [module for name, module in sys.modules.items() if name.startswith("rebasin_cli.symmetry")]:
+        for name, own, made in (("hold_dims", hold_dims, held), ("combine", combine, combined)):
+            if getattr(module, name, None) is own:
+                put(module, name, made)
     for table in (RULES, PICKING_RULES):
         for name, rule in list(table.items()):
             put_in(table, name, _freed(rule, watch), originals)
@@ -198,6 +239,7 @@ def in_a_fork(work: Callable[[], Any], seconds: float) -> Any:
         text += piece
     else:
         os.kill(child, 9)
+        text = b""
     os.close(read)
     os.waitpid(child, 0)
     return json.loads(text) if text else None

@@ -309,3 +309,36 @@ def test_power_without_gradients_is_found_by_leaving_behind() -> None:
     assert check.ok
     assert check.power.unseen == (("first", "unused.weight"),)
     assert check.power.unknown is None
+
+
+def test_power_is_found_where_a_model_insists_on_float64() -> None:
+    """More tensors than may be tried one by one, so that only gradients can tell."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.blocks = nn.ModuleList(
+                nn.Sequential(nn.Linear(6, 9), nn.Tanh(), nn.Linear(9, 6)) for _ in range(25)
+            ).double()
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = torch.ones(6, dtype=torch.float64) * x
+            for block in self.blocks:
+                x = x + block(x)
+            return x
+
+    spec = spec_of(
+        *(
+            (
+                f"{place}",
+                9,
+                [(f"blocks.{place}.0.weight", 0), (f"blocks.{place}.0.bias", 0), (f"blocks.{place}.2.weight", 1)],
+            )
+            for place in range(25)
+        )
+    )
+    example = ExampleInput((torch.randn(3, 6, dtype=torch.float64),))
+    check = verify_by_execution(Net, example, spec, power=True)
+    assert check.ok
+    assert check.power.unseen == ()
+    assert check.power.unknown is None
