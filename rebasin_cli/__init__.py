@@ -6,9 +6,7 @@ Names are imported when first asked for, so `import rebasin_cli` itself costs no
 
 from __future__ import annotations
 
-import sys
 from importlib import import_module
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
@@ -61,18 +59,3 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *_HOMES})
-
-
-class _Package(ModuleType):
-    """Keeps `rebasin_cli.trace` the function, although importing the room `rebasin_cli.trace` would put it there.
-
-    The import system stores a submodule under its name in the package; the room is reached by `from rebasin_cli.trace
-    import …` all the same, which does not look there.
-    """
-
-    def __setattr__(self, name: str, value: object) -> None:
-        if not (isinstance(value, ModuleType) and name in _HOMES):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package

@@ -20,7 +20,7 @@ LEVELS = (
     {"matching", "interpolation", "task_vectors"},
     {"execution"},
     {"symmetry"},
-    {"permutation", "trace", "data"},
+    {"permutation", "tracing", "data"},
     {"spec", "checkpoint", "model"},
     {"errors"},
 )
@@ -98,9 +98,9 @@ def test_a_package_is_imported_only_where_it_belongs(package: str, allowed: tupl
 
 def test_dispatch_modes_have_one_base_and_live_in_two_places() -> None:
     texts = {str(path.relative_to(PACKAGE)): path.read_text("utf-8") for path in modules()}
-    assert {name for name, text in texts.items() if "(TorchDispatchMode)" in text} == {"trace/operations.py"}
+    assert {name for name, text in texts.items() if "(TorchDispatchMode)" in text} == {"tracing/operations.py"}
     users = {name for name, text in texts.items() if "(Operations):" in text}
-    assert {name for name in users if not name.startswith("trace/")} == {"execution/widening.py"}
+    assert {name for name in users if not name.startswith("tracing/")} == {"execution/widening.py"}
 
 
 def test_files_stay_short() -> None:
@@ -131,7 +131,7 @@ def test_torch_is_not_imported_before_a_verb_works(statement: str) -> None:
 
 def test_public_names_are_what_they_say() -> None:
     check = (
-        "import rebasin_cli, rebasin_cli.trace.graph, types\n"
+        "import rebasin_cli, rebasin_cli.tracing.graph, types\n"
         "for name in rebasin_cli._HOMES: assert not isinstance(getattr(rebasin_cli, name), types.ModuleType), name"
     )
     done = subprocess.run([sys.executable, "-c", check], cwd=ROOT, capture_output=True, text=True, timeout=60)

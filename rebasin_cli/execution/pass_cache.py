@@ -25,7 +25,7 @@ from rebasin_cli.execution.power import Power
 from rebasin_cli.execution.soundness import SoundnessCheck
 from rebasin_cli.model.example_input import ExampleInput
 from rebasin_cli.spec import PermutationSpec
-from rebasin_cli.trace.graph import Trace
+from rebasin_cli.tracing.graph import Trace
 
 FORMAT = 2
 

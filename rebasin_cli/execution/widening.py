@@ -14,7 +14,7 @@ from torch import Tensor
 from torch._ops import OpOverload
 from torch.utils._pytree import tree_map, tree_map_only
 
-from rebasin_cli.trace.operations import Operations
+from rebasin_cli.tracing.operations import Operations
 
 LARGE = 1 << 19
 """Numbers above which a weight is widened in pieces of about this size (4 MB of float64)."""

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from rebasin_cli.spec import AxisGroup, PermutationSpec, Site
-from rebasin_cli.trace.capture import Tap
+from rebasin_cli.tracing.capture import Tap
 
 PREFIX = "activations at operation "
 

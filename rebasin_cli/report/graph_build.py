@@ -12,7 +12,7 @@ from rebasin_cli.report.graph_model import Edge, Graph, Node, ShownGroup
 from rebasin_cli.report.graph_sides import Names, Sides
 from rebasin_cli.report.text import counted
 from rebasin_cli.spec import PermutationSpec
-from rebasin_cli.trace.graph import Trace
+from rebasin_cli.tracing.graph import Trace
 
 CONTAINERS = ("ModuleDict", "ModuleList", "Sequential")
 """Types that hold others and are no block of their own."""

@@ -23,7 +23,7 @@ from rebasin_cli.symmetry.rules.picking import carried, pin_told
 from rebasin_cli.symmetry.rules.pointwise import is_pointwise, pointwise
 from rebasin_cli.symmetry.segments import Cut, find_cuts
 from rebasin_cli.symmetry.solver import Closure, solve
-from rebasin_cli.trace.graph import Call, Trace
+from rebasin_cli.tracing.graph import Call, Trace
 
 INPUT = "the model's input keeps its order"
 OUTPUT = "the model's output keeps its order"

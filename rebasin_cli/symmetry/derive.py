@@ -23,9 +23,9 @@ from rebasin_cli.symmetry.readout import FibreSite, Readout
 from rebasin_cli.symmetry.relations import Relations
 from rebasin_cli.symmetry.solver import Closure
 from rebasin_cli.symmetry.taps import choose_taps
-from rebasin_cli.trace.capture import Tap
-from rebasin_cli.trace.collector import collector_paused
-from rebasin_cli.trace.graph import Trace
+from rebasin_cli.tracing.capture import Tap
+from rebasin_cli.tracing.collector import collector_paused
+from rebasin_cli.tracing.graph import Trace
 
 OVERWRITTEN = "the model does not read these numbers: they are overwritten, or give a shape only"
 ALONE = "the order of these numbers does not matter, and nothing else moves with them"

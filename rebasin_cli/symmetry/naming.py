@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from rebasin_cli.trace.graph import Trace
+from rebasin_cli.tracing.graph import Trace
 
 if TYPE_CHECKING:
     from rebasin_cli.symmetry.readout import FibreSite

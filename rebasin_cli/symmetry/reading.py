@@ -14,7 +14,7 @@ import numpy as np
 
 from rebasin_cli.symmetry.positions import Block, Ids, Layout, Leaf
 from rebasin_cli.symmetry.relations import Relations
-from rebasin_cli.trace.graph import SCATTER, Call, Trace, refs_in
+from rebasin_cli.tracing.graph import SCATTER, Call, Trace, refs_in
 
 _VIEWS = (
     "_reshape_alias", "_unsafe_view", "alias", "chunk", "contiguous", "detach", "expand", "flatten", "lift_fresh",

@@ -26,7 +26,7 @@ from rebasin_cli.symmetry.positions import (
     uniform_layout,
 )
 from rebasin_cli.symmetry.relations import Relations
-from rebasin_cli.trace.graph import Call, Ref
+from rebasin_cli.tracing.graph import Call, Ref
 
 DIFFERS = "a constant of the model differs along this axis"
 MOST_ALIKE = 4096

@@ -22,7 +22,7 @@ from rebasin_cli.symmetry.positions import Layout, Leaf, free_layout
 from rebasin_cli.symmetry.readout import FibreSite, Readout
 from rebasin_cli.symmetry.relations import Relations
 from rebasin_cli.symmetry.solver import Closure
-from rebasin_cli.trace.graph import Call, Ref, Trace
+from rebasin_cli.tracing.graph import Call, Ref, Trace
 
 MOST_PIECES = 1024
 """Largest number of pieces that a parameter is cut into."""

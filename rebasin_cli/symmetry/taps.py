@@ -11,8 +11,8 @@ from rebasin_cli.symmetry.positions import Layout, Picked
 from rebasin_cli.symmetry.readout import FibreSite, Readout
 from rebasin_cli.symmetry.relations import Relations
 from rebasin_cli.symmetry.solver import Closure
-from rebasin_cli.trace.capture import Tap, counts
-from rebasin_cli.trace.graph import Ref, Trace
+from rebasin_cli.tracing.capture import Tap, counts
+from rebasin_cli.tracing.graph import Ref, Trace
 
 CONTRACTIONS = frozenset(
     f"aten.{name}" for name in ("addmm", "baddbmm", "bmm", "convolution", "linear", "mm", "native_layer_norm")

@@ -18,7 +18,7 @@ from rebasin_cli.matching.activation_statistics import correlations
 from rebasin_cli.model.example_input import ExampleInput
 from rebasin_cli.model.state import load_state
 from rebasin_cli.permutation import Permutations, identity
-from rebasin_cli.trace.capture import called_operations
+from rebasin_cli.tracing.capture import called_operations
 from rebasin_cli.verbs.pair import Pair
 from rebasin_cli.verbs.synthetic_inputs import is_image, natural_noise, white_noise
 from rebasin_cli.verbs.understanding import Understanding

@@ -13,7 +13,7 @@ from rebasin_cli.model.state import load_state, parameter_keys, state_tensors
 from rebasin_cli.permutation import apply
 from rebasin_cli.spec import PermutationSpec
 from rebasin_cli.symmetry.derive import derive
-from rebasin_cli.trace.tracer import trace_model
+from rebasin_cli.tracing.tracer import trace_model
 
 
 class PermutationCoordinateDescent:

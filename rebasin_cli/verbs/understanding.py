@@ -15,8 +15,8 @@ from rebasin_cli.spec import AxisGroup, PermutationSpec, PinnedAxis
 from rebasin_cli.symmetry.analysis import ASKED
 from rebasin_cli.symmetry.derive import Derivation, derive
 from rebasin_cli.symmetry.user_rules import user_rules
-from rebasin_cli.trace.graph import Trace
-from rebasin_cli.trace.tracer import trace_model
+from rebasin_cli.tracing.graph import Trace
+from rebasin_cli.tracing.tracer import trace_model
 from rebasin_cli.verbs.subject import ModelChoice, Subject, example_for
 
 

@@ -72,7 +72,7 @@ def wide() -> tuple[Any, Tensors, Tensors]:
 def zoo(name: str) -> tuple[Any, Tensors, Tensors]:
     from rebasin_cli.model.factory import load_factory
     from rebasin_cli.symmetry.derive import derive
-    from rebasin_cli.trace.tracer import trace_model
+    from rebasin_cli.tracing.tracer import trace_model
 
     factory = load_factory(name)
     module = factory.build_weightless()

@@ -23,7 +23,7 @@ from rebasin_cli.model.example_input import ExampleInput
 from rebasin_cli.permutation import apply, random
 from rebasin_cli.spec import PermutationSpec
 from rebasin_cli.symmetry.derive import derive
-from rebasin_cli.trace.tracer import trace_model
+from rebasin_cli.tracing.tracer import trace_model
 from tests.benchmarks import small_networks
 from tests.benchmarks.matching_specs import free_residual_mlp, random_tensors
 

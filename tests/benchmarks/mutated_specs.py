@@ -42,7 +42,7 @@ from rebasin_cli.model.state import Shape, state_shapes
 from rebasin_cli.model.torchvision_import import import_torchvision
 from rebasin_cli.spec import AxisGroup, ParentBlock, PermutationSpec, Site
 from rebasin_cli.symmetry.derive import derive
-from rebasin_cli.trace.tracer import trace_model
+from rebasin_cli.tracing.tracer import trace_model
 from tests.symmetry.small_zoo import load, zoo_names
 
 LIMIT = 1e-9

@@ -18,7 +18,7 @@ from rebasin_cli.model.example_input import ExampleInput
 from rebasin_cli.model.factory import load_factory
 from rebasin_cli.model.state import load_state
 from rebasin_cli.symmetry.derive import derive
-from rebasin_cli.trace.tracer import trace_model
+from rebasin_cli.tracing.tracer import trace_model
 from tests.symmetry.small_zoo import load
 
 TOOLS = ("rebasin", "ours")

@@ -19,7 +19,7 @@ from typing import Any
 
 from rebasin_cli.model.optional_package import is_installed
 from rebasin_cli.symmetry.derive import derive
-from rebasin_cli.trace.tracer import trace_model
+from rebasin_cli.tracing.tracer import trace_model
 from tests.planted.nested_cases import FULL
 from tests.planted.recovery import plant_and_recover
 

@@ -91,7 +91,7 @@ def run_plain(name: str, _: int) -> dict[str, Any]:
     from rebasin_cli.model.state import load_state, parameter_keys
     from rebasin_cli.permutation import apply
     from rebasin_cli.symmetry.derive import derive
-    from rebasin_cli.trace.tracer import trace_model
+    from rebasin_cli.tracing.tracer import trace_model
     from tests.benchmarks.matching_plain import plain_coordinate_descent
 
     a, b, example = models(name)
@@ -124,7 +124,7 @@ def run_ours(name: str, effort: str) -> dict[str, Any]:
     from rebasin_cli.model.state import load_state, parameter_keys
     from rebasin_cli.permutation import apply
     from rebasin_cli.symmetry.derive import derive
-    from rebasin_cli.trace.tracer import trace_model
+    from rebasin_cli.tracing.tracer import trace_model
 
     a, b, example = models(name)
     before = cosine(a, b)

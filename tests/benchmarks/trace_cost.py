@@ -98,7 +98,7 @@ def small(pattern: str) -> dict[str, float]:
 
     from rebasin_cli.model.example_input import ExampleInput, Sampler
     from rebasin_cli.symmetry.derive import derive
-    from rebasin_cli.trace.tracer import trace_model
+    from rebasin_cli.tracing.tracer import trace_model
     from tests.benchmarks.zoo_table import classification_models
 
     taken: dict[str, float] = {}
@@ -126,7 +126,7 @@ def seconds_of(name: str) -> dict[str, float]:
 def large(name: str) -> dict[str, float]:
     """One model of the coverage ledger, from its configuration to its groups."""
     from rebasin_cli.symmetry.derive import derive
-    from rebasin_cli.trace.tracer import trace_model
+    from rebasin_cli.tracing.tracer import trace_model
     from tests.coverage.entries import entries
 
     entry = next(entry for entry in entries() if entry.name == name)

@@ -21,7 +21,7 @@ from rebasin_cli.execution.soundness import verify_by_execution
 from rebasin_cli.model.factory import ModelFactory, load_factory
 from rebasin_cli.model.torchvision_import import import_torchvision
 from rebasin_cli.symmetry.derive import Derivation, derive
-from rebasin_cli.trace.tracer import trace_model
+from rebasin_cli.tracing.tracer import trace_model
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "torchvision.json"
 

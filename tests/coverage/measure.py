@@ -14,8 +14,8 @@ from typing import Any
 from rebasin_cli.execution.soundness import SoundnessCheck, verify_by_execution
 from rebasin_cli.spec import PermutationSpec
 from rebasin_cli.symmetry.derive import Derivation, derive
-from rebasin_cli.trace.graph import Trace
-from rebasin_cli.trace.tracer import trace_model
+from rebasin_cli.tracing.graph import Trace
+from rebasin_cli.tracing.tracer import trace_model
 from tests.coverage.detector_heads import DetectorHeads, detector_input
 from tests.coverage.entries import ONE_BY_ONE, Entry
 

@@ -21,8 +21,8 @@ from rebasin_cli.model.example_input import ExampleInput
 from rebasin_cli.model.state import load_state
 from rebasin_cli.permutation import Permutations, apply, random
 from rebasin_cli.symmetry.derive import Derivation, derive
-from rebasin_cli.trace.capture import called_operations
-from rebasin_cli.trace.tracer import trace_model
+from rebasin_cli.tracing.capture import called_operations
+from rebasin_cli.tracing.tracer import trace_model
 
 
 @settings(max_examples=20, deadline=None)

@@ -10,7 +10,7 @@ from torch import nn
 from rebasin_cli.model.optional_package import is_installed
 from rebasin_cli.spec import PermutationSpec
 from rebasin_cli.symmetry.derive import derive
-from rebasin_cli.trace.tracer import trace_model
+from rebasin_cli.tracing.tracer import trace_model
 from tests.planted.nested_cases import SMALL
 from tests.planted.recovery import plant_and_recover
 

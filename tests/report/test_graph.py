@@ -18,7 +18,7 @@ from rebasin_cli.report.graph_mermaid import mermaid
 from rebasin_cli.report.graph_model import Graph
 from rebasin_cli.report.graph_svg import svg
 from rebasin_cli.symmetry.derive import derive
-from rebasin_cli.trace.tracer import trace_model
+from rebasin_cli.tracing.tracer import trace_model
 from tests.zoo import shared_block, transformer_encoder
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from rebasin_cli.model.example_input import ExampleInput, as_example
 from rebasin_cli.symmetry.derive import Derivation, derive
-from rebasin_cli.trace.tracer import trace_model
+from rebasin_cli.tracing.tracer import trace_model
 
 FOLDER = Path(__file__).parents[1] / "zoo"
 GOLDEN = Path(__file__).parents[1] / "golden" / "zoo.json"

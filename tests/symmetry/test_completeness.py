@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from rebasin_cli.execution.soundness import verify_by_execution
 from rebasin_cli.model.example_input import ExampleInput
 from rebasin_cli.symmetry.derive import derive
-from rebasin_cli.trace.tracer import trace_model
+from rebasin_cli.tracing.tracer import trace_model
 from tests.symmetry.brute_force import TooMany, count_symmetries
 
 Step = Callable[[Tensor], Tensor]

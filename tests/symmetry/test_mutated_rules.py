@@ -11,7 +11,7 @@ from rebasin_cli.model.example_input import ExampleInput
 from rebasin_cli.spec import PermutationSpec
 from rebasin_cli.symmetry.derive import derive
 from rebasin_cli.symmetry.registry import RULES
-from rebasin_cli.trace.tracer import trace_model
+from rebasin_cli.tracing.tracer import trace_model
 from tests.benchmarks.mutated_rules import Place, Watch, watched
 
 EXAMPLE = ExampleInput((torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0)),))

@@ -17,7 +17,7 @@ from rebasin_cli.symmetry.positions import Layout, Leaf, free_layout, permute_di
 from rebasin_cli.symmetry.registry import RULES, Op, hold_dims, rule, temporary_rules
 from rebasin_cli.symmetry.relations import Relations
 from rebasin_cli.symmetry.solver import solve
-from rebasin_cli.trace.tracer import trace_model
+from rebasin_cli.tracing.tracer import trace_model
 from tests.benchmarks.repeated_parameters import FREE, PINNED, Pattern, named_patterns, outcome, random_patterns
 
 ALL_ALIKE = "6: stem.weight/0 W/0 W/1 head.weight/1"

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from rebasin_cli.execution.soundness import verify_by_execution
 from rebasin_cli.model.example_input import ExampleInput
 from rebasin_cli.symmetry.derive import derive
-from rebasin_cli.trace.tracer import trace_model
+from rebasin_cli.tracing.tracer import trace_model
 
 NODES, UNITS = 7, 16
 

@@ -13,7 +13,7 @@ from rebasin_cli.execution.soundness import verify_by_execution
 from rebasin_cli.model.example_input import ExampleInput
 from rebasin_cli.spec import AxisGroup, PermutationSpec, Site
 from rebasin_cli.symmetry.derive import Derivation, derive
-from rebasin_cli.trace.tracer import trace_model
+from rebasin_cli.tracing.tracer import trace_model
 
 ROUNDING = 1e-12
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from rebasin_cli.errors import ModelError
 from rebasin_cli.model.example_input import ExampleInput
 from rebasin_cli.symmetry.derive import derive
-from rebasin_cli.trace.tracer import trace_model
+from rebasin_cli.tracing.tracer import trace_model
 from tests.symmetry.rules.bench import Net, axes, found, parameter, reason
 
 X = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))

@@ -14,7 +14,7 @@ from rebasin_cli.execution.forward import call
 from rebasin_cli.execution.soundness import verify_by_execution
 from rebasin_cli.model.example_input import ExampleInput
 from rebasin_cli.symmetry.derive import derive
-from rebasin_cli.trace.tracer import trace_model
+from rebasin_cli.tracing.tracer import trace_model
 
 HEADS, WIDTH = 4, 16
 

@@ -13,10 +13,10 @@ from torch._ops import OpOverload
 from rebasin_cli.errors import ModelError
 from rebasin_cli.model.example_input import ExampleInput
 from rebasin_cli.spec import Site
-from rebasin_cli.trace.graph import Trace
-from rebasin_cli.trace.operations import Operations
-from rebasin_cli.trace.schema import operator, tensors_in
-from rebasin_cli.trace.tracer import plain_operations
+from rebasin_cli.tracing.graph import Trace
+from rebasin_cli.tracing.operations import Operations
+from rebasin_cli.tracing.schema import operator, tensors_in
+from rebasin_cli.tracing.tracer import plain_operations
 
 
 @dataclass(frozen=True, slots=True)

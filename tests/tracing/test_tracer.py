@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from rebasin_cli.errors import ModelError
 from rebasin_cli.model.example_input import ExampleInput
 from rebasin_cli.model.weightless import without_weights
-from rebasin_cli.trace.graph import SCATTER, Trace
-from rebasin_cli.trace.tracer import trace_model
+from rebasin_cli.tracing.graph import SCATTER, Trace
+from rebasin_cli.tracing.tracer import trace_model
 
 X = ExampleInput((torch.ones(2, 3),))
 

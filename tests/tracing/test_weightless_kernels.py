@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from rebasin_cli.model.example_input import ExampleInput
 from rebasin_cli.model.factory import load_factory
-from rebasin_cli.trace.schema import operator, tensors_in
-from rebasin_cli.trace.tracer import trace_model
-from rebasin_cli.trace.weightless_kernels import WeightlessKernels
+from rebasin_cli.tracing.schema import operator, tensors_in
+from rebasin_cli.tracing.tracer import trace_model
+from rebasin_cli.tracing.weightless_kernels import WeightlessKernels
 
 TORCHVISION = ("densenet121", "efficientnet_b0", "googlenet", "maxvit_t", "shufflenet_v2_x0_5", "swin_v2_t", "vit_b_32")
 

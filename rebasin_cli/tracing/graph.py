@@ -167,7 +167,7 @@ class Trace:
     @cached_property
     def paths(self) -> tuple[tuple[str, ...], ...]:
         """Linear paths through the modules, see `paths.py`."""
-        from rebasin_cli.trace.paths import linear_paths
+        from rebasin_cli.tracing.paths import linear_paths
 
         return linear_paths(self)
 

@@ -17,7 +17,7 @@ from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, in_kernel_invocation_manager
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from rebasin_cli.trace.schema import Operator, operator
+from rebasin_cli.tracing.schema import Operator, operator
 
 _BATCH_NORM = "aten::native_batch_norm"
 _SHAPES_FOR_BFLOAT16 = ("aten::_grouped_mm",)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rebasin_cli.trace.graph import ModuleCall, Trace
+from rebasin_cli.tracing.graph import ModuleCall, Trace
 
 
 def linear_paths(trace: Trace) -> tuple[tuple[str, ...], ...]:

@@ -13,12 +13,12 @@ from torch.utils._pytree import tree_leaves
 
 from rebasin_cli.errors import ModelError, RebasinError
 from rebasin_cli.model.example_input import ExampleInput
-from rebasin_cli.trace.collector import collector_paused
-from rebasin_cli.trace.graph import Trace
-from rebasin_cli.trace.module_scope import ModuleScope
-from rebasin_cli.trace.outputs import opened
-from rebasin_cli.trace.recorder import NUMBERS_NEEDED, Recorder
-from rebasin_cli.trace.weightless import fake_mode, fake_state, is_state_buffer, unchanged_attributes
+from rebasin_cli.tracing.collector import collector_paused
+from rebasin_cli.tracing.graph import Trace
+from rebasin_cli.tracing.module_scope import ModuleScope
+from rebasin_cli.tracing.outputs import opened
+from rebasin_cli.tracing.recorder import NUMBERS_NEEDED, Recorder
+from rebasin_cli.tracing.weightless import fake_mode, fake_state, is_state_buffer, unchanged_attributes
 
 SECOND_TRY_BYTES = 4 << 30
 """A pass that fails without weights is tried with them if they take no more than this."""

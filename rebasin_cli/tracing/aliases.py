@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from rebasin_cli.trace.graph import SCATTER, Call, Ref, Value
+from rebasin_cli.tracing.graph import SCATTER, Call, Ref, Value
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,12 +16,12 @@ from torch._subclasses.fake_tensor import (
     UnsupportedOperatorException,
 )
 
-from rebasin_cli.trace.aliases import AliasTable, ViewStep
-from rebasin_cli.trace.code_place import code_place
-from rebasin_cli.trace.graph import DECIDING, Call, Ref, Value
-from rebasin_cli.trace.operations import Operations
-from rebasin_cli.trace.schema import Operator, operator, tensors_in
-from rebasin_cli.trace.weightless_kernels import WeightlessKernels
+from rebasin_cli.tracing.aliases import AliasTable, ViewStep
+from rebasin_cli.tracing.code_place import code_place
+from rebasin_cli.tracing.graph import DECIDING, Call, Ref, Value
+from rebasin_cli.tracing.operations import Operations
+from rebasin_cli.tracing.schema import Operator, operator, tensors_in
+from rebasin_cli.tracing.weightless_kernels import WeightlessKernels
 
 NUMBERS_NEEDED = (
     DataDependentOutputException,

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from rebasin_cli.trace.graph import ModuleCall, ModuleInfo
+from rebasin_cli.tracing.graph import ModuleCall, ModuleInfo
 
 
 class ModuleScope:
