@@ -22,6 +22,7 @@ LEVELS = (
     {"symmetry"},
     {"permutation", "tracing", "data"},
     {"spec", "checkpoint", "model"},
+    {"options", "progress"},
     {"errors"},
 )
 """From the roof to the ground; a room sees what lies below it."""

@@ -10,7 +10,7 @@ from io import TextIOWrapper
 from typing import TYPE_CHECKING, Any, TextIO
 
 from rebasin_cli.cli.options import Color
-from rebasin_cli.verbs.progress import Progress, Silent
+from rebasin_cli.progress import Progress, Silent
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from rebasin_cli.data import Batch, Source
 from rebasin_cli.data.ranks import ALONE, Ranks
+from rebasin_cli.execution.measure import FIELDS, Measure
 from rebasin_cli.interpolation.adjustment import NOTHING, Adjustment
 from rebasin_cli.interpolation.body import Body
 from rebasin_cli.interpolation.ledger import Ledger
-from rebasin_cli.interpolation.measure import FIELDS, Measure
 from rebasin_cli.interpolation.passes import run_pass
 from rebasin_cli.interpolation.places import Places
 

@@ -16,11 +16,11 @@ from rebasin_cli.checkpoint.atomic import commit_file, settle, staged_file
 from rebasin_cli.data import Source
 from rebasin_cli.data.user_loader import IterableSource
 from rebasin_cli.errors import DataError, ModelError, UsageError
+from rebasin_cli.execution.measure import Measure
 from rebasin_cli.interpolation.adjustment import NOTHING, Adjustment
 from rebasin_cli.interpolation.body import Body
 from rebasin_cli.interpolation.evaluate import evaluate
 from rebasin_cli.interpolation.ledger import Ledger
-from rebasin_cli.interpolation.measure import Measure
 from rebasin_cli.interpolation.path import MODES, Line, Mode, Point, grid
 from rebasin_cli.interpolation.places import Places, lay_out
 from rebasin_cli.interpolation.recalibrate import Recalibration

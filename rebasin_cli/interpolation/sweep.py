@@ -12,7 +12,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from rebasin_cli.interpolation.measure import FIELDS, values
+from rebasin_cli.execution.measure import FIELDS, values
 from rebasin_cli.interpolation.places import Places
 
 

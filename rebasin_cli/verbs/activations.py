@@ -13,16 +13,16 @@ from rebasin_cli.data.preset import model_transform
 from rebasin_cli.data.ranks import ALONE, Ranks
 from rebasin_cli.data.source import ModelView
 from rebasin_cli.errors import NumericalError
+from rebasin_cli.execution.pair import Pair
+from rebasin_cli.execution.synthetic_inputs import is_image, natural_noise, white_noise
+from rebasin_cli.execution.understanding import Understanding
+from rebasin_cli.execution.weights import Weights
 from rebasin_cli.matching.activation_matching import match_activations
 from rebasin_cli.matching.activation_statistics import correlations
 from rebasin_cli.model.example_input import ExampleInput
 from rebasin_cli.model.state import load_state
 from rebasin_cli.permutation import Permutations, identity
 from rebasin_cli.tracing.capture import called_operations
-from rebasin_cli.verbs.pair import Pair
-from rebasin_cli.verbs.synthetic_inputs import is_image, natural_noise, white_noise
-from rebasin_cli.verbs.understanding import Understanding
-from rebasin_cli.verbs.weights import Weights
 
 ROOM = 1 << 30
 """Largest number of parameters of a model that is run for a start; a larger one costs more than the start is worth."""

@@ -6,17 +6,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rebasin_cli.execution.pair import Source
+from rebasin_cli.execution.subject import ModelChoice
 from rebasin_cli.matching.search import Effort
 from rebasin_cli.matching.weighing import PLAIN
+from rebasin_cli.progress import Progress, Silent
 from rebasin_cli.verbs.align_among_ranks import align_among_ranks
 from rebasin_cli.verbs.align_result import AlignResult
 from rebasin_cli.verbs.alignment import AlignRequest
 from rebasin_cli.verbs.find_permutations import Matching
 from rebasin_cli.verbs.output_paths import OutputFiles, optional_path
-from rebasin_cli.verbs.pair import Source
-from rebasin_cli.verbs.progress import Progress, Silent
 from rebasin_cli.verbs.straight_through import RATE, STEPS
-from rebasin_cli.verbs.subject import ModelChoice
 
 
 def align(

@@ -13,16 +13,20 @@ from rebasin_cli import __version__
 from rebasin_cli.checkpoint.write import check_output
 from rebasin_cli.data.ranks import ALONE, Ranks
 from rebasin_cli.errors import UsageError
+from rebasin_cli.execution.closeness import Closeness
+from rebasin_cli.execution.device import resolve_device
+from rebasin_cli.execution.pair import Pair, Source, check_all_finite, open_pair
 from rebasin_cli.execution.same_function import FunctionCheck
+from rebasin_cli.execution.subject import ModelChoice
+from rebasin_cli.execution.understanding import understand
 from rebasin_cli.matching.result import PassReport
 from rebasin_cli.matching.weighing import OBJECTIVES, PLAIN, check_objective, weigh
 from rebasin_cli.model.example_input import ExampleInput
+from rebasin_cli.progress import Progress
 from rebasin_cli.verbs.activations import sample_batches
 from rebasin_cli.verbs.align_report import compose, write_beside
 from rebasin_cli.verbs.align_result import AlignResult
-from rebasin_cli.verbs.closeness import Closeness
 from rebasin_cli.verbs.cost import PhaseClock, release_freed_memory, spare_limited_memory
-from rebasin_cli.verbs.device import resolve_device
 from rebasin_cli.verbs.find_permutations import (
     ACTIVATION,
     METHODS,
@@ -31,14 +35,10 @@ from rebasin_cli.verbs.find_permutations import (
     find_permutations,
 )
 from rebasin_cli.verbs.output_paths import OutputFiles, check_outputs
-from rebasin_cli.verbs.pair import Pair, Source, check_all_finite, open_pair
 from rebasin_cli.verbs.permuted_copy import Rearranged, Rearrangement, write_permuted
-from rebasin_cli.verbs.progress import Progress
 from rebasin_cli.verbs.proof import measure, prove_closer, prove_same_function, verify_spec, with_spec
 from rebasin_cli.verbs.straight_through import CRITERION
 from rebasin_cli.verbs.straight_through import NAME as LEARNED
-from rebasin_cli.verbs.subject import ModelChoice
-from rebasin_cli.verbs.understanding import understand
 
 DATA_SAMPLES = 3
 """Inputs that are taken from data for the verification of the result, beside the example."""

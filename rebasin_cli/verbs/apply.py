@@ -9,15 +9,15 @@ from pathlib import Path
 from rebasin_cli import __version__
 from rebasin_cli.checkpoint.keys import match_keys
 from rebasin_cli.checkpoint.write import check_output
+from rebasin_cli.execution.closeness import check_finite
+from rebasin_cli.execution.pair import Source
+from rebasin_cli.execution.weights import Weights
 from rebasin_cli.permutation import is_identity
-from rebasin_cli.verbs.closeness import check_finite
+from rebasin_cli.progress import Progress, Silent
 from rebasin_cli.verbs.cost import PhaseClock
 from rebasin_cli.verbs.output_paths import check_outputs
-from rebasin_cli.verbs.pair import Source
 from rebasin_cli.verbs.permuted_copy import Rearrangement, write_permuted
-from rebasin_cli.verbs.progress import Progress, Silent
 from rebasin_cli.verbs.saved_permutations import SavedPermutations
-from rebasin_cli.verbs.weights import Weights
 
 
 @dataclass(frozen=True, slots=True)

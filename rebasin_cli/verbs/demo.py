@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from rebasin_cli.checkpoint.atomic import write_text_atomically
 from rebasin_cli.errors import OutputError, ResourceError
+from rebasin_cli.progress import Progress, Silent
 from rebasin_cli.verbs import demo_net
-from rebasin_cli.verbs.progress import Progress, Silent
 
 EPOCHS = 16
 BATCH = 128

@@ -37,7 +37,7 @@ def env() -> EnvResult:
     try:
         import torch
 
-        from rebasin_cli.verbs.device import available_devices
+        from rebasin_cli.execution.device import available_devices
 
         threads, devices = torch.get_num_threads(), available_devices()
     except Exception as error:  # a broken installation is what this verb is for

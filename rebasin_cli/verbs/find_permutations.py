@@ -12,6 +12,9 @@ import torch
 from rebasin_cli.data import Batch
 from rebasin_cli.data.ranks import ALONE, Ranks
 from rebasin_cli.errors import UsageError
+from rebasin_cli.execution.pair import Pair
+from rebasin_cli.execution.synthetic_inputs import is_image, natural_noise, white_noise
+from rebasin_cli.execution.understanding import Understanding
 from rebasin_cli.matching.activation_matching import activation_matching
 from rebasin_cli.matching.result import MatchResult, OnPass
 from rebasin_cli.matching.search import Effort, search
@@ -28,9 +31,6 @@ from rebasin_cli.verbs.activations import (
     start_from,
     synthetic_starts,
 )
-from rebasin_cli.verbs.pair import Pair
-from rebasin_cli.verbs.synthetic_inputs import is_image, natural_noise, white_noise
-from rebasin_cli.verbs.understanding import Understanding
 
 ACTIVATION = "activation"
 MIXTURES = {"mixture": 0.2, "activations": 1.0}

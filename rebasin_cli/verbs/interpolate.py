@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from rebasin_cli.errors import UsageError
+from rebasin_cli.execution.subject import ModelChoice
 from rebasin_cli.interpolation.path import MODES, Mode
+from rebasin_cli.progress import Progress, Silent
 from rebasin_cli.verbs.align_reports import AlignReport, newest_report, read_report
 from rebasin_cli.verbs.interpolate_after import result_beside
 from rebasin_cli.verbs.interpolate_result import InterpolateResult
 from rebasin_cli.verbs.interpolate_run import InterpolateRequest, SweepRun
 from rebasin_cli.verbs.output_paths import optional_path, split_name
-from rebasin_cli.verbs.progress import Progress, Silent
-from rebasin_cli.verbs.subject import ModelChoice
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +112,7 @@ def interpolate(
         report: an align report; by default the newest in the current directory.
         model, model_args, inputs, input_file: as for `align`; a report knows them.
         mode: `lerp`, or `slerp` for parameters.
-        loss, metric: `file.py:function` of (output, target), see `interpolation.measure`.
+        loss, metric: `file.py:function` of (output, target), see `execution.measure`.
         recalibrate: data of the training set; BatchNorm statistics of every interpolant are measured on it.
         recalibrate_limit: on how many samples, drawn from `seed`.
         repair: do REPAIR with the data of `recalibrate`.

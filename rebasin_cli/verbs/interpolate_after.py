@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rebasin_cli.errors import DataError, OutputError, UsageError
+from rebasin_cli.progress import Progress
 from rebasin_cli.verbs.output_paths import OutputFiles, check_outputs
-from rebasin_cli.verbs.progress import Progress
 
 if TYPE_CHECKING:  # only checks run before the alignment, and they need no torch
     from rebasin_cli.verbs.align_result import AlignResult

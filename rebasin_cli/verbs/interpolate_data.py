@@ -11,9 +11,9 @@ from rebasin_cli.data.preset import model_transform, user_transform
 from rebasin_cli.data.source import ModelView
 from rebasin_cli.data.user_loader import load_callable
 from rebasin_cli.errors import DataError, ModelError
-from rebasin_cli.interpolation.measure import Measure, class_count
+from rebasin_cli.execution.measure import Measure, class_count
+from rebasin_cli.execution.subject import example_for
 from rebasin_cli.verbs.interpolate_models import LoadedModels
-from rebasin_cli.verbs.subject import example_for
 
 if TYPE_CHECKING:
     from rebasin_cli.verbs.interpolate_run import InterpolateRequest

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from rebasin_cli.execution.closeness import check_finite
+from rebasin_cli.execution.pair import Source, file_shapes
+from rebasin_cli.execution.subject import Subject, open_subject
+from rebasin_cli.execution.weights import Weights
 from rebasin_cli.interpolation.body import Body
 from rebasin_cli.interpolation.path import Line, grid
 from rebasin_cli.interpolation.places import Places, lay_out
-from rebasin_cli.verbs.closeness import check_finite
-from rebasin_cli.verbs.pair import Source, file_shapes
-from rebasin_cli.verbs.progress import Progress
-from rebasin_cli.verbs.subject import Subject, open_subject
-from rebasin_cli.verbs.weights import Weights
+from rebasin_cli.progress import Progress
 
 if TYPE_CHECKING:
     from rebasin_cli.verbs.interpolate_run import InterpolateRequest

@@ -10,6 +10,8 @@ from typing import Any
 
 from rebasin_cli.data.ranks import Ranks, launched, ranks_for
 from rebasin_cli.errors import DataError, ModelError
+from rebasin_cli.execution.device import resolve_device
+from rebasin_cli.execution.subject import ModelChoice
 from rebasin_cli.interpolation.adjustment import Adjustment
 from rebasin_cli.interpolation.batch_norm import batch_norms
 from rebasin_cli.interpolation.evaluate import evaluate
@@ -17,7 +19,7 @@ from rebasin_cli.interpolation.ledger import Ledger
 from rebasin_cli.interpolation.path import Mode
 from rebasin_cli.interpolation.recalibrate import Recalibration
 from rebasin_cli.interpolation.sweep import Sweep, summarize
-from rebasin_cli.verbs.device import resolve_device
+from rebasin_cli.progress import Progress, Silent
 from rebasin_cli.verbs.document import envelope, pretty
 from rebasin_cli.verbs.interpolate_data import SweepData
 from rebasin_cli.verbs.interpolate_file import ResultFile, check_result_file
@@ -25,8 +27,6 @@ from rebasin_cli.verbs.interpolate_models import LoadedModels
 from rebasin_cli.verbs.interpolate_result import InterpolateResult
 from rebasin_cli.verbs.interpolate_save import planned_files, save_networks
 from rebasin_cli.verbs.output_paths import check_outputs, optional_path
-from rebasin_cli.verbs.progress import Progress, Silent
-from rebasin_cli.verbs.subject import ModelChoice
 
 
 @dataclass(frozen=True, slots=True)

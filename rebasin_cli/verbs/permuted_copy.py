@@ -10,10 +10,10 @@ from torch import Tensor
 
 from rebasin_cli.checkpoint.checkpoint import Checkpoint
 from rebasin_cli.checkpoint.write import write_like
+from rebasin_cli.execution.weights import Weights
 from rebasin_cli.permutation import gathers, permute_tensor
 from rebasin_cli.spec import PermutationSpec
 from rebasin_cli.verbs.proof import prove_rearranged
-from rebasin_cli.verbs.weights import Weights
 
 
 @dataclass(frozen=True, slots=True)

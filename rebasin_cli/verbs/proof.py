@@ -14,15 +14,15 @@ from dataclasses import replace
 from torch import Tensor, nn
 
 from rebasin_cli.errors import ModelError, NumericalError, ResourceError
+from rebasin_cli.execution.closeness import Closeness, same_bits
 from rebasin_cli.execution.pass_cache import PassCache
 from rebasin_cli.execution.same_function import LARGE, SILENT, FunctionCheck, SpecCheck, compare_functions
 from rebasin_cli.execution.soundness import SoundnessCheck, verify_by_execution
+from rebasin_cli.execution.subject import Subject
+from rebasin_cli.execution.understanding import Understanding
+from rebasin_cli.execution.weights import Weights
 from rebasin_cli.model.example_input import ExampleInput
 from rebasin_cli.model.failures import one_line
-from rebasin_cli.verbs.closeness import Closeness, same_bits
-from rebasin_cli.verbs.subject import Subject
-from rebasin_cli.verbs.understanding import Understanding
-from rebasin_cli.verbs.weights import Weights
 
 SLACK = 1e-7
 """Relative rounding that a sum over millions of float32 products may show without anything having fallen."""

@@ -17,15 +17,15 @@ from torch import Tensor
 
 from rebasin_cli.data import Batch
 from rebasin_cli.errors import DataError, NumericalError
+from rebasin_cli.execution.midpoint_loss import MidpointLoss
+from rebasin_cli.execution.pair import Pair
+from rebasin_cli.execution.understanding import Understanding
+from rebasin_cli.execution.weights import Weights
 from rebasin_cli.matching.outcome import judged
 from rebasin_cli.matching.result import Criterion, MatchResult, OnPass, PassReport
 from rebasin_cli.matching.straight_through import HOLD, StraightThrough, merged
 from rebasin_cli.model.state import load_state
 from rebasin_cli.permutation import Permutations, identity
-from rebasin_cli.verbs.midpoint_loss import MidpointLoss
-from rebasin_cli.verbs.pair import Pair
-from rebasin_cli.verbs.understanding import Understanding
-from rebasin_cli.verbs.weights import Weights
 
 NAME = "straight-through"
 CRITERION = "midpoint loss"

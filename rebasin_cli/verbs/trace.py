@@ -11,14 +11,14 @@ from typing import Any
 from rebasin_cli.checkpoint.atomic import write_text_atomically
 from rebasin_cli.errors import UsageError
 from rebasin_cli.execution.soundness import SoundnessCheck
+from rebasin_cli.execution.subject import ModelChoice, open_subject
+from rebasin_cli.execution.understanding import Understanding, understand
+from rebasin_cli.progress import Progress, Silent
 from rebasin_cli.spec import PermutationSpec
 from rebasin_cli.verbs.cost import PhaseClock, peak_rss_bytes
 from rebasin_cli.verbs.document import envelope, pretty
 from rebasin_cli.verbs.output_paths import check_outputs, optional_path
-from rebasin_cli.verbs.progress import Progress, Silent
 from rebasin_cli.verbs.proof import verify_spec, warnings_of
-from rebasin_cli.verbs.subject import ModelChoice, open_subject
-from rebasin_cli.verbs.understanding import Understanding, understand
 
 PICTURES = (".svg", ".dot", ".mmd")
 """Suffixes of files that a trace is drawn into."""

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from rebasin_cli.errors import NumericalError, UsageError
+from rebasin_cli.execution.closeness import same_bits
 from rebasin_cli.execution.first_difference import first_different_module
+from rebasin_cli.execution.pair import Pair, Source, check_all_finite, open_pair
 from rebasin_cli.execution.same_function import FunctionCheck, Tolerance, compare_functions
-from rebasin_cli.verbs.closeness import same_bits
+from rebasin_cli.execution.subject import ModelChoice, example_for
+from rebasin_cli.progress import Progress, Silent
 from rebasin_cli.verbs.cost import PhaseClock
 from rebasin_cli.verbs.output_paths import optional_path
-from rebasin_cli.verbs.pair import Pair, Source, check_all_finite, open_pair
-from rebasin_cli.verbs.progress import Progress, Silent
-from rebasin_cli.verbs.subject import ModelChoice, example_for
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,14 +12,14 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from rebasin_cli.execution.pair import Source, open_pair
+from rebasin_cli.execution.understanding import understand
 from rebasin_cli.matching.annealing import anneal
 from rebasin_cli.matching.arrangement import Arrangement
 from rebasin_cli.matching.frank_wolfe import frank_wolfe, near_barycentre
 from rebasin_cli.matching.polish import Run, Settings
 from rebasin_cli.matching.problem import Problem, prepare
 from rebasin_cli.permutation import Permutations
-from rebasin_cli.verbs.pair import Source, open_pair
-from rebasin_cli.verbs.understanding import understand
 from tests.benchmarks.pair_table import SHARED
 from tests.benchmarks.searched_table import Trained, pairs
 

@@ -24,12 +24,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from rebasin_cli.execution.pair import Pair, Source, open_pair
+from rebasin_cli.execution.subject import ModelChoice
+from rebasin_cli.execution.understanding import Understanding, understand
 from rebasin_cli.matching.result import MatchResult
 from rebasin_cli.permutation import Permutations, apply, identity
 from rebasin_cli.verbs.find_permutations import Matching, find_permutations
-from rebasin_cli.verbs.pair import Pair, Source, open_pair
-from rebasin_cli.verbs.subject import ModelChoice
-from rebasin_cli.verbs.understanding import Understanding, understand
 from tests.benchmarks.small_pairs import KINDS, Images, Kind, load_images, read, scores, trained
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"

@@ -23,11 +23,11 @@ from typing import Any
 
 import torch
 
+from rebasin_cli.execution.pair import Source, open_pair
+from rebasin_cli.execution.subject import ModelChoice
+from rebasin_cli.execution.understanding import understand
 from rebasin_cli.permutation import Permutations, apply, identity
 from rebasin_cli.verbs.find_permutations import Matching, find_permutations
-from rebasin_cli.verbs.pair import Source, open_pair
-from rebasin_cli.verbs.subject import ModelChoice
-from rebasin_cli.verbs.understanding import understand
 from tests.benchmarks.merged_scores import TREATMENTS, Judge, accuracies
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"

@@ -22,11 +22,11 @@ import torch
 from torch import Tensor
 
 from rebasin_cli import permutation
+from rebasin_cli.execution.subject import ModelChoice, open_subject
+from rebasin_cli.execution.understanding import understand
 from rebasin_cli.model.factory import load_factory
 from rebasin_cli.model.state import state_tensors
 from rebasin_cli.spec import PermutationSpec
-from rebasin_cli.verbs.subject import ModelChoice, open_subject
-from rebasin_cli.verbs.understanding import understand
 
 NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64"}
 Draw = Callable[[str], Tensor]

@@ -19,12 +19,12 @@ from typing import Any
 
 import torch
 
+from rebasin_cli.execution.pair import Source, open_pair
+from rebasin_cli.execution.subject import ModelChoice
+from rebasin_cli.execution.understanding import understand
 from rebasin_cli.matching import weight_matching
 from rebasin_cli.matching.search import search
 from rebasin_cli.verbs.find_permutations import Matching, find_permutations
-from rebasin_cli.verbs.pair import Source, open_pair
-from rebasin_cli.verbs.subject import ModelChoice
-from rebasin_cli.verbs.understanding import understand
 from tests.benchmarks.pair_table import PAIRS, SHARED
 from tests.benchmarks.small_pairs import KINDS, load_images, trained
 

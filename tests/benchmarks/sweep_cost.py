@@ -32,10 +32,10 @@ def main() -> int:
     from rebasin_cli.data import DataOptions, open_data
     from rebasin_cli.data.preset import model_transform
     from rebasin_cli.data.source import ModelView
+    from rebasin_cli.execution.measure import Measure
     from rebasin_cli.interpolation.body import Body
     from rebasin_cli.interpolation.evaluate import evaluate
     from rebasin_cli.interpolation.ledger import Ledger
-    from rebasin_cli.interpolation.measure import Measure
     from rebasin_cli.interpolation.path import Line, grid
     from rebasin_cli.interpolation.places import lay_out
     from rebasin_cli.model.factory import load_factory

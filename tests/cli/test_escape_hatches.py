@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from rebasin_cli.execution.understanding import with_pins
 from rebasin_cli.spec import AxisGroup, ParentBlock, PermutationSpec, Site
-from rebasin_cli.verbs.understanding import with_pins
 from tests.cli.conftest import Runner
 from tests.cli.test_faults_bytes import expect_refusal
 from tests.cli.workshop import ALIGN, MODEL

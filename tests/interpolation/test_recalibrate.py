@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from rebasin_cli.execution.measure import Measure
 from rebasin_cli.interpolation.evaluate import evaluate
 from rebasin_cli.interpolation.faces import LineOfModels, loader_source
 from rebasin_cli.interpolation.ledger import Ledger
-from rebasin_cli.interpolation.measure import Measure
 from rebasin_cli.interpolation.moments import moments
 from rebasin_cli.interpolation.recalibrate import Recalibration
 from rebasin_cli.interpolation.repair_attention import hook_projection, projected

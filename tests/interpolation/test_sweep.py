@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from rebasin_cli.data import Batch
 from rebasin_cli.errors import DataError
+from rebasin_cli.execution.measure import FIELDS, Measure, values
 from rebasin_cli.interpolation.body import Body
 from rebasin_cli.interpolation.evaluate import evaluate
 from rebasin_cli.interpolation.faces import LineOfModels, loader_source
 from rebasin_cli.interpolation.ledger import Ledger
-from rebasin_cli.interpolation.measure import FIELDS, Measure, values
 from rebasin_cli.interpolation.sweep import Sweep, SweepPoint, barrier, best, summarize
 from tests.interpolation.digits import batches, trained
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from rebasin_cli.checkpoint.checkpoint import Checkpoint
 from rebasin_cli.checkpoint.keys import KeyMap, match_keys
-from rebasin_cli.verbs.subject import Subject
+from rebasin_cli.execution.subject import Subject
 
 
 class Weights(Mapping[str, Tensor]):

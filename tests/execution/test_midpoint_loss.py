@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from rebasin_cli.data import Batch
 from rebasin_cli.errors import DataError
+from rebasin_cli.execution.midpoint_loss import MidpointLoss
 from rebasin_cli.matching.straight_through import merged
 from rebasin_cli.model.state import parameter_keys, ties
 from rebasin_cli.permutation import identity
 from rebasin_cli.spec import PermutationSpec
-from rebasin_cli.verbs.midpoint_loss import MidpointLoss
 from tests.symmetry.small_zoo import load, zoo_names
 
 NOTHING = PermutationSpec(())

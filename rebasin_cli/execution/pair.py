@@ -8,10 +8,10 @@ from pathlib import Path
 
 from rebasin_cli.checkpoint.checkpoint import Checkpoint
 from rebasin_cli.checkpoint.read import open_checkpoint
-from rebasin_cli.verbs.closeness import check_finite
-from rebasin_cli.verbs.progress import Progress
-from rebasin_cli.verbs.subject import ModelChoice, Subject, open_subject
-from rebasin_cli.verbs.weights import Weights
+from rebasin_cli.execution.closeness import check_finite
+from rebasin_cli.execution.subject import ModelChoice, Subject, open_subject
+from rebasin_cli.execution.weights import Weights
+from rebasin_cli.progress import Progress
 
 
 @dataclass(frozen=True, slots=True)

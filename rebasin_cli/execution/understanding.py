@@ -9,6 +9,7 @@ from math import prod
 from pathlib import Path
 
 from rebasin_cli.errors import ModelError, UsageError
+from rebasin_cli.execution.subject import ModelChoice, Subject, example_for
 from rebasin_cli.model.example_input import ExampleInput
 from rebasin_cli.model.failures import did_you_mean
 from rebasin_cli.spec import AxisGroup, PermutationSpec, PinnedAxis
@@ -17,7 +18,6 @@ from rebasin_cli.symmetry.derive import Derivation, derive
 from rebasin_cli.symmetry.user_rules import user_rules
 from rebasin_cli.tracing.graph import Trace
 from rebasin_cli.tracing.tracer import trace_model
-from rebasin_cli.verbs.subject import ModelChoice, Subject, example_for
 
 
 @dataclass(frozen=True, slots=True)
