@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rebasin_cli.errors import NumericalError
+from rebasin_cli.execution import closeness
 from rebasin_cli.execution.closeness import Closeness, check_finite, same_bits
-from rebasin_cli.verbs import closeness
 
 
 @given(st.integers(0, 2**31), st.sampled_from([torch.float32, torch.float16, torch.bfloat16, torch.float64]))
