@@ -10,18 +10,19 @@ and the configuration file. Imports nothing heavy, because `rebasin --help` read
         limit: int | None = option("Count at most N lines.", group="Counting", default=None, at_least=1)
         strict: bool = option("Refuse an empty file.", group="Counting", default=False)
 
-    count = verb(CountOptions, _run)        # count("a.txt", limit=3), with checks, signature and docstring
+    count = verb(CountOptions, run_count)  # count("a.txt", limit=3), with checks, signature and docstring
 """
 
 from __future__ import annotations
 
 import inspect
+import sys
 import types
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
 from functools import cache, wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, Union, cast, get_args, get_origin
 
 if TYPE_CHECKING:
     from typing_extensions import dataclass_transform
@@ -199,6 +200,7 @@ def option(
     aliases: Sequence[str] = (),
     shown_default: str | None = None,
     completes: str | None = None,
+    kw_only: bool = True,
 ) -> Any:
     """A field of an options class that is an option of the command line.
 
@@ -210,11 +212,12 @@ def option(
         choices: the accepted texts, or a function that returns them.
         shown_default: words for help in place of the default's value.
         completes: see `Option`.
+        kw_only: False lets the Python function take it by position too.
     """
     stated = _Stated(
         help, group, False, flag, short, metavar, choices, at_least, at_most, tuple(aliases), shown_default, completes
     )
-    return field(default=default, metadata={_KEY: stated}) if default is not MISSING else field(metadata={_KEY: stated})
+    return _field(stated, default, kw_only)
 
 
 def argument(
@@ -228,16 +231,19 @@ def argument(
 ) -> Any:
     """A field of an options class that is a positional argument; type checkers need to see `kw_only=False`."""
     stated = _Stated(help, "Arguments", True, metavar=metavar, choices=choices, completes=completes)
-    metadata = {_KEY: stated}
+    return _field(stated, default, kw_only)
+
+
+def _field(stated: _Stated, default: Any, kw_only: bool) -> Any:
     if default is MISSING:
-        return field(kw_only=kw_only, metadata=metadata)
-    return field(default=default, kw_only=kw_only, metadata=metadata)
+        return field(kw_only=kw_only, metadata={_KEY: stated})
+    return field(default=default, kw_only=kw_only, metadata={_KEY: stated})
 
 
 C = TypeVar("C", bound=type)
 
 
-@dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(option, argument, field))
+@dataclass_transform(kw_only_default=True, field_specifiers=(option, argument, field))
 def options_class(cls: C) -> C:
     """Make a class a frozen dataclass of options, whose values are converted and checked when it is created.
 
@@ -272,8 +278,15 @@ def _converted(entry: Option, value: Any) -> Any:
 def options_of(cls: Hashable) -> tuple[Option, ...]:
     """The options of an options class, in the order of its fields."""
     assert isinstance(cls, type)
-    hints = get_type_hints(cls)
-    return tuple(_option(entry, hints[entry.name]) for entry in fields(cls) if _KEY in entry.metadata)
+    stated = [entry for entry in fields(cls) if _KEY in entry.metadata]
+    return tuple(_option(entry, _hint(cls, entry.name)) for entry in stated)
+
+
+def _hint(cls: type, name: str) -> Any:
+    """The annotation of a field, evaluated where it was written; those of other fields may need heavy imports."""
+    owner = next(base for base in cls.__mro__ if name in inspect.get_annotations(base))
+    annotation = inspect.get_annotations(owner)[name]
+    return eval(annotation, vars(sys.modules[owner.__module__])) if isinstance(annotation, str) else annotation
 
 
 def _option(entry: Field[Any], hint: Any) -> Option:
@@ -325,7 +338,8 @@ R = TypeVar("R")
 def verb(options: Callable[P, Chosen], run: Callable[[Chosen], R]) -> Callable[P, R]:
     """The Python function of a verb: it takes the fields of the options class and returns what `run` makes of them.
 
-    Its signature comes from the class; its docstring is that of `run`, with the options' help texts as `Args:`.
+    Its signature comes from the class; its docstring is that of `run`, with the options' help texts as `Args:`. A `run`
+    named `run_count` makes a function named `count`.
     """
 
     @wraps(run)
@@ -339,7 +353,7 @@ def verb(options: Callable[P, Chosen], run: Callable[[Chosen], R]) -> Callable[P
         parameter.replace(annotation=_shown(parameter.annotation)) for parameter in signature.parameters.values()
     ]
     call.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
-    call.__name__ = call.__qualname__ = run.__name__.strip("_")
+    call.__name__ = call.__qualname__ = run.__name__.removeprefix("run_")
     call.__doc__ = _docstring(run.__doc__ or "", options_of(options))
     return call
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager, redirect_stdout
 from io import TextIOWrapper
 from typing import TYPE_CHECKING, Any, TextIO
 
-from rebasin_cli.cli.options import Color
+from rebasin_cli.cli.presentation import Presentation
 from rebasin_cli.progress import Progress, Silent
 
 if TYPE_CHECKING:
@@ -19,10 +19,10 @@ UNBOUNDED = 100_000
 """Columns off a terminal: nothing is wrapped there, so nothing is cut."""
 
 
-def wants_color(stream: TextIO, choice: Color) -> bool:
+def wants_color(stream: TextIO, choice: str) -> bool:
     """Whether escape sequences may go to this stream."""
-    if choice is not Color.auto:
-        return choice is Color.always
+    if choice != "auto":
+        return choice == "always"
     if os.environ.get("NO_COLOR") or os.environ.get("TERM", "").lower() in ("dumb", "unknown"):
         return False
     return is_terminal(stream)
@@ -35,7 +35,7 @@ def is_terminal(stream: TextIO) -> bool:
         return False
 
 
-def console_for(stream: TextIO, choice: Color) -> Console:
+def console_for(stream: TextIO, choice: str) -> Console:
     """A console that interprets no markup, guesses no highlights and, off a terminal, never wraps."""
     from rich.console import Console
 
@@ -58,8 +58,9 @@ class Output:
 
     current: Output | None = None
 
-    def __init__(self, verb: str, *, json: bool, quiet: bool, verbose: bool, color: Color) -> None:
-        self.verb, self.json, self.quiet, self.verbose, self.color = verb, json, quiet, verbose, color
+    def __init__(self, verb: str, shown: Presentation) -> None:
+        self.verb = verb
+        self.json, self.quiet, self.verbose, self.color = shown.json, shown.quiet, shown.verbose, shown.color
         self.noted: set[str] = set()
         self.stdout, self.stderr = sys.stdout, sys.stderr
         Output.current = self

@@ -2,27 +2,38 @@
 
 from __future__ import annotations
 
-from enum import Enum
-from typing import Annotated
-
-import typer
-
-from rebasin_cli.cli.completion_scripts import script_for
-from rebasin_cli.cli.verb_tree import Verb, read_verbs
+from rebasin_cli.cli.command import VerbCommand
+from rebasin_cli.cli.completion_scripts import SHELLS, script_for
+from rebasin_cli.cli.output import Output
+from rebasin_cli.options import argument, options_class
 
 
-class Shell(str, Enum):
-    """Shells that there are scripts for."""
+@options_class
+class CompletionsOptions:
+    """The options of `completions`."""
 
-    bash = "bash"
-    zsh = "zsh"
-    fish = "fish"
+    shell: str = argument("The shell.", metavar="SHELL", choices=SHELLS, kw_only=False)
 
 
-def completions(
-    context: typer.Context,
-    shell: Annotated[Shell, typer.Argument(metavar="SHELL", help="bash, zsh or fish.")],
-) -> None:
-    """Print a completion script: rebasin completions bash > ~/.local/share/bash-completion/completions/rebasin."""
-    verbs: list[Verb] = read_verbs(context.find_root().command)
-    print(script_for(shell.value, verbs), end="")
+def _run(options: CompletionsOptions, output: Output) -> None:
+    from rebasin_cli.cli.app import commands
+
+    script = script_for(options.shell, commands())
+    if output.json:
+        output.finish({"shell": options.shell, "script": script}, lambda: script)
+    else:
+        print(script, end="", file=output.stdout)
+
+
+COMMAND = VerbCommand(
+    name="completions",
+    place=100,
+    summary="Print a completion script for bash, zsh or fish.",
+    options=CompletionsOptions,
+    run=_run,
+    examples=(
+        ("rebasin completions bash > ~/.local/share/bash-completion/completions/rebasin", "bash"),
+        ("rebasin completions zsh > ~/.zfunc/_rebasin", "zsh, where ~/.zfunc is in fpath"),
+        ("rebasin completions fish > ~/.config/fish/completions/rebasin.fish", "fish"),
+    ),
+)

@@ -1,48 +1,52 @@
-"""`rebasin demo`: prepares two networks, then shows each command it runs, and runs it."""
+"""`rebasin demo`: prepares two networks, then shows each command that it runs, and runs it."""
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Collection
 from contextlib import redirect_stdout
 from pathlib import Path
-from typing import Annotated, Any
 
-import typer
-
-from rebasin_cli.cli import options
+from rebasin_cli.cli.command import VerbCommand
 from rebasin_cli.cli.output import Output
+from rebasin_cli.options import OptionalPath, argument, options_class
 
 MODEL = "net.py:build"
+STORY = (
+    ("align", "a.pt", "b.pt", "--model", MODEL, "--input", "1,1,8,8"),
+    ("interpolate", "--steps", "10", "--data", "test.npz", "--recalibrate", "train.npz"),
+)
+"""The commands of the demonstration, as a user types them in its directory."""
 
 
-def demo(
-    context: typer.Context,
-    directory: Annotated[
-        Path | None, typer.Argument(metavar="[DIRECTORY]", help="Where it happens; a new one by default.")
-    ] = None,
-    json: options.Json = False,
-    quiet: options.Quiet = False,
-    color: options.ColorOption = options.Color.auto,
-) -> None:
-    """See the whole story in about a minute: train two small networks, align them, look at the line between them."""
-    output = Output("demo", json=json, quiet=quiet, verbose=False, color=color)
+@options_class
+class DemoOptions:
+    """The options of `demo`."""
+
+    directory: OptionalPath = argument(
+        "Working directory. It must be empty or absent. Default: a new temporary directory.",
+        metavar="[DIRECTORY]",
+        default=None,
+        kw_only=False,
+    )
+
+
+def _run(options: DemoOptions, output: Output) -> None:
     began = time.perf_counter()
     with output.working() as progress:
         from rebasin_cli.verbs.demo import prepare_demo
 
-        files = prepare_demo(directory, progress=progress)
-    parser = context.find_root().command
-    commands = _commands(getattr(parser, "commands", {}))
-    aloud = not (json or quiet)
+        files = prepare_demo(options.directory, progress=progress)
+    aloud = not (output.json or output.quiet)
     if aloud:
-        _introduce(output, files.directory, [net.accuracy for net in files.trained])
+        from rebasin_cli.report.demo import opening
+
+        output.show(opening(files.directory, [net.accuracy for net in files.trained]))
     home = Path.cwd()
     os.chdir(files.directory)
     try:
-        for words in commands:
-            _run(parser, words, output, aloud)
+        for words in STORY:
+            _type(words, output, aloud)
     finally:
         os.chdir(home)
     Output.current = output
@@ -51,36 +55,31 @@ def demo(
     data = {
         "directory": files.directory,
         "accuracy": [net.accuracy for net in files.trained],
-        "commands": [["rebasin", *words] for words in commands],
+        "commands": [["rebasin", *words] for words in STORY],
         "seconds": {"training": files.seconds, "total": time.perf_counter() - began},
     }
     output.finish(data, lambda: closing(files.directory, time.perf_counter() - began), short=files.directory)
 
 
-def _commands(verbs: Collection[str]) -> list[list[str]]:
-    """The commands of the story, as a user types them in the directory of the demonstration."""
-    story = [["align", "a.pt", "b.pt", "--model", MODEL, "--input", "1,1,8,8"]]
-    if "interpolate" in verbs:
-        story.append(["interpolate", "--steps", "10", "--data", "test.npz", "--recalibrate", "train.npz"])
-    return story
-
-
-def _introduce(output: Output, directory: Path, accuracies: list[float]) -> None:
-    from rebasin_cli.report.demo import opening
-
-    output.show(opening(directory, accuracies))
-
-
-def _run(parser: Any, words: list[str], output: Output, aloud: bool) -> None:
-    """Run one command in this process, exactly as it is shown; its own words are dropped unless they are wanted."""
+def _type(words: tuple[str, ...], output: Output, aloud: bool) -> None:
+    """Run one command in this process, exactly as it is shown; its output is dropped unless it is wanted."""
+    from rebasin_cli.cli.app import run
     from rebasin_cli.report.text import shell
 
     if aloud:
         print(f"\n$ {shell(['rebasin', *words])}", file=output.stdout, flush=True)
-    options_ = ["--color", output.color.value, *([] if aloud else ["--quiet"])]
+    options = ["--color", output.color, *([] if aloud else ["--quiet"])]
     with (
         open(os.devnull, "w", encoding="utf-8") as nowhere,
         redirect_stdout(output.stdout if aloud else nowhere),
-        parser.make_context("rebasin", [*words, *options_]) as inner,
     ):
-        parser.invoke(inner)
+        run([*words, *options])
+
+
+COMMAND = VerbCommand(
+    name="demo",
+    place=90,
+    summary="Run an end-to-end demo, in about a minute: train two small networks, align them, interpolate.",
+    options=DemoOptions,
+    run=_run,
+)

@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated
-
-import typer
-
-from rebasin_cli.cli import options
+from rebasin_cli.cli.command import VerbCommand
 from rebasin_cli.cli.output import Output
+from rebasin_cli.verbs.inspect import InspectOptions, run_inspect
 
 
-def inspect(
-    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Checkpoints.")],
-    key: options.Key = None,
-    ema: options.Ema = False,
-    json: options.Json = False,
-    verbose: options.Verbose = False,
-    color: options.ColorOption = options.Color.auto,
-) -> None:
-    """Show what is in checkpoints, from their headers alone, and which model they look like."""
-    output = Output("inspect", json=json, quiet=False, verbose=verbose, color=color)
+def _run(options: InspectOptions, output: Output) -> None:
     with output.silent():
-        from rebasin_cli.verbs.inspect import inspect as run
-
-        result = run(files, key=key, ema=ema)
+        result = run_inspect(options)
     from rebasin_cli.report.inspect import inspect_table
 
-    output.finish(result, lambda: inspect_table(result, verbose=verbose))
+    output.finish(result, lambda: inspect_table(result, verbose=output.verbose))
+
+
+COMMAND = VerbCommand(
+    name="inspect",
+    place=60,
+    summary="Show what checkpoints contain, from their headers alone, and which models they fit.",
+    options=InspectOptions,
+    run=_run,
+    examples=(("rebasin inspect a.safetensors", "tensors, dtypes and metadata of a file"),),
+)

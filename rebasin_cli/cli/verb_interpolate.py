@@ -3,187 +3,86 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
-from typing import Annotated
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
-import typer
-
-from rebasin_cli.cli import options
+from rebasin_cli.cli.command import VerbCommand
 from rebasin_cli.cli.output import Output
-from rebasin_cli.cli.ranks import only_the_first_speaks, this_rank
+from rebasin_cli.cli.ranks import this_rank
 from rebasin_cli.errors import GateExceeded
+from rebasin_cli.options import option, options_class
+from rebasin_cli.verbs.interpolate import InterpolateOptions, run_interpolate
+
+if TYPE_CHECKING:
+    from rebasin_cli.verbs.interpolate_result import InterpolateResult
 
 
-def interpolate(
-    data: Annotated[
-        str,
-        typer.Option(
-            "--data",
-            "-d",
-            metavar="DATA",
-            help="A folder of class folders, an .npz file with x and y, torchvision:NAME@root or file.py:loader.",
-        ),
-    ],
-    checkpoints: Annotated[
-        list[Path] | None,
-        typer.Argument(
-            metavar="[A B ...]", help="Two or more checkpoints [default: those of the newest align report]."
-        ),
-    ] = None,
-    steps: Annotated[int, typer.Option("--steps", min=1, help="Steps of lam; one more network than steps.")] = 10,
-    report: Annotated[
-        Path | None,
-        typer.Option("--report", metavar="FILE", help="An align report [default: the newest in this directory]."),
-    ] = None,
-    model: Annotated[
-        str | None, typer.Option("--model", "-m", metavar="SPEC", help="As for align; a report knows it.")
-    ] = None,
-    model_arg: options.ModelArgs = None,
-    input_: options.Inputs = None,
-    input_file: options.InputFile = None,
-    mode: Annotated[str, typer.Option("--mode", help="lerp or slerp.")] = "lerp",
-    loss: Annotated[
-        str | None,
-        typer.Option(
-            "--loss", metavar="FILE:FN", help="f(output, target) in place of cross-entropy; file.py:function."
-        ),
-    ] = None,
-    metric: Annotated[
-        str | None, typer.Option("--metric", metavar="FILE:FN", help="f(output, target), measured besides.")
-    ] = None,
-    recalibrate: Annotated[
-        str | None,
-        typer.Option(
-            "--recalibrate", metavar="DATA", help="Training data on which BatchNorm statistics are measured anew."
-        ),
-    ] = None,
-    recalibrate_limit: Annotated[
-        int, typer.Option("--recalibrate-limit", metavar="N", min=1, help="Measure them on N samples.")
-    ] = 2000,
-    repair: Annotated[
-        bool, typer.Option("--repair", help="REPAIR: every unit gets mean and deviation between those of the ends.")
-    ] = False,
-    transform: Annotated[
-        str | None,
-        typer.Option(
-            "--transform",
-            metavar="TEXT",
-            help="resize=256,crop=224,mean=a/b/c,std=a/b/c; a preset's name; file.py:function [default: the model's].",
-        ),
-    ] = None,
-    limit: Annotated[
-        int | None, typer.Option("--limit", metavar="N", min=1, help="Evaluate on N samples, drawn from the seed.")
-    ] = None,
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Samples a batch.")] = 64,
-    workers: Annotated[int, typer.Option("--workers", min=0, help="Processes that decode images.")] = 0,
-    skip_corrupt: Annotated[
-        bool, typer.Option("--skip-corrupt", help="Leave out and count images that cannot be read.")
-    ] = False,
-    device: Annotated[str, typer.Option("--device", help="Where the networks run: cpu, cuda, cuda:1, mps.")] = "cpu",
-    amp: Annotated[bool, typer.Option("--amp", help="Run in bfloat16 where that is safe.")] = False,
-    seed: options.Seed = 0,
-    key: options.Key = None,
-    ema: options.Ema = False,
-    ignore_extra: options.IgnoreExtra = False,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            "--out", "-o", metavar="FILE", help="The JSON [default: <report's stem>-interpolation.json]; resumed."
-        ),
-    ] = None,
-    plot: Annotated[
-        Path | None, typer.Option("--plot", metavar="FILE", help="Draw the curves: .svg, .png or .pdf.")
-    ] = None,
-    save_best: Annotated[
-        Path | None, typer.Option("--save-best", metavar="FILE", help="Write the network of lowest loss.")
-    ] = None,
-    save_all: Annotated[
-        Path | None, typer.Option("--save-all", metavar="DIR", help="Write every network between the checkpoints.")
-    ] = None,
-    fail_above: Annotated[
-        float | None,
-        typer.Option(
-            "--fail-above", metavar="BARRIER", help="Exit 9 when the loss barrier is higher; matched if known."
-        ),
-    ] = None,
-    force: options.Force = False,
-    mkdir: options.Mkdir = False,
-    json: options.Json = False,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = False,
-    color: options.ColorOption = options.Color.auto,
-) -> None:
-    """Evaluate the line between checkpoints: is there a barrier, and does the alignment remove it?
+@options_class
+class InterpolateCommandOptions(InterpolateOptions):
+    """Those of the verb, and the exit code that a script may ask for."""
 
-    Without checkpoints, those of the newest align report in this directory: B as it was, and B aligned.
-    """
-    only_the_first_speaks()
-    output = Output("interpolate", json=json, quiet=quiet, verbose=verbose, color=color)
-    if plot is not None:
+    fail_above: float | None = option(
+        "Exit with code 9 if the loss barrier is higher than this: that of the aligned pair, where there is one.",
+        group="Interpolation",
+        metavar="BARRIER",
+        default=None,
+    )
+
+
+def _run(options: InterpolateCommandOptions, output: Output) -> None:
+    if options.plot is not None:
         from rebasin_cli.report.plot import check_plot
 
-        check_plot(plot)
+        check_plot(options.plot)
     with output.working() as progress:
-        from rebasin_cli.model.model_spec import parse_model_args
-        from rebasin_cli.verbs.interpolate import interpolate as run
-
         try:
-            result = run(
-                checkpoints or (),
-                data=data,
-                steps=steps,
-                report=report,
-                model=model,
-                model_args=parse_model_args(model_arg or []),
-                inputs=input_ or [],
-                input_file=input_file,
-                mode=mode,
-                loss=loss,
-                metric=metric,
-                recalibrate=recalibrate,
-                recalibrate_limit=recalibrate_limit,
-                repair=repair,
-                transform=transform,
-                limit=limit,
-                batch_size=batch_size,
-                workers=workers,
-                skip_corrupt=skip_corrupt,
-                device=device,
-                amp=amp,
-                seed=seed,
-                key=key,
-                ema=ema,
-                ignore_extra=ignore_extra,
-                out=out,
-                save_best=save_best,
-                save_all=save_all,
-                plot=plot,
-                force=force,
-                mkdir=mkdir,
-                progress=progress,
-            )
+            result = run_interpolate(replace(options, progress=progress))
         except KeyboardInterrupt:
             from rebasin_cli.report.text import shell
 
-            print(f"what is done is kept; resume with: {shell(['rebasin', *sys.argv[1:]])}", file=sys.stderr)
+            print(f"finished points are kept; resume with: {shell(['rebasin', *sys.argv[1:]])}", file=sys.stderr)
             raise
-        if plot is not None and this_rank() == 0:
+        if options.plot is not None and this_rank() == 0:
             from rebasin_cli.report.plot import draw_curves
 
-            draw_curves(result, plot, force=force)
-    from rebasin_cli.report.interpolate import interpolate_table
+            draw_curves(result, options.plot, force=options.force)
+    error = _exceeded(result, options.fail_above)
+    if error is None or not output.json:
+        from rebasin_cli.report.interpolate import interpolate_table
 
-    barrier = result.gated_barrier
-    exceeded = fail_above is not None and (barrier is None or barrier > fail_above)
-    if not (exceeded and json):
         output.finish(
             result,
-            lambda: interpolate_table(result, verbose=verbose, plain=output.plain),
+            lambda: interpolate_table(result, verbose=output.verbose, plain=output.plain),
             short=result.out,
             warnings=result.warnings,
         )
-    if exceeded:
-        seen = "is not finite" if barrier is None else f"is {barrier:.6g}"
-        error = GateExceeded(f"the loss barrier {seen}, above the gate of {fail_above:g}", path=result.out)
-        error.result = result  # type: ignore[attr-defined]
+    if error is not None:
         raise error
+
+
+def _exceeded(result: InterpolateResult, limit: float | None) -> GateExceeded | None:
+    barrier = result.gated_barrier
+    if limit is None or (barrier is not None and barrier <= limit):
+        return None
+    seen = "is not finite" if barrier is None else f"is {barrier:.6g}"
+    error = GateExceeded(f"the loss barrier {seen}, above the limit of {limit:g}", path=result.out)
+    error.result = result  # type: ignore[attr-defined]
+    return error
+
+
+COMMAND = VerbCommand(
+    name="interpolate",
+    place=20,
+    summary="Evaluate the networks on the line between checkpoints, before and after alignment.",
+    details="Without checkpoints, those of the newest align report in the current directory.",
+    options=InterpolateCommandOptions,
+    run=_run,
+    examples=(
+        ("rebasin interpolate --steps 10 --data imagenet/val", "the pair that was aligned last"),
+        ("rebasin interpolate a.pt b.pt -m net.py:build --data test.npz --plot curve.svg", "two files, with a plot"),
+        (
+            "rebasin interpolate --data test.npz --recalibrate train.npz",
+            "re-estimate the BatchNorm statistics of every interpolated network",
+        ),
+    ),
+)

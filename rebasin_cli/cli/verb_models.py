@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-import typer
-
-from rebasin_cli.cli import options
+from rebasin_cli.cli.command import VerbCommand
 from rebasin_cli.cli.output import Output
+from rebasin_cli.verbs.models import ModelsOptions, run_models
 
 
-def models(
-    pattern: Annotated[str, typer.Argument(metavar="[GLOB]", help="Such as '*resnet*', or a part of a name.")] = "*",
-    json: options.Json = False,
-    color: options.ColorOption = options.Color.auto,
-) -> None:
-    """List the names that --model takes."""
-    output = Output("models", json=json, quiet=False, verbose=False, color=color)
+def _run(options: ModelsOptions, output: Output) -> None:
     with output.silent():
-        from rebasin_cli.verbs.models import models as run
-
-        result = run(pattern)
+        result = run_models(options)
     from rebasin_cli.report.other_verbs import models_table
 
-    output.finish(result, lambda: models_table(result))
+    output.finish(result, lambda: models_table(result), short="\n".join(result.models))
+
+
+COMMAND = VerbCommand(
+    name="models",
+    place=70,
+    summary="List the names that --model accepts.",
+    options=ModelsOptions,
+    run=_run,
+    examples=(("rebasin models '*resnet*'", "all ResNets"),),
+)

@@ -1,141 +1,172 @@
-"""`align`: bring checkpoint B into the basin of checkpoint A, prove that it is still B's function, and write it."""
+"""`align`: match checkpoint B to checkpoint A, verify that B's function is unchanged, and write B permuted."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from dataclasses import field
+from typing import TYPE_CHECKING, cast
 
-from rebasin_cli.execution.pair import Source
-from rebasin_cli.execution.subject import ModelChoice
-from rebasin_cli.matching.search import Effort
-from rebasin_cli.matching.weighing import PLAIN
+from rebasin_cli.options import AnyPath, AnyTexts, OptionalPath, argument, option, options_class, verb
 from rebasin_cli.progress import Progress, Silent
-from rebasin_cli.verbs.align_among_ranks import align_among_ranks
-from rebasin_cli.verbs.align_result import AlignResult
-from rebasin_cli.verbs.alignment import AlignRequest
-from rebasin_cli.verbs.find_permutations import Matching
-from rebasin_cli.verbs.output_paths import OutputFiles, optional_path
-from rebasin_cli.verbs.straight_through import RATE, STEPS
+from rebasin_cli.verbs.output_paths import OutputFiles
+from rebasin_cli.verbs.shared_options import DATA_HELP, Derivation, RequiredModel, Seed, StateOfEach, Writing
+
+if TYPE_CHECKING:
+    from rebasin_cli.matching.search import Effort
+    from rebasin_cli.verbs.align_result import AlignResult
+
+METHODS = ("weight", "activation", "straight-through")
+EFFORTS = ("auto", "fast", "standard", "thorough")
+OBJECTIVES = ("plain", "matrices", "tensors", "rows")
 
 
-def align(
-    a: str | Path,
-    b: str | Path,
-    *,
-    model: str,
-    out: str | Path | None = None,
-    model_args: Mapping[str, Any] | None = None,
-    inputs: Sequence[str] = (),
-    input_file: str | Path | None = None,
-    method: str = "weight",
-    effort: Effort = "auto",
-    starts: Sequence[str] | None = None,
-    restarts: int | None = None,
-    max_passes: int | None = None,
-    time_limit: float | None = None,
-    seed: int = 0,
-    device: str = "cpu",
-    data: str | None = None,
-    limit: int | None = None,
-    batch_size: int = 64,
-    mix: float = 1.0,
-    objective: str = PLAIN,
-    learning_steps: int = STEPS,
-    learning_rate: float = RATE,
-    keep_similarity: float | None = None,
-    spec: str | Path | None = None,
-    pins: Sequence[str] = (),
-    rules: Sequence[str | Path] = (),
-    save_spec: str | Path | None = None,
-    save_permutations: str | Path | None = None,
-    key_a: str | None = None,
-    key_b: str | None = None,
-    ema_a: bool = False,
-    ema_b: bool = False,
-    ignore_extra: bool = False,
-    strict: bool = False,
-    dry_run: bool = False,
-    force: bool = False,
-    mkdir: bool = False,
-    cache: bool = True,
-    progress: Progress | None = None,
-) -> AlignResult:
-    """Match B to A, verify the result and write B permuted, with a report beside it.
+@options_class
+class AlignOptions(RequiredModel, Derivation, StateOfEach, Writing, Seed):
+    """The options of `align`."""
 
-    Args:
-        a, b: checkpoints of the same model. A is kept as it is; both are only read.
-        model: `torchvision:NAME`, `path/file.py:callable` or `package.module:callable`.
-        out: where B permuted is written; by default `<B's stem>-aligned<suffix>` beside B.
-        model_args: keyword arguments for the model.
-        inputs, input_file: what the model is run on where no zoo knows it; texts such as `1,3,224,224`.
-        method: how the permutations are looked for: `weight` matching, `activation` matching, or `straight-through`,
-            which learns on from weight matching.
-        objective: what of the weights is maximised: the `plain` inner product, or as `matrices`, `tensors` or `rows`
-            count it (docs/matching.md). The plain one is reported in any case.
-        effort: how much is tried: `fast`, `standard`, `thorough`, or `auto`: `standard` where that costs seconds.
-        starts: where the search starts from instead (`identity`, `forward`, `annealing`, `barycentre`, `random`); the
-            best end wins.
-        restarts: how often it is taken up again instead of the effort's own number.
-        max_passes, time_limit: bounds for the matching, in passes over all groups and in seconds.
-        seed: decides every random choice.
-        device: where the matching's products are computed.
-        data: what the networks are run on, for `straight-through` and `activation` (which else goes by noise), and for
-            one more start of `weight`.
-        limit, batch_size: how many samples of the data are used, and how many at a time.
-        mix: share of the activations against the weights in `activation` matching, above 0 and at most 1.
-        learning_steps, learning_rate: batches that `straight-through` learns from, and its way in one step in units of
-            the weights' norms.
-        keep_similarity: the share of weight matching's similarity that `straight-through` must keep, at most 1; by
-            default no less than B as it is.
-        spec: take the groups from this file instead of tracing the model.
-        pins: patterns of tensor names, such as `head.*`, whose axes all keep their order.
-        rules: Python files that register rules for the model's own operations.
-        save_spec, save_permutations: also write the groups, or all that `apply` needs, to these files.
-        key_a, key_b, ema_a, ema_b: which state dict inside a file.
-        ignore_extra: tensors that the model does not have are passed on instead of refused.
-        strict: an operation that no rule understands is an error.
-        dry_run: do everything but write.
-        force, mkdir: overwrite what exists; make the output's directory.
-        cache: take a verification of the spec that an earlier run passed from the user's cache directory, and keep one.
-        progress: is told where the work is.
+    a: AnyPath = argument("Reference checkpoint. It is not modified.", metavar="A", kw_only=False)
+    b: AnyPath = argument("Checkpoint to permute. It is not modified.", metavar="B", kw_only=False)
+    out: OptionalPath = option(
+        "Output file.",
+        group="Output",
+        short="-o",
+        metavar="FILE",
+        default=None,
+        shown_default="<B's stem>-aligned<suffix> beside B",
+    )
+    save_permutations: OptionalPath = option(
+        "Save the permutations, as 'rebasin apply' reads them.",
+        group="Output",
+        flag="--save-alignment",
+        aliases=("--save-permutations",),
+        metavar="FILE",
+        default=None,
+    )
+    dry_run: bool = option("Run without writing files.", group="Output", default=False)
+    method: str = option(
+        "Matching method. See 'rebasin help methods'.",
+        group="Matching",
+        metavar="NAME",
+        choices=METHODS,
+        default="weight",
+    )
+    objective: str = option(
+        "Matching objective: how much each weight counts.",
+        group="Matching",
+        metavar="NAME",
+        choices=OBJECTIVES,
+        default="plain",
+    )
+    effort: str = option(
+        "Search effort.",
+        group="Matching",
+        metavar="LEVEL",
+        choices=EFFORTS,
+        default="auto",
+    )
+    starts: AnyTexts = option(
+        "Start the search here instead of at the effort's own starting points. Repeatable.",
+        group="Matching",
+        flag="--start",
+        metavar="NAME",
+        default=(),
+    )
+    restarts: int | None = option(
+        "Number of restarts.", group="Matching", metavar="N", at_least=0, default=None, shown_default="set by --effort"
+    )
+    max_passes: int | None = option(
+        "Maximum number of passes from each start.", group="Matching", metavar="N", at_least=1, default=None
+    )
+    time_limit: float | None = option(
+        "Time limit of the matching.", group="Matching", metavar="SECONDS", at_least=0, default=None
+    )
+    device: str = option("Device for matching: cpu, cuda, cuda:1, mps.", group="Matching", default="cpu")
+    mix: float = option(
+        "Share of activations against weights in activation matching.",
+        group="Matching",
+        at_least=0.001,
+        at_most=1,
+        default=1.0,
+    )
+    learning_steps: int = option(
+        "Number of batches that straight-through learns from.", group="Learning", metavar="N", at_least=1, default=100
+    )
+    learning_rate: float = option(
+        "Step size of learning, relative to the norm of the weights.",
+        group="Learning",
+        metavar="R",
+        at_least=1e-6,
+        default=0.03,
+    )
+    keep_similarity: float | None = option(
+        "Share of weight matching's similarity that learning must keep.",
+        group="Learning",
+        metavar="S",
+        at_least=0,
+        at_most=1,
+        default=None,
+        shown_default="at least that of B as it is",
+    )
+    data: str | None = option(
+        f"Inputs on which both networks run. {DATA_HELP}", group="Data", metavar="DATA", default=None
+    )
+    limit: int | None = option("Use N samples of the data.", group="Data", metavar="N", at_least=1, default=None)
+    batch_size: int = option("Batch size.", group="Data", metavar="N", at_least=1, default=64)
+    progress: Progress | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def files(self) -> OutputFiles:
+        """Where the run writes."""
+        return OutputFiles.plan(self.b, self.out, permutations=self.save_permutations, spec=self.save_spec)
+
+
+def run_align(options: AlignOptions) -> AlignResult:
+    """Match B to A, verify the result, and write B permuted with a report beside it.
 
     Raises:
         RebasinError: of the kind, and with the exit code, that fits what went wrong. Then nothing was written.
     """
-    path_a, path_b = Path(a), Path(b)
-    chosen_starts = None if starts is None else tuple(starts)
+    from rebasin_cli.execution.pair import Source
+    from rebasin_cli.execution.subject import ModelChoice
+    from rebasin_cli.verbs.align_among_ranks import align_among_ranks
+    from rebasin_cli.verbs.alignment import AlignRequest
+    from rebasin_cli.verbs.find_permutations import Matching
+
     request = AlignRequest(
-        a=Source(path_a, key_a, ema_a),
-        b=Source(path_b, key_b, ema_b),
-        choice=ModelChoice(model, dict(model_args or {}), tuple(inputs), optional_path(input_file), seed),
-        matching=Matching(
-            method,
-            effort,
-            chosen_starts,
-            restarts,
-            max_passes,
-            time_limit,
-            seed,
-            device,
-            data,
-            limit,
-            batch_size,
-            mix,
-            objective,
-            learning_steps,
-            learning_rate,
-            keep_similarity,
+        a=Source(options.a, *options.state_of_a),
+        b=Source(options.b, *options.state_of_b),
+        choice=ModelChoice(
+            options.model, dict(options.model_args or {}), options.inputs, options.input_file, options.seed
         ),
-        files=OutputFiles.plan(path_b, out, permutations=save_permutations, spec=save_spec),
-        spec_file=optional_path(spec),
-        pins=tuple(pins),
-        rules=tuple(Path(file) for file in rules),
-        ignore_extra=ignore_extra,
-        strict=strict,
-        dry_run=dry_run,
-        force=force,
-        mkdir=mkdir,
-        cache=cache,
+        matching=Matching(
+            options.method,
+            cast("Effort", options.effort),
+            options.starts or None,
+            options.restarts,
+            options.max_passes,
+            options.time_limit,
+            options.seed,
+            options.device,
+            options.data,
+            options.limit,
+            options.batch_size,
+            options.mix,
+            options.objective,
+            options.learning_steps,
+            options.learning_rate,
+            options.keep_similarity,
+        ),
+        files=options.files,
+        spec_file=options.spec,
+        pins=options.pins,
+        rules=options.rules,
+        ignore_extra=options.ignore_extra,
+        strict=options.strict,
+        dry_run=options.dry_run,
+        force=options.force,
+        mkdir=options.mkdir,
+        cache=options.cache,
     )
-    return align_among_ranks(request, progress or Silent())
+    return align_among_ranks(request, options.progress or Silent())
+
+
+align = verb(AlignOptions, run_align)

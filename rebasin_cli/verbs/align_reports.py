@@ -99,3 +99,8 @@ def _inputs(described: str) -> tuple[str, ...]:
     """The input in words, as `--input` reads it; nothing where it cannot be read back."""
     parts = tuple(part.strip() for part in described.split(", ") if part.strip())
     return parts if all(re.fullmatch(r"(\w+=)?\d+(x\d+)*(:\w+)?", part) for part in parts) else ()
+
+
+def result_beside(report: Path) -> Path:
+    """`<report's stem>-interpolation.json` beside the report."""
+    return report.with_name(f"{report.stem}-interpolation.json")

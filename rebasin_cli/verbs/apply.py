@@ -3,21 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from rebasin_cli import __version__
-from rebasin_cli.checkpoint.keys import match_keys
-from rebasin_cli.checkpoint.write import check_output
-from rebasin_cli.execution.closeness import check_finite
-from rebasin_cli.execution.pair import Source
-from rebasin_cli.execution.weights import Weights
-from rebasin_cli.permutation import is_identity
+from rebasin_cli.options import AnyPath, argument, option, options_class, verb
 from rebasin_cli.progress import Progress, Silent
-from rebasin_cli.verbs.cost import PhaseClock
 from rebasin_cli.verbs.output_paths import check_outputs
-from rebasin_cli.verbs.permuted_copy import Rearrangement, write_permuted
-from rebasin_cli.verbs.saved_permutations import SavedPermutations
+from rebasin_cli.verbs.shared_options import StateInFile, Writing
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,45 +29,53 @@ class ApplyResult:
     warnings: tuple[str, ...]
 
 
-def apply(
-    permutations: str | Path,
-    checkpoint: str | Path,
-    out: str | Path,
-    *,
-    key: str | None = None,
-    ema: bool = False,
-    ignore_extra: bool = False,
-    force: bool = False,
-    mkdir: bool = False,
-    progress: Progress | None = None,
-) -> ApplyResult:
+@options_class
+class ApplyOptions(StateInFile, Writing):
+    """The options of `apply`."""
+
+    permutations: AnyPath = argument(
+        "Alignment, written by 'rebasin align --save-alignment'.", metavar="ALIGNMENT", kw_only=False
+    )
+    checkpoint: AnyPath = argument("Checkpoint to permute. It is not modified.", metavar="CHECKPOINT", kw_only=False)
+    out: AnyPath = option("Output file.", group="Output", short="-o", metavar="FILE", kw_only=False)
+    progress: Progress | None = field(default=None, repr=False, compare=False)
+
+
+def run_apply(options: ApplyOptions) -> ApplyResult:
     """Apply saved permutations to a checkpoint of the same model and write it in its own format.
 
-    Args:
-        permutations: a file written by `align --save-permutations`; it carries all that is needed, so no model is.
-        checkpoint: has the tensors, by name and shape, of the model for which the permutations were found.
-        out: where the result goes.
-        key, ema, ignore_extra, force, mkdir: as for `align`.
+    The alignment carries all that is needed, so no model is built; the checkpoint's tensors must have the names and
+    shapes of the model for which the permutations were found.
 
     Raises:
         RebasinError: a file cannot be used, or the output cannot be written. Then nothing was written.
     """
-    listener = progress or Silent()
+    from rebasin_cli.checkpoint.keys import match_keys
+    from rebasin_cli.checkpoint.write import check_output
+    from rebasin_cli.execution.closeness import check_finite
+    from rebasin_cli.execution.pair import Source
+    from rebasin_cli.execution.weights import Weights
+    from rebasin_cli.permutation import is_identity
+    from rebasin_cli.verbs.cost import PhaseClock
+    from rebasin_cli.verbs.permuted_copy import Rearrangement, write_permuted
+    from rebasin_cli.verbs.saved_permutations import SavedPermutations
+
+    listener = options.progress or Silent()
     clock = PhaseClock("read", "write")
-    saved_path, source_path, out_path = Path(permutations), Path(checkpoint), Path(out)
-    check_outputs({"output": out_path}, [saved_path, source_path], force=force, mkdir=mkdir)
+    saved_path, source_path, out_path = options.permutations, options.checkpoint, options.out
+    check_outputs({"output": out_path}, [saved_path, source_path], force=options.force, mkdir=options.mkdir)
     listener.phase("reading")
     with clock.phase("read"):
         saved = SavedPermutations.load(saved_path)
-        opened = Source(source_path, key, ema).open()
-        keys = match_keys(opened, saved.shapes, ties=saved.ties, ignore_extra=ignore_extra)
+        opened = Source(source_path, options.key, options.ema).open()
+        keys = match_keys(opened, saved.shapes, ties=saved.ties, ignore_extra=options.ignore_extra)
         source = Weights(opened, keys)
         check_output(
             out_path,
             [*opened.files, saved_path],
-            force=force,
+            force=options.force,
             bytes_needed=opened.file_bytes,
-            mkdir=mkdir,
+            mkdir=options.mkdir,
             like=opened,
         )
         for name in source:
@@ -83,7 +84,9 @@ def apply(
     with clock.phase("write"):
         provenance = {**saved.provenance, "rebasin.version": __version__, "rebasin.sha256.source": opened.sha256()}
         rearrangement = Rearrangement(saved.spec, saved.permutations, source, saved.ties)
-        digest = write_permuted(source, rearrangement, out_path, provenance=provenance, force=force, mkdir=mkdir)
+        digest = write_permuted(
+            source, rearrangement, out_path, provenance=provenance, force=options.force, mkdir=options.mkdir
+        )
     extra = len(keys.extra)
     return ApplyResult(
         permutations=saved_path,
@@ -97,3 +100,6 @@ def apply(
         seconds=clock.seconds(),
         warnings=(f"{extra} tensors that the model does not have were passed on as they are",) if extra else (),
     )
+
+
+apply = verb(ApplyOptions, run_apply)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
-from rebasin_cli.checkpoint.read import open_checkpoint
-from rebasin_cli.verbs.fingerprint import looks_like
+from rebasin_cli.options import AnyPaths, argument, options_class, verb
+from rebasin_cli.verbs.shared_options import StateChoice
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,20 +46,28 @@ class InspectResult:
     files: tuple[Inspection, ...]
 
 
-def inspect(paths: Sequence[str | Path], *, key: str | None = None, ema: bool = False) -> InspectResult:
-    """Read the headers of checkpoints; no tensor is read.
+@options_class
+class InspectOptions(StateChoice):
+    """The options of `inspect`."""
 
-    Args:
-        paths: files, or directories of sharded checkpoints.
-        key, ema: which state dict inside the files, as for `align`.
+    files: AnyPaths = argument(
+        "Checkpoints, or directories of sharded ones. Only headers are read.", metavar="FILE ...", kw_only=False
+    )
+
+
+def run_inspect(options: InspectOptions) -> InspectResult:
+    """Read the headers of checkpoints; no tensor is read.
 
     Raises:
         CheckpointError: a file cannot be read safely.
     """
-    return InspectResult(tuple(_inspect(Path(path), key, ema) for path in paths))
+    return InspectResult(tuple(_inspect(path, options.key, options.ema) for path in options.files))
 
 
 def _inspect(path: Path, key: str | None, ema: bool) -> Inspection:
+    from rebasin_cli.checkpoint.read import open_checkpoint
+    from rebasin_cli.verbs.fingerprint import looks_like
+
     checkpoint = open_checkpoint(path, key=key, ema=ema)
     infos = checkpoint.infos.values()
     return Inspection(
@@ -76,3 +84,6 @@ def _inspect(path: Path, key: str | None, ema: bool) -> Inspection:
         looks_like=looks_like({info.key: info.shape for info in infos}),
         contents=tuple(TensorLine(info.key, info.dtype_name, tuple(info.shape)) for info in infos),
     )
+
+
+inspect = verb(InspectOptions, run_inspect)

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rebasin_cli.errors import UsageError
-from rebasin_cli.execution.subject import ModelChoice
-from rebasin_cli.interpolation.path import MODES, Mode
+from rebasin_cli.options import AnyPaths, OptionalPath, argument, option, options_class, verb
 from rebasin_cli.progress import Progress, Silent
-from rebasin_cli.verbs.align_reports import AlignReport, newest_report, read_report
-from rebasin_cli.verbs.interpolate_after import result_beside
-from rebasin_cli.verbs.interpolate_result import InterpolateResult
-from rebasin_cli.verbs.interpolate_run import InterpolateRequest, SweepRun
-from rebasin_cli.verbs.output_paths import optional_path, split_name
+from rebasin_cli.verbs.align_reports import AlignReport, newest_report, read_report, result_beside
+from rebasin_cli.verbs.output_paths import split_name
+from rebasin_cli.verbs.shared_options import DATA_HELP, MODEL_HELP, ModelInput, Seed, StateInFile, Writing
+
+if TYPE_CHECKING:
+    from rebasin_cli.verbs.interpolate_result import InterpolateResult
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +31,8 @@ class Subjects:
 
 
 def find_subjects(
-    checkpoints: Sequence[str | Path],
-    report: str | Path | None,
+    checkpoints: Sequence[Path],
+    report: Path | None,
     model: str | None,
     model_args: Mapping[str, Any] | None,
     inputs: Sequence[str],
@@ -46,11 +46,11 @@ def find_subjects(
         if report is not None:
             raise UsageError("checkpoints and --report cannot both be given: the report names its own")
         if len(checkpoints) == 1:
-            raise UsageError(f"{checkpoints[0]}: one checkpoint is no line", hint="name two or more, or none")
+            raise UsageError(f"{checkpoints[0]}: need at least two checkpoints", hint="or none, to use an align report")
         if model is None:
             raise UsageError("--model is missing", hint="for instance --model torchvision:resnet50")
-        return Subjects(tuple(map(Path, checkpoints)), None, None, model, dict(model_args or {}), tuple(inputs))
-    found: AlignReport = newest_report(Path()) if report is None else read_report(Path(report))
+        return Subjects(tuple(checkpoints), None, None, model, dict(model_args or {}), tuple(inputs))
+    found: AlignReport = newest_report(Path()) if report is None else read_report(report)
     return Subjects(
         (found.a, found.b),
         found.out,
@@ -68,104 +68,152 @@ def default_result(subjects: Subjects) -> Path:
     return Path(f"{split_name(subjects.checkpoints[-1])[0]}-interpolation.json")
 
 
-def interpolate(
-    checkpoints: Sequence[str | Path] = (),
-    *,
-    data: str,
-    steps: int = 10,
-    report: str | Path | None = None,
-    model: str | None = None,
-    model_args: Mapping[str, Any] | None = None,
-    inputs: Sequence[str] = (),
-    input_file: str | Path | None = None,
-    mode: str = "lerp",
-    loss: str | None = None,
-    metric: str | None = None,
-    recalibrate: str | None = None,
-    recalibrate_limit: int = 2000,
-    repair: bool = False,
-    transform: str | None = None,
-    limit: int | None = None,
-    batch_size: int = 64,
-    workers: int = 0,
-    skip_corrupt: bool = False,
-    device: str = "cpu",
-    amp: bool = False,
-    seed: int = 0,
-    key: str | None = None,
-    ema: bool = False,
-    ignore_extra: bool = False,
-    out: str | Path | None = None,
-    save_best: str | Path | None = None,
-    save_all: str | Path | None = None,
-    plot: str | Path | None = None,
-    force: bool = False,
-    mkdir: bool = False,
-    progress: Progress | None = None,
-) -> InterpolateResult:
-    """Evaluate `steps + 1` networks on every segment of the line through checkpoints.
+@options_class
+class InterpolateOptions(ModelInput, StateInFile, Writing, Seed):
+    """The options of `interpolate`."""
 
-    Args:
-        checkpoints: two or more of one model; none for those of an align report, then both curves are evaluated: A to B
-            as it was ("naive"), and A to B aligned ("matched").
-        data: a folder of class folders, an `.npz` file with `x` and `y`, `torchvision:NAME@root`, or `file.py:loader`.
-        report: an align report; by default the newest in the current directory.
-        model, model_args, inputs, input_file: as for `align`; a report knows them.
-        mode: `lerp`, or `slerp` for parameters.
-        loss, metric: `file.py:function` of (output, target), see `execution.measure`.
-        recalibrate: data of the training set; BatchNorm statistics of every interpolant are measured on it.
-        recalibrate_limit: on how many samples, drawn from `seed`.
-        repair: do REPAIR with the data of `recalibrate`.
-        transform: options, a preset's name or `file.py:function`; by default the model's own.
-        limit: evaluate on so many samples, drawn from `seed`.
-        amp: run the forward passes in bfloat16 where PyTorch deems it safe.
-        out: the result file; one of the same run is resumed.
-        save_best, save_all: write the network of lowest loss to this file, every network between to this directory.
-        plot: only checked here: the caller draws it.
+    checkpoints: AnyPaths = argument(
+        "Two or more checkpoints of one model. Without any, those of an align report: A, B and B aligned.",
+        metavar="[CHECKPOINT ...]",
+        default=(),
+        kw_only=False,
+    )
+    data: str = option(DATA_HELP, group="Data", short="-d", metavar="DATA")
+    steps: int = option(
+        "Number of intervals between two checkpoints. N + 1 networks are evaluated.",
+        group="Interpolation",
+        metavar="N",
+        at_least=1,
+        default=10,
+    )
+    report: OptionalPath = option(
+        "Report of 'rebasin align'.",
+        group="Interpolation",
+        metavar="FILE",
+        default=None,
+        shown_default="the newest in the current directory",
+    )
+    model: str | None = option(
+        MODEL_HELP,
+        group="Model",
+        short="-m",
+        metavar="SPEC",
+        completes="model",
+        default=None,
+        shown_default="that of the align report",
+    )
+    mode: str = option(
+        "Linear interpolation (lerp), or spherical interpolation of parameters (slerp).",
+        group="Interpolation",
+        metavar="MODE",
+        choices=("lerp", "slerp"),
+        default="lerp",
+    )
+    loss: str | None = option(
+        "Loss: f(output, target).",
+        group="Interpolation",
+        metavar="FILE.py:FUNCTION",
+        default=None,
+        shown_default="cross-entropy",
+    )
+    metric: str | None = option(
+        "Additional metric: f(output, target).", group="Interpolation", metavar="FILE.py:FUNCTION", default=None
+    )
+    recalibrate: str | None = option(
+        "Training data. BatchNorm statistics of every interpolated network are re-estimated on it.",
+        group="Data",
+        metavar="DATA",
+        default=None,
+    )
+    recalibrate_limit: int = option(
+        "Number of training samples for --recalibrate.", group="Data", metavar="N", at_least=1, default=2000
+    )
+    repair: bool = option(
+        "REPAIR: restore the activation statistics of every unit, on the data of --recalibrate.",
+        group="Interpolation",
+        default=False,
+    )
+    transform: str | None = option(
+        "Image transform: resize=256,crop=224,mean=a/b/c,std=a/b/c, the name of a preset, or file.py:function.",
+        group="Data",
+        metavar="TEXT",
+        default=None,
+        shown_default="that of the model",
+    )
+    limit: int | None = option("Evaluate on N random samples.", group="Data", metavar="N", at_least=1, default=None)
+    batch_size: int = option("Batch size.", group="Data", metavar="N", at_least=1, default=64)
+    workers: int = option("Number of processes that decode images.", group="Data", metavar="N", at_least=0, default=0)
+    skip_corrupt: bool = option("Skip and count images that cannot be read.", group="Data", default=False)
+    device: str = option("Device for the networks: cpu, cuda, cuda:1, mps.", group="Interpolation", default="cpu")
+    amp: bool = option("Run in bfloat16 where PyTorch considers it safe.", group="Interpolation", default=False)
+    out: OptionalPath = option(
+        "Results file (JSON). The results of an interrupted run are continued.",
+        group="Output",
+        short="-o",
+        metavar="FILE",
+        default=None,
+        shown_default="<report's stem>-interpolation.json",
+    )
+    plot: OptionalPath = option("Plot the curves: .svg, .png or .pdf.", group="Output", metavar="FILE", default=None)
+    save_best: OptionalPath = option(
+        "Save the network with the lowest loss.", group="Output", metavar="FILE", default=None
+    )
+    save_all: OptionalPath = option(
+        "Save all interpolated networks in this directory.", group="Output", metavar="DIR", default=None
+    )
+    progress: Progress | None = field(default=None, repr=False, compare=False)
+
+
+def run_interpolate(options: InterpolateOptions) -> InterpolateResult:
+    """Evaluate the networks on the line through checkpoints.
+
+    Without checkpoints, both lines of an align report are evaluated: from A to B ("naive") and from A to B aligned
+    ("matched"). `plot` is only checked here: the caller draws it.
 
     Raises:
         RebasinError: of the kind, and with the exit code, that fits what went wrong.
     """
-    subjects = find_subjects(checkpoints, report, model, model_args, inputs)
-    if mode not in MODES:
-        raise UsageError(f"--mode {mode}: unknown", hint=f"modes are {', '.join(MODES)}")
-    if repair and recalibrate is None:
+    from rebasin_cli.execution.subject import ModelChoice
+    from rebasin_cli.verbs.interpolate_run import InterpolateRequest, SweepRun
+
+    subjects = find_subjects(options.checkpoints, options.report, options.model, options.model_args, options.inputs)
+    if options.repair and options.recalibrate is None:
         raise UsageError(
             "--repair needs data to measure on", hint="give images of the training set with --recalibrate DATA"
         )
-    if min(batch_size, steps, recalibrate_limit) < 1 or workers < 0 or (limit is not None and limit < 1):
-        raise UsageError("--steps, --batch-size, --limit and --recalibrate-limit are at least 1, --workers at least 0")
-    chosen: Mode = "slerp" if mode == "slerp" else "lerp"
     request = InterpolateRequest(
         checkpoints=subjects.checkpoints,
         aligned=subjects.aligned,
         report=subjects.report,
-        choice=ModelChoice(subjects.model, subjects.model_args, subjects.inputs, optional_path(input_file), seed),
-        input_stated=bool(inputs) or input_file is not None,
-        data=data,
-        steps=steps,
-        mode=chosen,
-        loss=loss,
-        metric=metric,
-        recalibrate=recalibrate,
-        recalibrate_limit=recalibrate_limit,
-        repair=repair,
-        transform=transform,
-        limit=limit,
-        batch_size=batch_size,
-        workers=workers,
-        skip_corrupt=skip_corrupt,
-        device=device,
-        amp=amp,
-        seed=seed,
-        key=key,
-        ema=ema,
-        ignore_extra=ignore_extra,
-        out=default_result(subjects) if out is None else Path(out),
-        save_best=optional_path(save_best),
-        save_all=optional_path(save_all),
-        plot=optional_path(plot),
-        force=force,
-        mkdir=mkdir,
+        choice=ModelChoice(subjects.model, subjects.model_args, subjects.inputs, options.input_file, options.seed),
+        input_stated=bool(options.inputs) or options.input_file is not None,
+        data=options.data,
+        steps=options.steps,
+        mode="slerp" if options.mode == "slerp" else "lerp",
+        loss=options.loss,
+        metric=options.metric,
+        recalibrate=options.recalibrate,
+        recalibrate_limit=options.recalibrate_limit,
+        repair=options.repair,
+        transform=options.transform,
+        limit=options.limit,
+        batch_size=options.batch_size,
+        workers=options.workers,
+        skip_corrupt=options.skip_corrupt,
+        device=options.device,
+        amp=options.amp,
+        seed=options.seed,
+        key=options.key,
+        ema=options.ema,
+        ignore_extra=options.ignore_extra,
+        out=default_result(subjects) if options.out is None else options.out,
+        save_best=options.save_best,
+        save_all=options.save_all,
+        plot=options.plot,
+        force=options.force,
+        mkdir=options.mkdir,
     )
-    return SweepRun(request, progress or Silent()).run()
+    return SweepRun(request, options.progress or Silent()).run()
+
+
+interpolate = verb(InterpolateOptions, run_interpolate)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from rebasin_cli.errors import DataError, OutputError, UsageError
 from rebasin_cli.progress import Progress
+from rebasin_cli.verbs.align_reports import result_beside
 from rebasin_cli.verbs.output_paths import OutputFiles, check_outputs
 
 if TYPE_CHECKING:  # only checks run before the alignment, and they need no torch
@@ -96,8 +97,3 @@ class SweepAfter:
         said += ["--batch-size", str(self.batch_size), "--device", self.device, "--seed", str(self.seed)]
         flags = {"--repair": self.repair, "--ema": self.ema, "--ignore-extra": self.ignore_extra}
         return said + [flag for flag, given in flags.items() if given]
-
-
-def result_beside(report: Path) -> Path:
-    """`<report's stem>-interpolation.json` beside the report."""
-    return report.with_name(f"{report.stem}-interpolation.json")

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from rebasin_cli.errors import RebasinError, UsageError
-from rebasin_cli.model.failures import did_you_mean
-from rebasin_cli.model.torchvision_zoo import torchvision_names
+from rebasin_cli.options import argument, options_class, verb
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,15 +18,28 @@ class ModelsResult:
     unavailable: tuple[str, ...]
 
 
-def models(pattern: str = "*") -> ModelsResult:
-    """List the named models that match a shell pattern such as `*resnet*`.
+@options_class
+class ModelsOptions:
+    """The options of `models`."""
 
-    Args:
-        pattern: matched against the whole name and against what follows the colon; without wildcards, a part suffices.
+    pattern: str = argument(
+        "Shell pattern, matched against the whole name and against what follows the colon; or a part of a name.",
+        metavar="[GLOB]",
+        default="*",
+        kw_only=False,
+    )
+
+
+def run_models(options: ModelsOptions) -> ModelsResult:
+    """List the named models that match a shell pattern such as `*resnet*`.
 
     Raises:
         UsageError: nothing matches; with the nearest names.
     """
+    from rebasin_cli.model.failures import did_you_mean
+    from rebasin_cli.model.torchvision_zoo import torchvision_names
+
+    pattern = options.pattern
     known: list[str] = []
     unavailable: list[str] = []
     try:
@@ -40,3 +52,6 @@ def models(pattern: str = "*") -> ModelsResult:
         near = did_you_mean(pattern.rpartition(":")[2], [name.partition(":")[2] for name in known])
         raise UsageError(f"no model matches {pattern!r}{near}", hint="'rebasin models' lists all")
     return ModelsResult(pattern, tuple(found), tuple(unavailable))
+
+
+models = verb(ModelsOptions, run_models)

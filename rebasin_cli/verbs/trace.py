@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from rebasin_cli.checkpoint.atomic import write_text_atomically
 from rebasin_cli.errors import UsageError
-from rebasin_cli.execution.soundness import SoundnessCheck
-from rebasin_cli.execution.subject import ModelChoice, open_subject
-from rebasin_cli.execution.understanding import Understanding, understand
+from rebasin_cli.options import OptionalPath, option, options_class, verb
 from rebasin_cli.progress import Progress, Silent
 from rebasin_cli.spec import PermutationSpec
-from rebasin_cli.verbs.cost import PhaseClock, peak_rss_bytes
 from rebasin_cli.verbs.document import envelope, pretty
-from rebasin_cli.verbs.output_paths import check_outputs, optional_path
-from rebasin_cli.verbs.proof import verify_spec, warnings_of
+from rebasin_cli.verbs.output_paths import check_outputs
+from rebasin_cli.verbs.shared_options import MODEL_HELP, Derivation, ModelInput, Seed, Writing
+
+if TYPE_CHECKING:
+    from rebasin_cli.execution.soundness import SoundnessCheck
+    from rebasin_cli.execution.understanding import Understanding
 
 PICTURES = (".svg", ".dot", ".mmd")
 """Suffixes of files that a trace is drawn into."""
@@ -85,57 +85,62 @@ class TraceResult:
     warnings: tuple[str, ...]
 
 
-def trace(
-    model: str,
-    *,
-    model_args: Mapping[str, Any] | None = None,
-    inputs: Sequence[str] = (),
-    input_file: str | Path | None = None,
-    out: str | Path | None = None,
-    draw: Callable[[Understanding, str, str], str] | None = None,
-    save_spec: str | Path | None = None,
-    spec: str | Path | None = None,
-    pins: Sequence[str] = (),
-    rules: Sequence[str | Path] = (),
-    check: bool = True,
-    seed: int = 0,
-    strict: bool = False,
-    force: bool = False,
-    mkdir: bool = False,
-    cache: bool = True,
-    progress: Progress | None = None,
-) -> TraceResult:
-    """Trace a model, derive its axis groups, and prove them by execution.
+@options_class
+class TraceOptions(ModelInput, Derivation, Writing, Seed):
+    """The options of `trace`."""
 
-    Args:
-        out: also write the result to this file: as JSON, or as a picture where its name ends in .svg, .dot or .mmd.
-        draw: makes the picture of an understood model, given the model's name and the suffix; it is
-            `rebasin_cli.report.graph_file.picture`.
-        save_spec: also write the spec, as `align --spec` reads it, to this file.
-        spec: take the groups from this file instead of deriving them.
-        pins: patterns of tensor names whose axes all keep their order.
-        rules: Python files that register rules for the model's own operations.
-        check: build the model with weights and check that random permutations of all groups leave its outputs alone.
-        model, model_args, inputs, input_file, seed, strict, force, mkdir, cache, progress: as for `align`.
+    model: str = option(MODEL_HELP, group="Model", short="-m", metavar="SPEC", completes="model", kw_only=False)
+    out: OptionalPath = option(
+        "Output file: .json for the data, .svg, .dot or .mmd for a picture.",
+        group="Output",
+        short="-o",
+        metavar="FILE",
+        default=None,
+    )
+    check: bool = option(
+        "Skip the check that the groups keep the function, which runs the model on random weights.",
+        group="Model",
+        flag="--no-verify",
+        default=True,
+    )
+    draw: Callable[[Understanding, str, str], str] | None = field(default=None, repr=False, compare=False)
+    progress: Progress | None = field(default=None, repr=False, compare=False)
+
+
+def run_trace(options: TraceOptions) -> TraceResult:
+    """Trace a model, derive its axis groups, and verify them by execution.
+
+    `draw` makes the picture of an understood model, given the model's name and the suffix; it is
+    `rebasin_cli.report.graph_file.picture`.
 
     Raises:
         ModelError: the model cannot be built or run, or `strict` is violated.
         NumericalError: the groups do not keep the model's function: a rule, or the spec file, is wrong.
         OutputError: an output cannot be written.
     """
-    listener = progress or Silent()
+    from rebasin_cli.checkpoint.atomic import write_text_atomically
+    from rebasin_cli.execution.subject import ModelChoice, open_subject
+    from rebasin_cli.execution.understanding import understand
+    from rebasin_cli.verbs.cost import PhaseClock, peak_rss_bytes
+    from rebasin_cli.verbs.proof import verify_spec, warnings_of
+
+    listener = options.progress or Silent()
     clock = PhaseClock("build", "trace", "verify")
-    outputs = {"output": optional_path(out), "spec": optional_path(save_spec)}
+    outputs = {"output": options.out, "spec": options.save_spec}
     wanted = {what: path for what, path in outputs.items() if path is not None}
     suffix = "" if outputs["output"] is None else outputs["output"].suffix
     if outputs["output"] is not None and suffix not in (".json", *PICTURES):
         raise UsageError(
-            f"{out}: unknown format {suffix!r}", hint=f"name a file that ends in .json or {', '.join(PICTURES)}"
+            f"{options.out}: unknown format {suffix!r}", hint=f"name a file that ends in .json or {', '.join(PICTURES)}"
         )
-    if suffix in PICTURES and draw is None:
-        raise UsageError(f"{out}: nothing was given to draw with", hint="draw=rebasin_cli.report.graph_file.picture")
-    check_outputs(wanted, [], force=force, mkdir=mkdir)
-    choice = ModelChoice(model, dict(model_args or {}), tuple(inputs), optional_path(input_file), seed)
+    if suffix in PICTURES and options.draw is None:
+        raise UsageError(
+            f"{options.out}: nothing was given to draw with", hint="draw=rebasin_cli.report.graph_file.picture"
+        )
+    check_outputs(wanted, [], force=options.force, mkdir=options.mkdir)
+    choice = ModelChoice(
+        options.model, dict(options.model_args or {}), options.inputs, options.input_file, options.seed
+    )
     listener.phase("building")
     with clock.phase("build"):
         subject = open_subject(choice)
@@ -144,22 +149,24 @@ def trace(
         understood = understand(
             subject,
             choice,
-            spec_file=optional_path(spec),
-            pins=pins,
-            rules=[Path(file) for file in rules],
-            strict=strict,
+            spec_file=options.spec,
+            pins=options.pins,
+            rules=options.rules,
+            strict=options.strict,
             with_trace=True,
         )
     assert understood.trace is not None
     verified: Soundness | None = None
     notes: tuple[str, ...] = ()
-    if check:
+    if options.check:
         listener.phase("verifying")
         with clock.phase("verify"):
-            soundness = verify_spec(subject, understood, None, str(spec or model), seed=seed, cache=cache)
+            soundness = verify_spec(
+                subject, understood, None, str(options.spec or options.model), seed=options.seed, cache=options.cache
+            )
             verified, notes = _in_short(soundness), warnings_of(soundness)
     result = TraceResult(
-        model=model,
+        model=options.model,
         input=understood.example.describe(),
         spec=understood.spec,
         modules=tuple(TracedModule(m.name, m.type, m.calls) for m in understood.trace.modules),
@@ -179,18 +186,18 @@ def trace(
             *notes,
         ),
     )
-    if mkdir:
+    if options.mkdir:
         for path in wanted.values():
             path.parent.mkdir(parents=True, exist_ok=True)
     if outputs["spec"] is not None:
-        write_text_atomically(outputs["spec"], json.dumps(result.spec.to_json(), indent=1) + "\n", force)
+        write_text_atomically(outputs["spec"], json.dumps(result.spec.to_json(), indent=1) + "\n", options.force)
     if outputs["output"] is not None:
         text = (
-            draw(understood, model, suffix)
-            if draw is not None and suffix in PICTURES
+            options.draw(understood, options.model, suffix)
+            if options.draw is not None and suffix in PICTURES
             else pretty(envelope("trace", result, warnings=result.warnings))
         )
-        write_text_atomically(outputs["output"], text, force)
+        write_text_atomically(outputs["output"], text, options.force)
     return result
 
 
@@ -210,3 +217,6 @@ def _in_short(check: SoundnessCheck) -> Soundness:
         tuple(size for size in (check.traced, check.larger) if size is not None),
         check.power.groups,
     )
+
+
+trace = verb(TraceOptions, run_trace)

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from rebasin_cli.errors import NumericalError, UsageError
-from rebasin_cli.execution.closeness import same_bits
-from rebasin_cli.execution.first_difference import first_different_module
-from rebasin_cli.execution.pair import Pair, Source, check_all_finite, open_pair
-from rebasin_cli.execution.same_function import FunctionCheck, Tolerance, compare_functions
-from rebasin_cli.execution.subject import ModelChoice, example_for
+from rebasin_cli.options import AnyPath, argument, option, options_class, verb
 from rebasin_cli.progress import Progress, Silent
-from rebasin_cli.verbs.cost import PhaseClock
-from rebasin_cli.verbs.output_paths import optional_path
+from rebasin_cli.verbs.shared_options import RequiredModel, Seed, StateOfEach
+
+if TYPE_CHECKING:
+    from rebasin_cli.execution.pair import Pair
+    from rebasin_cli.execution.same_function import FunctionCheck
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,48 +72,63 @@ class FunctionsDiffer(NumericalError):
         self.result = result
 
 
-def verify(
-    a: str | Path,
-    b: str | Path,
-    *,
-    model: str,
-    model_args: Mapping[str, Any] | None = None,
-    inputs: Sequence[str] = (),
-    input_file: str | Path | None = None,
-    samples: int = 8,
-    tolerance: float | None = None,
-    rtol: float | None = None,
-    atol: float | None = None,
-    seed: int = 0,
-    key_a: str | None = None,
-    key_b: str | None = None,
-    ema_a: bool = False,
-    ema_b: bool = False,
-    ignore_extra: bool = False,
-    progress: Progress | None = None,
-) -> VerifyResult:
-    """Run the model with both checkpoints on the same inputs.
+@options_class
+class VerifyOptions(RequiredModel, StateOfEach, Seed):
+    """The options of `verify`."""
 
-    Args:
-        a, b: checkpoints of the model; the errors are relative to A's outputs.
-        tolerance: allowed difference in noise floors of each output, by default 100 (see `execution/noise.py`).
-        rtol, atol: allow `|a - b| <= atol + rtol |a|` instead.
-        samples: how many inputs; the first is the example, the others are drawn like it from `seed`.
-        model, model_args, inputs, input_file, key_a, key_b, ema_a, ema_b, ignore_extra: as for `align`.
+    a: AnyPath = argument("Checkpoint of the model. Relative errors refer to its outputs.", metavar="A", kw_only=False)
+    b: AnyPath = argument("Another checkpoint of the model.", metavar="B", kw_only=False)
+    samples: int = option(
+        "Number of inputs. The first is the example, the others are drawn like it.",
+        group="Verification",
+        metavar="N",
+        at_least=1,
+        default=8,
+    )
+    tolerance: float | None = option(
+        "Allowed difference in noise floors of each output.",
+        group="Verification",
+        metavar="N",
+        at_least=0,
+        default=None,
+        shown_default="100",
+    )
+    rtol: float | None = option(
+        "Allow |a - b| <= atol + R |a| instead.", group="Verification", metavar="R", at_least=0, default=None
+    )
+    atol: float | None = option(
+        "Allow |a - b| <= D + rtol |a| instead.", group="Verification", metavar="D", at_least=0, default=None
+    )
+    progress: Progress | None = field(default=None, repr=False, compare=False)
+
+
+def run_verify(options: VerifyOptions) -> VerifyResult:
+    """Run the model with both checkpoints on the same inputs, and compare the outputs.
 
     Raises:
         FunctionsDiffer: the functions are not the same.
         RebasinError: a file, the model or an input cannot be used.
     """
-    if tolerance is not None and (rtol is not None or atol is not None):
+    from rebasin_cli.execution.first_difference import first_different_module
+    from rebasin_cli.execution.pair import Source, check_all_finite, open_pair
+    from rebasin_cli.execution.same_function import Tolerance, compare_functions
+    from rebasin_cli.execution.subject import ModelChoice, example_for
+    from rebasin_cli.verbs.cost import PhaseClock
+
+    if options.tolerance is not None and (options.rtol is not None or options.atol is not None):
         raise UsageError("--tolerance cannot be combined with --rtol or --atol")
-    listener = progress or Silent()
+    listener = options.progress or Silent()
     clock = PhaseClock("read", "verify")
-    choice = ModelChoice(model, dict(model_args or {}), tuple(inputs), optional_path(input_file), seed)
+    choice = ModelChoice(
+        options.model, dict(options.model_args or {}), options.inputs, options.input_file, options.seed
+    )
     listener.phase("reading")
     with clock.phase("read"):
         pair = open_pair(
-            Source(Path(a), key_a, ema_a), Source(Path(b), key_b, ema_b), choice, ignore_extra=ignore_extra
+            Source(options.a, *options.state_of_a),
+            Source(options.b, *options.state_of_b),
+            choice,
+            ignore_extra=options.ignore_extra,
         )
         check_all_finite(pair, listener)
     listener.phase("verifying")
@@ -124,20 +138,24 @@ def verify(
             example_for(choice, pair.subject),
             pair.a,
             pair.b,
-            samples=samples,
-            seed=seed,
-            tolerance=Tolerance(tolerance, rtol, atol),
+            samples=options.samples,
+            seed=options.seed,
+            tolerance=Tolerance(options.tolerance, options.rtol, options.atol),
         )
         first = None
         if check.same is False:
             first = first_different_module(
-                pair.subject.factory.build_weightless(), pair.a, pair.b, example_for(choice, pair.subject), seed=seed
+                pair.subject.factory.build_weightless(),
+                pair.a,
+                pair.b,
+                example_for(choice, pair.subject),
+                seed=options.seed,
             )
     warnings = tuple(text for text in (pair.subject.note, check.left_out, check.note) if text)
     result = VerifyResult(
-        a=Path(a),
-        b=Path(b),
-        model=model,
+        a=options.a,
+        b=options.b,
+        model=options.model,
         same=check.same,
         max_in_noise_floors=check.max_in_noise_floors,
         max_absolute_error=check.max_absolute_error,
@@ -156,4 +174,9 @@ def verify(
 
 
 def _identical(pair: Pair) -> int:
+    from rebasin_cli.execution.closeness import same_bits
+
     return sum(1 for key in pair.a if key in pair.b and same_bits(pair.a[key], pair.b[key]))
+
+
+verify = verb(VerifyOptions, run_verify)

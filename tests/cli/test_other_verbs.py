@@ -88,5 +88,5 @@ def test_the_demo_never_works_in_a_directory_that_is_in_use(run: Runner, place: 
 def test_without_a_verb_the_help_is_shown(run: Runner) -> None:
     done = run()
     assert done.code == 0
-    assert "Commands:" in done.out
+    assert "Verbs:" in done.out
     assert run("--version").out.startswith("rebasin ")

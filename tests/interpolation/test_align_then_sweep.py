@@ -52,7 +52,7 @@ def test_json_is_one_document_with_both(bench: Bench) -> None:
     [
         (("--interpolate", "nowhere"), 5, "nowhere"),
         (("--interpolate", "test.npz", "--repair"), 2, "--recalibrate"),
-        (("--interpolate", "test.npz", "--dry-run"), 2, "dry run"),
+        (("--interpolate", "test.npz", "--dry-run"), 2, "--dry-run"),
         (("--recalibrate", "train.npz"), 2, "--interpolate"),
         (("--interpolate", "test.npz", "--save-spec", RESULT), 2, "same file"),
     ],

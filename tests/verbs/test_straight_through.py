@@ -93,7 +93,7 @@ def test_it_keeps_the_similarity_that_is_asked_for(folder: Path) -> None:
 
 
 def test_a_share_above_one_is_refused(folder: Path) -> None:
-    with pytest.raises(UsageError, match=r"keep_similarity is 1\.5"):
+    with pytest.raises(UsageError, match=r"--keep-similarity 1\.5: must be between 0 and 1"):
         learn(folder, keep_similarity=1.5)
 
 

@@ -1,0 +1,150 @@
+"""The topics of `rebasin help`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from rebasin_cli.cli.layout import rows, wrapped
+
+EXIT_CODES = (
+    (0, "done, complete and verified"),
+    (1, "a bug in rebasin"),
+    (2, "invalid command line"),
+    (3, "a checkpoint cannot be read safely"),
+    (4, "model, tensor names, shapes or trace"),
+    (5, "data"),
+    (6, "output: exists, is an input, not a regular file, no permission, disk full"),
+    (7, "numbers: not finite, or the verification failed"),
+    (8, "resources: memory, device, missing or broken optional package"),
+    (9, "a limit such as --fail-above was exceeded; the files are written"),
+    (130, "interrupted (SIGINT)"),
+    (141, "output pipe closed (SIGPIPE)"),
+    (143, "terminated (SIGTERM)"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Topic:
+    """One topic: its name, one line for the list of topics, and its text at a width in columns."""
+
+    name: str
+    summary: str
+    text: Callable[[int], str]
+
+
+def _exit_codes(columns: int) -> str:
+    listed = rows([(str(code), meaning) for code, meaning in EXIT_CODES], columns, indent=8)
+    note = "With --json, an error is one JSON document too: its field error.exit_code has the code, error.slug a name."
+    return "\n".join(["Exit codes:", *listed, "", wrapped(note, columns)])
+
+
+def _model_specs(columns: int) -> str:
+    forms = (
+        ("torchvision:NAME", "a model of torchvision, such as torchvision:resnet50"),
+        ("timm:NAME", "a model of timm. Needs the extra 'timm'."),
+        ("open_clip:NAME", "a model of open_clip. Needs the extra 'open-clip'."),
+        ("transformers:DIR", "a local directory with the config.json of a transformers model"),
+        ("diffusers:DIR", "a local directory with the config.json of a diffusers model"),
+        ("path/to/file.py:function", "your own code: a function without required arguments that returns an nn.Module"),
+        ("package.module:function", "the same in an installed package"),
+    )
+    notes = (
+        "Weights are never downloaded. 'rebasin models' lists the names.\n\n"
+        "Arguments of the model: --model-arg num_classes=10. The value is JSON. If the checkpoint has another number "
+        "of classes than the model's default, the checkpoint's is used, and a note says so.\n\n"
+        "Example input: known for named models. For your own: --input 1,3,224,224 for one float tensor, "
+        "--input ids=1,16:int64 for a keyword argument with a dtype, or --input-file sample.npz."
+    )
+    return "\n".join(["Values of --model:", *rows(forms, columns, indent=30), "", wrapped(notes, columns)])
+
+
+def _data(columns: int) -> str:
+    forms = (
+        ("imagenet/val", "a folder with one folder of images per class, named by class or by WordNet ID"),
+        ("samples.npz", "arrays x and y: inputs and labels (or targets)"),
+        ("torchvision:CIFAR10@root", "a dataset of torchvision that is already in the directory root"),
+        ("file.py:loader", "your own function. It returns batches of (input, target)."),
+    )
+    notes = (
+        "Images of a folder are transformed as the model's pretrained weights require; --transform changes that. Class "
+        "folders are matched with the model's classes by name. A mismatch is an error.\n\n"
+        "--limit N uses N random samples, drawn with --seed. --batch-size sets the batch size."
+    )
+    return "\n".join(["Values of --data:", *rows(forms, columns, indent=30), "", wrapped(notes, columns)])
+
+
+def _methods(columns: int) -> str:
+    methods = (
+        ("weight", "maximize the similarity of the weights. Needs no data. (Git Re-Basin, Ainsworth et al. 2023, 3.2)"),
+        ("activation", "match units whose activations correlate on --data. (Li et al. 2016; Git Re-Basin, 3.1)"),
+        (
+            "straight-through",
+            "learn the permutation that gives the midpoint a low loss on --data, with the straight-through estimator. "
+            "(Git Re-Basin, 3.3)",
+        ),
+    )
+    efforts = (
+        ("fast", "few starting points, coarse convergence"),
+        ("standard", "more starting points, and restarts from perturbed solutions"),
+        ("thorough", "the largest search"),
+        ("auto", "chosen by the size of the model"),
+    )
+    starts = (
+        ("identity", "B as it is"),
+        ("forward", "match layer by layer along the data path"),
+        ("barycentre", "Frank-Wolfe on doubly stochastic matrices"),
+        ("annealing", "doubly stochastic matrices, annealed to permutations"),
+        ("random", "a random permutation, drawn with --seed"),
+    )
+    return "\n".join([
+        "Values of --method:", *rows(methods, columns, indent=22), "",
+        "Values of --effort:", *rows(efforts, columns, indent=22), "",
+        "Values of --start:", *rows(starts, columns, indent=22), "",
+        wrapped("The identity is always a candidate, so the similarity of the result is never below that of B as it "
+                "is.", columns),
+    ])  # fmt: skip
+
+
+def _terms(columns: int) -> str:
+    terms = (
+        ("unit", "one index along a permutable axis: a channel, a neuron, a head"),
+        ("axis group", "all axes that one permutation moves together"),
+        ("pinned", "an axis that is not permuted; 'rebasin trace' prints the reason"),
+        ("permutation spec", "all axis groups of a model, as data. Saved with --save-spec, read with --spec."),
+        ("alignment", "the permutations that were found. Saved with --save-alignment, used by 'rebasin apply'."),
+        ("lam", "the position on the line: 0 is A, 1 is B, and (1 - lam) A + lam B between them"),
+        (
+            "barrier",
+            "the largest increase of the loss on the line over the linear interpolation of the losses at its ends",
+        ),
+        ("similarity", "the inner product of A's parameters with those of B; cosine: normalized to at most 1"),
+        ("pass", "one visit to every axis group during matching"),
+        ("noise floor", "the difference of the outputs that rounding alone explains, measured in float64"),
+        ("before, after alignment", "B as it is in its file; B permuted ('naive' and 'matched' in JSON)"),
+        ("recalibrate", "re-estimate the running statistics of BatchNorm for an interpolated network"),
+        ("REPAIR", "restore mean and deviation of every unit's activations (Jordan et al. 2023)"),
+    )
+    return "\n".join(["Terms:", *rows(terms, columns, indent=20)])
+
+
+def _config(columns: int) -> str:
+    text = (
+        "--config FILE.toml reads options from a file: one table per verb, with the options' names as keys. Options on "
+        "the command line take precedence. --print-config prints the options of a command in this form."
+    )
+    example = (
+        "  [align]", '  model = "torchvision:resnet18"', "  seed = 3", '  pin = ["fc.*"]', "", "  [align.model-arg]",
+        "  num_classes = 10",
+    )  # fmt: skip
+    return "\n".join([wrapped(text, columns), "", *example])
+
+
+TOPICS = (
+    Topic("exit-codes", "exit codes, for scripts", _exit_codes),
+    Topic("model-specs", "values of --model, and the example input", _model_specs),
+    Topic("data", "values of --data", _data),
+    Topic("methods", "matching methods, search efforts, starting points", _methods),
+    Topic("terms", "the terms that output and help use", _terms),
+    Topic("config", "options from a configuration file", _config),
+)

@@ -1,0 +1,135 @@
+"""Options that several verbs share: one name, one meaning, one help text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rebasin_cli.options import AnyPaths, AnyTexts, OptionalPath, option, options_class
+
+MODEL_HELP = (
+    "Model: torchvision:NAME, timm:NAME, open_clip:NAME, transformers:DIR, diffusers:DIR, path/to/file.py:function or "
+    "package.module:function. See 'rebasin help model-specs'."
+)
+DATA_HELP = (
+    "Data: a folder of class folders, an .npz file with x and y, torchvision:NAME@root or file.py:loader. "
+    "See 'rebasin help data'."
+)
+
+
+@options_class
+class ModelInput:
+    """How the model is built and what it is run on."""
+
+    model_args: Mapping[str, Any] | None = option(
+        "Argument of the model, such as num_classes=10. The value is JSON. Repeatable.",
+        group="Model",
+        flag="--model-arg",
+        metavar="NAME=VALUE",
+        default=None,
+    )
+    inputs: AnyTexts = option(
+        "Example input: a shape such as 1,3,224,224, or ids=1,16:int64. Repeatable.",
+        group="Model",
+        flag="--input",
+        metavar="SHAPE",
+        default=(),
+        shown_default="known for named models, inferred for others where possible",
+    )
+    input_file: OptionalPath = option(
+        "Example input from an .npz file.", group="Model", metavar="FILE.npz", default=None
+    )
+
+
+@options_class
+class RequiredModel(ModelInput):
+    """The model where only the user knows it."""
+
+    model: str = option(MODEL_HELP, group="Model", short="-m", metavar="SPEC", completes="model")
+
+
+@options_class
+class Derivation:
+    """How the axis groups of the model are found and verified."""
+
+    spec: OptionalPath = option(
+        "Read the axis groups from this file instead of deriving them.", group="Model", metavar="FILE", default=None
+    )
+    pins: AnyTexts = option(
+        "Do not permute the axes of tensors whose name matches, such as 'head.*'. Repeatable.",
+        group="Model",
+        flag="--pin",
+        metavar="PATTERN",
+        default=(),
+    )
+    rules: AnyPaths = option(
+        "Python file with rules for your own operations. Repeatable.", group="Model", metavar="FILE.py", default=()
+    )
+    strict: bool = option("Refuse a model with an operation that has no rule.", group="Model", default=False)
+    cache: bool = option(
+        "Neither read nor write verified specs in the user's cache directory.", group="Model", default=True
+    )
+    save_spec: OptionalPath = option(
+        "Save the axis groups, as --spec reads them.", group="Output", metavar="FILE", default=None
+    )
+
+
+@options_class
+class StateChoice:
+    """Which state dict of a checkpoint is read."""
+
+    key: str | None = option(
+        "Where in the file the state dict is, such as ema.model.",
+        group="Checkpoint",
+        metavar="NAME",
+        default=None,
+        shown_default="detected automatically",
+    )
+    ema: bool = option(
+        "Use the exponential moving average of the weights, where the file has one.", group="Checkpoint", default=False
+    )
+
+
+@options_class
+class StateInFile(StateChoice):
+    """The same, and how strictly it must fit the model."""
+
+    ignore_extra: bool = option(
+        "Copy tensors that the model does not have unchanged, instead of refusing them.",
+        group="Checkpoint",
+        default=False,
+    )
+
+
+@options_class
+class StateOfEach(StateInFile):
+    """The same for two checkpoints, together or each on its own."""
+
+    key_a: str | None = option("--key for A alone.", group="Checkpoint", metavar="NAME", default=None)
+    key_b: str | None = option("--key for B alone.", group="Checkpoint", metavar="NAME", default=None)
+    ema_a: bool = option("--ema for A alone.", group="Checkpoint", default=False)
+    ema_b: bool = option("--ema for B alone.", group="Checkpoint", default=False)
+
+    @property
+    def state_of_a(self) -> tuple[str | None, bool]:
+        """Key, and whether the moving average is taken."""
+        return self.key_a or self.key, self.ema_a or self.ema
+
+    @property
+    def state_of_b(self) -> tuple[str | None, bool]:
+        return self.key_b or self.key, self.ema_b or self.ema
+
+
+@options_class
+class Writing:
+    """How outputs are written."""
+
+    force: bool = option("Overwrite outputs that exist.", group="Output", short="-f", default=False)
+    mkdir: bool = option("Create the output's directory if it is missing.", group="Output", default=False)
+
+
+@options_class
+class Seed:
+    """The one source of randomness."""
+
+    seed: int = option("Random seed.", group="General", default=0)
