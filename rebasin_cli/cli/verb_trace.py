@@ -11,7 +11,7 @@ from rebasin_cli.verbs.trace import TraceOptions, run_trace
 
 def _run(options: TraceOptions, output: Output) -> None:
     with output.working() as progress:
-        from rebasin_cli.report.graph_file import picture
+        from rebasin_cli.report.graph import picture
 
         result = run_trace(replace(options, draw=picture, progress=progress))
     from rebasin_cli.report.other_verbs import trace_table

@@ -111,7 +111,7 @@ def run_trace(options: TraceOptions) -> TraceResult:
     """Trace a model, derive its axis groups, and verify them by execution.
 
     `draw` makes the picture of an understood model, given the model's name and the suffix; it is
-    `rebasin_cli.report.graph_file.picture`.
+    `rebasin_cli.report.graph.picture`.
 
     Raises:
         ModelError: the model cannot be built or run, or `strict` is violated.
@@ -134,9 +134,7 @@ def run_trace(options: TraceOptions) -> TraceResult:
             f"{options.out}: unknown format {suffix!r}", hint=f"name a file that ends in .json or {', '.join(PICTURES)}"
         )
     if suffix in PICTURES and options.draw is None:
-        raise UsageError(
-            f"{options.out}: nothing was given to draw with", hint="draw=rebasin_cli.report.graph_file.picture"
-        )
+        raise UsageError(f"{options.out}: nothing was given to draw with", hint="draw=rebasin_cli.report.graph.picture")
     check_outputs(wanted, [], force=options.force, mkdir=options.mkdir)
     choice = ModelChoice(
         options.model, dict(options.model_args or {}), options.inputs, options.input_file, options.seed

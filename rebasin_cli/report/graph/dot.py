@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from rebasin_cli.report.graph_colours import PINNED
-from rebasin_cli.report.graph_model import Graph, Node
+from rebasin_cli.report.graph.model import PINNED, Graph, Node
 from rebasin_cli.report.text import printable
 
 SHAPES = {"join": "ellipse", "input": "oval", "output": "oval"}

@@ -1,18 +1,85 @@
-"""From a recorded pass and its groups to the picture's plain data."""
+"""From a recorded pass and its groups to the picture's plain data.
+
+A weight makes units along its first axis and reads them along the others, unless its bias is along another one
+(transposed convolutions); a norm's parameters do both. An edge carries what its source makes and its target reads.
+"""
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
 
-from rebasin_cli.report.graph_collapse import collapsed
-from rebasin_cli.report.graph_colours import colours
-from rebasin_cli.report.graph_flow import Flow, FlowNode, flow_of
-from rebasin_cli.report.graph_model import Edge, Graph, Node, ShownGroup
-from rebasin_cli.report.graph_sides import Names, Sides
+from rebasin_cli.report.graph.flow import Flow, FlowNode, collapsed, flow_of
+from rebasin_cli.report.graph.model import Edge, Graph, Node, ShownGroup, colours
 from rebasin_cli.report.text import counted
-from rebasin_cli.spec import PermutationSpec
+from rebasin_cli.spec import AxisGroup, PermutationSpec
 from rebasin_cli.tracing.graph import Trace
+
+Names = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Sides:
+    """What lies on which side of the nodes, by outermost groups."""
+
+    spec: PermutationSpec
+    shapes: Mapping[str, tuple[int, ...]]
+
+    @cached_property
+    def root(self) -> dict[str, str]:
+        """The outermost group by name; groups of one family that have no parent count as one."""
+        return {group.name: self._root(group) for group in self.spec.groups}
+
+    def _root(self, group: AxisGroup) -> str:
+        while group.parent is not None:
+            group = self.spec.by_name[group.parent.group]
+        return re.sub(r"(\[\d+\])+$", "", group.name)
+
+    def of(self, node: FlowNode) -> tuple[Names, Names]:
+        """Groups that the node reads, and that it makes."""
+        rows: dict[str, None] = {}
+        columns: dict[str, None] = {}
+        vectors: dict[str, None] = {}
+        depthwise = False
+        for key in node.keys:
+            shape = self.shapes[key]
+            depthwise = depthwise or (len(shape) > 2 and shape[1] == 1)
+            for group, site in self.spec.sites_by_key.get(key, ()):
+                if group.size > 1:
+                    side = vectors if len(shape) < 2 else columns if site.axis else rows
+                    side[self.root[group.name]] = None
+        if not any(len(self.shapes[key]) > 1 for key in node.keys):
+            return tuple(vectors), tuple(vectors)
+        if not node.contracts:
+            through = tuple({**rows, **columns, **vectors})
+            return through, through
+        if vectors and not set(vectors) & set(rows) and set(vectors) & set(columns):
+            rows, columns = columns, rows
+        made = {**rows, **vectors}
+        return tuple(columns or (made if depthwise else {})), tuple(made)
+
+    def carried(self, flow: Flow) -> dict[tuple[int, int], Names]:
+        """The groups whose units travel along each edge."""
+        sides = [self.of(node) for node in flow.nodes]
+        coming: dict[int, dict[str, None]] = {}
+        found: dict[tuple[int, int], Names] = {}
+        for source, target in sorted(flow.edges):
+            giver, taker = flow.nodes[source], flow.nodes[target]
+            given: Iterable[str] = sides[source][1] if giver.keys else coming.get(source, {})
+            if giver.kind == "part":
+                given = (*sides[source][1], *sides[source][0])
+            if taker.kind == "output":
+                given = ()
+            elif taker.keys:
+                reads, makes = sides[target]
+                given = [name for name in given if name in reads] or [name for name in given if name in makes]
+            found[source, target] = tuple(dict.fromkeys(given))
+            coming.setdefault(target, {}).update(dict.fromkeys(given))
+        return found
+
 
 CONTAINERS = ("ModuleDict", "ModuleList", "Sequential")
 """Types that hold others and are no block of their own."""

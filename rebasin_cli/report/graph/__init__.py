@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from rebasin_cli.execution.understanding import Understanding
-from rebasin_cli.report.graph_build import graph_of
-from rebasin_cli.report.graph_dot import dot
-from rebasin_cli.report.graph_mermaid import mermaid
-from rebasin_cli.report.graph_svg import svg
+from rebasin_cli.report.graph.build import graph_of
+from rebasin_cli.report.graph.dot import dot
+from rebasin_cli.report.graph.mermaid import mermaid
+from rebasin_cli.report.graph.svg import svg
 
 FORMATS = {".svg": svg, ".dot": dot, ".mmd": mermaid}
 

@@ -1,8 +1,8 @@
-"""Who hands data to whom in a recorded pass: a node for each leaf module, each functional use of a parameter, and each
+"""The data flow of a recorded pass: a node for each leaf module, each functional use of a parameter, and each
 place where data join.
 
 A leaf module without parameters that keeps the shape (an activation, a dropout) is folded into what feeds it, where it
-is the only reader.
+is the only reader. In large models, whole parts are one node, at as few levels as it takes to stay legible.
 """
 
 from __future__ import annotations
@@ -172,3 +172,38 @@ class _Reader:
 
 def _parts(path: str) -> tuple[str, ...]:
     return tuple(path.split(".")) if path else ()
+
+
+MOST_NODES = 150
+"""More than so many boxes are no longer seen at once."""
+
+
+def collapsed(flow: Flow, types: dict[str, str], most: int = MOST_NODES) -> Flow:
+    """The flow with everything below one depth of the module tree drawn as one node, or as it is where it is small."""
+    depth = max((len(node.path) for node in flow.nodes), default=0)
+    while len(flow.nodes) > most and depth > 1:
+        depth -= 1
+        smaller = _cut(flow, types, depth)
+        if len(smaller.nodes) <= most or depth == 1:
+            return smaller
+    return flow
+
+
+def _cut(flow: Flow, types: dict[str, str], depth: int) -> Flow:
+    cut = Flow()
+    parts: dict[str, int] = {}
+    place_of: list[int] = []
+    for node in flow.nodes:
+        prefix = ".".join(node.path[:depth])
+        if len(node.path) <= depth:
+            place_of.append(cut.add(node, ()))
+            continue
+        if prefix not in parts:
+            parts[prefix] = cut.add(FlowNode(prefix, types.get(prefix, ""), "part", node.path[:depth]), ())
+        place_of.append(parts[prefix])
+        part = cut.nodes[parts[prefix]]
+        part.keys.update(node.keys)
+        part.contracts |= node.contracts
+    for source, target in flow.edges:
+        cut.feed(place_of[target], [place_of[source]])
+    return cut

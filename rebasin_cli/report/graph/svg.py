@@ -9,9 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from xml.sax.saxutils import escape
 
-from rebasin_cli.report.graph_colours import PINNED
-from rebasin_cli.report.graph_layout import Box, Layout, Line, layout_of
-from rebasin_cli.report.graph_model import Graph, Node, ShownGroup
+from rebasin_cli.report.graph.layout import Box, Layout, Line, layout_of
+from rebasin_cli.report.graph.model import PINNED, Graph, Node, ShownGroup
 from rebasin_cli.report.text import counted, printable
 
 MARGIN, TOP, LEGEND_ROW = 24.0, 104.0, 18.0
