@@ -69,6 +69,7 @@ _rebasin() {
         'align --interpolate') :; return ;;
         'align --steps') :; return ;;
         'align --recalibrate') :; return ;;
+        'align --format') _rebasin_words 'table json csv latex md' "$current"; return ;;
         'align --color') _rebasin_words 'auto always never' "$current"; return ;;
         'align --config') _rebasin_paths "$current"; return ;;
         'interpolate --seed') :; return ;;
@@ -95,6 +96,7 @@ _rebasin() {
         'interpolate --save-best') _rebasin_paths "$current"; return ;;
         'interpolate --save-all') _rebasin_paths "$current"; return ;;
         'interpolate --fail-above') :; return ;;
+        'interpolate --format') _rebasin_words 'table json csv latex md' "$current"; return ;;
         'interpolate --color') _rebasin_words 'auto always never' "$current"; return ;;
         'interpolate --config') _rebasin_paths "$current"; return ;;
         'verify --seed') :; return ;;
@@ -109,10 +111,12 @@ _rebasin() {
         'verify --tolerance') :; return ;;
         'verify --rtol') :; return ;;
         'verify --atol') :; return ;;
+        'verify --format') _rebasin_words 'table json csv latex md' "$current"; return ;;
         'verify --color') _rebasin_words 'auto always never' "$current"; return ;;
         'verify --config') _rebasin_paths "$current"; return ;;
         'apply --key') :; return ;;
         'apply --out'|'apply -o') _rebasin_paths "$current"; return ;;
+        'apply --format') _rebasin_words 'table json csv latex md' "$current"; return ;;
         'apply --color') _rebasin_words 'auto always never' "$current"; return ;;
         'apply --config') _rebasin_paths "$current"; return ;;
         'trace --seed') :; return ;;
@@ -125,35 +129,42 @@ _rebasin() {
         'trace --input-file') _rebasin_paths "$current"; return ;;
         'trace --model'|'trace -m') _rebasin_models "$written"; return ;;
         'trace --out'|'trace -o') _rebasin_paths "$current"; return ;;
+        'trace --format') _rebasin_words 'table json csv latex md' "$current"; return ;;
         'trace --color') _rebasin_words 'auto always never' "$current"; return ;;
         'trace --config') _rebasin_paths "$current"; return ;;
         'inspect --key') :; return ;;
+        'inspect --format') _rebasin_words 'table json csv latex md' "$current"; return ;;
         'inspect --color') _rebasin_words 'auto always never' "$current"; return ;;
         'inspect --config') _rebasin_paths "$current"; return ;;
+        'models --format') _rebasin_words 'table json csv latex md' "$current"; return ;;
         'models --color') _rebasin_words 'auto always never' "$current"; return ;;
         'models --config') _rebasin_paths "$current"; return ;;
+        'env --format') _rebasin_words 'table json csv latex md' "$current"; return ;;
         'env --color') _rebasin_words 'auto always never' "$current"; return ;;
         'env --config') _rebasin_paths "$current"; return ;;
+        'demo --format') _rebasin_words 'table json csv latex md' "$current"; return ;;
         'demo --color') _rebasin_words 'auto always never' "$current"; return ;;
         'demo --config') _rebasin_paths "$current"; return ;;
+        'completions --format') _rebasin_words 'table json csv latex md' "$current"; return ;;
         'completions --color') _rebasin_words 'auto always never' "$current"; return ;;
         'completions --config') _rebasin_paths "$current"; return ;;
+        'help --format') _rebasin_words 'table json csv latex md' "$current"; return ;;
         'help --color') _rebasin_words 'auto always never' "$current"; return ;;
         'help --config') _rebasin_paths "$current"; return ;;
     esac
     if [[ $current == -* ]]; then
         case "$verb" in
-            align) _rebasin_words '--seed --force -f --mkdir --key --ema --ignore-extra --key-a --key-b --ema-a --ema-b --spec --pin --rules --strict --no-cache --save-spec --model-arg --input --input-file --model -m --out -o --save-alignment --dry-run --method --objective --effort --start --restarts --max-passes --time-limit --device --mix --learning-steps --learning-rate --keep-similarity --data --limit --batch-size --interpolate --steps --recalibrate --repair --json --quiet -q --verbose -v --color --config --print-config --help' "$current" ;;
-            interpolate) _rebasin_words '--seed --force -f --mkdir --key --ema --ignore-extra --model-arg --input --input-file --data -d --steps --report --model -m --mode --loss --metric --recalibrate --recalibrate-limit --repair --transform --limit --batch-size --workers --skip-corrupt --device --amp --out -o --plot --save-best --save-all --fail-above --json --quiet -q --verbose -v --color --config --print-config --help' "$current" ;;
-            verify) _rebasin_words '--seed --key --ema --ignore-extra --key-a --key-b --ema-a --ema-b --model-arg --input --input-file --model -m --samples --tolerance --rtol --atol --json --quiet -q --verbose -v --color --config --print-config --help' "$current" ;;
-            apply) _rebasin_words '--force -f --mkdir --key --ema --ignore-extra --out -o --json --quiet -q --verbose -v --color --config --print-config --help' "$current" ;;
-            trace) _rebasin_words '--seed --force -f --mkdir --spec --pin --rules --strict --no-cache --save-spec --model-arg --input --input-file --model -m --out -o --no-verify --json --quiet -q --verbose -v --color --config --print-config --help' "$current" ;;
-            inspect) _rebasin_words '--key --ema --json --quiet -q --verbose -v --color --config --print-config --help' "$current" ;;
-            models) _rebasin_words '--json --quiet -q --verbose -v --color --config --print-config --help' "$current" ;;
-            env) _rebasin_words '--json --quiet -q --verbose -v --color --config --print-config --help' "$current" ;;
-            demo) _rebasin_words '--json --quiet -q --verbose -v --color --config --print-config --help' "$current" ;;
-            completions) _rebasin_words '--json --quiet -q --verbose -v --color --config --print-config --help' "$current" ;;
-            help) _rebasin_words '--json --quiet -q --verbose -v --color --config --print-config --help' "$current" ;;
+            align) _rebasin_words '--seed --force -f --mkdir --key --ema --ignore-extra --key-a --key-b --ema-a --ema-b --spec --pin --rules --strict --no-cache --save-spec --model-arg --input --input-file --model -m --out -o --save-alignment --dry-run --method --objective --effort --start --restarts --max-passes --time-limit --device --mix --learning-steps --learning-rate --keep-similarity --data --limit --batch-size --interpolate --steps --recalibrate --repair --format --json --quiet -q --verbose -v --color --config --print-config --help' "$current" ;;
+            interpolate) _rebasin_words '--seed --force -f --mkdir --key --ema --ignore-extra --model-arg --input --input-file --data -d --steps --report --model -m --mode --loss --metric --recalibrate --recalibrate-limit --repair --transform --limit --batch-size --workers --skip-corrupt --device --amp --out -o --plot --save-best --save-all --fail-above --format --json --quiet -q --verbose -v --color --config --print-config --help' "$current" ;;
+            verify) _rebasin_words '--seed --key --ema --ignore-extra --key-a --key-b --ema-a --ema-b --model-arg --input --input-file --model -m --samples --tolerance --rtol --atol --format --json --quiet -q --verbose -v --color --config --print-config --help' "$current" ;;
+            apply) _rebasin_words '--force -f --mkdir --key --ema --ignore-extra --out -o --format --json --quiet -q --verbose -v --color --config --print-config --help' "$current" ;;
+            trace) _rebasin_words '--seed --force -f --mkdir --spec --pin --rules --strict --no-cache --save-spec --model-arg --input --input-file --model -m --out -o --no-verify --format --json --quiet -q --verbose -v --color --config --print-config --help' "$current" ;;
+            inspect) _rebasin_words '--key --ema --format --json --quiet -q --verbose -v --color --config --print-config --help' "$current" ;;
+            models) _rebasin_words '--format --json --quiet -q --verbose -v --color --config --print-config --help' "$current" ;;
+            env) _rebasin_words '--format --json --quiet -q --verbose -v --color --config --print-config --help' "$current" ;;
+            demo) _rebasin_words '--format --json --quiet -q --verbose -v --color --config --print-config --help' "$current" ;;
+            completions) _rebasin_words '--format --json --quiet -q --verbose -v --color --config --print-config --help' "$current" ;;
+            help) _rebasin_words '--format --json --quiet -q --verbose -v --color --config --print-config --help' "$current" ;;
         esac
         return
     fi

@@ -74,7 +74,8 @@ _rebasin() {
                 '--steps=[--steps of '\''rebasin interpolate'\'']:N: ' \
                 '--recalibrate=[--recalibrate of '\''rebasin interpolate'\'']:DATA: ' \
                 '--repair[--repair of '\''rebasin interpolate'\'']' \
-                '--json[Print exactly one JSON document to stdout, errors included]' \
+                '--format=[Format of the result]:NAME:(table json csv latex md)' \
+                '--json[Short for --format json: exactly one JSON document on stdout, errors included]' \
                 '(--quiet -q)--quiet[No progress and no notes]' \
                 '(--quiet -q)-q[No progress and no notes]' \
                 '(--verbose -v)--verbose[Show more detail]' \
@@ -124,7 +125,8 @@ _rebasin() {
                 '--save-best=[Save the network with the lowest loss]:FILE:_files' \
                 '--save-all=[Save all interpolated networks in this directory]:DIR:_files' \
                 '--fail-above=[Exit with code 9 if the loss barrier is higher than this: that of the aligned pair, where there is one]:BARRIER: ' \
-                '--json[Print exactly one JSON document to stdout, errors included]' \
+                '--format=[Format of the result]:NAME:(table json csv latex md)' \
+                '--json[Short for --format json: exactly one JSON document on stdout, errors included]' \
                 '(--quiet -q)--quiet[No progress and no notes]' \
                 '(--quiet -q)-q[No progress and no notes]' \
                 '(--verbose -v)--verbose[Show more detail]' \
@@ -156,7 +158,8 @@ _rebasin() {
                 '--tolerance=[Allowed difference in noise floors of each output]:N: ' \
                 '--rtol=[Allow |a - b| <= atol + R |a| instead]:R: ' \
                 '--atol=[Allow |a - b| <= D + rtol |a| instead]:D: ' \
-                '--json[Print exactly one JSON document to stdout, errors included]' \
+                '--format=[Format of the result]:NAME:(table json csv latex md)' \
+                '--json[Short for --format json: exactly one JSON document on stdout, errors included]' \
                 '(--quiet -q)--quiet[No progress and no notes]' \
                 '(--quiet -q)-q[No progress and no notes]' \
                 '(--verbose -v)--verbose[Show more detail]' \
@@ -179,7 +182,8 @@ _rebasin() {
                 '--ignore-extra[Copy tensors that the model does not have unchanged, instead of refusing them]' \
                 '(--out -o)--out=[Output file]:FILE:_files' \
                 '(--out -o)-o+[Output file]:FILE:_files' \
-                '--json[Print exactly one JSON document to stdout, errors included]' \
+                '--format=[Format of the result]:NAME:(table json csv latex md)' \
+                '--json[Short for --format json: exactly one JSON document on stdout, errors included]' \
                 '(--quiet -q)--quiet[No progress and no notes]' \
                 '(--quiet -q)-q[No progress and no notes]' \
                 '(--verbose -v)--verbose[Show more detail]' \
@@ -212,7 +216,8 @@ _rebasin() {
                 '(--out -o)--out=[Output file: .json for the data, .svg, .dot or .mmd for a picture]:FILE:_files' \
                 '(--out -o)-o+[Output file: .json for the data, .svg, .dot or .mmd for a picture]:FILE:_files' \
                 '--no-verify[Skip the check that the groups keep the function, which runs the model on random weights]' \
-                '--json[Print exactly one JSON document to stdout, errors included]' \
+                '--format=[Format of the result]:NAME:(table json csv latex md)' \
+                '--json[Short for --format json: exactly one JSON document on stdout, errors included]' \
                 '(--quiet -q)--quiet[No progress and no notes]' \
                 '(--quiet -q)-q[No progress and no notes]' \
                 '(--verbose -v)--verbose[Show more detail]' \
@@ -228,7 +233,8 @@ _rebasin() {
             _arguments \
                 '--key=[Where in the file the state dict is, such as ema.model]:NAME: ' \
                 '--ema[Use the exponential moving average of the weights, where the file has one]' \
-                '--json[Print exactly one JSON document to stdout, errors included]' \
+                '--format=[Format of the result]:NAME:(table json csv latex md)' \
+                '--json[Short for --format json: exactly one JSON document on stdout, errors included]' \
                 '(--quiet -q)--quiet[No progress and no notes]' \
                 '(--quiet -q)-q[No progress and no notes]' \
                 '(--verbose -v)--verbose[Show more detail]' \
@@ -243,7 +249,8 @@ _rebasin() {
         models)
             shift words; (( CURRENT-- ))
             _arguments \
-                '--json[Print exactly one JSON document to stdout, errors included]' \
+                '--format=[Format of the result]:NAME:(table json csv latex md)' \
+                '--json[Short for --format json: exactly one JSON document on stdout, errors included]' \
                 '(--quiet -q)--quiet[No progress and no notes]' \
                 '(--quiet -q)-q[No progress and no notes]' \
                 '(--verbose -v)--verbose[Show more detail]' \
@@ -258,7 +265,8 @@ _rebasin() {
         env)
             shift words; (( CURRENT-- ))
             _arguments \
-                '--json[Print exactly one JSON document to stdout, errors included]' \
+                '--format=[Format of the result]:NAME:(table json csv latex md)' \
+                '--json[Short for --format json: exactly one JSON document on stdout, errors included]' \
                 '(--quiet -q)--quiet[No progress and no notes]' \
                 '(--quiet -q)-q[No progress and no notes]' \
                 '(--verbose -v)--verbose[Show more detail]' \
@@ -272,7 +280,8 @@ _rebasin() {
         demo)
             shift words; (( CURRENT-- ))
             _arguments \
-                '--json[Print exactly one JSON document to stdout, errors included]' \
+                '--format=[Format of the result]:NAME:(table json csv latex md)' \
+                '--json[Short for --format json: exactly one JSON document on stdout, errors included]' \
                 '(--quiet -q)--quiet[No progress and no notes]' \
                 '(--quiet -q)-q[No progress and no notes]' \
                 '(--verbose -v)--verbose[Show more detail]' \
@@ -287,7 +296,8 @@ _rebasin() {
         completions)
             shift words; (( CURRENT-- ))
             _arguments \
-                '--json[Print exactly one JSON document to stdout, errors included]' \
+                '--format=[Format of the result]:NAME:(table json csv latex md)' \
+                '--json[Short for --format json: exactly one JSON document on stdout, errors included]' \
                 '(--quiet -q)--quiet[No progress and no notes]' \
                 '(--quiet -q)-q[No progress and no notes]' \
                 '(--verbose -v)--verbose[Show more detail]' \
@@ -302,7 +312,8 @@ _rebasin() {
         help)
             shift words; (( CURRENT-- ))
             _arguments \
-                '--json[Print exactly one JSON document to stdout, errors included]' \
+                '--format=[Format of the result]:NAME:(table json csv latex md)' \
+                '--json[Short for --format json: exactly one JSON document on stdout, errors included]' \
                 '(--quiet -q)--quiet[No progress and no notes]' \
                 '(--quiet -q)-q[No progress and no notes]' \
                 '(--verbose -v)--verbose[Show more detail]' \

@@ -7,6 +7,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, TextIO
 
 from rebasin_cli.cli.output import Output
@@ -98,7 +99,7 @@ def one_line(error: RebasinError) -> str:
 
 def _say(error: RebasinError, code: int, argv: Sequence[str], verbs: Sequence[str]) -> None:
     output = Output.current
-    wants_json = output.json if output is not None else "--json" in argv
+    wants_json = output.json if output is not None else _asks_for_json(argv)
     if wants_json:
         from rebasin_cli.verbs.document import describe_error, dumps, envelope
 
@@ -107,6 +108,12 @@ def _say(error: RebasinError, code: int, argv: Sequence[str], verbs: Sequence[st
         data = getattr(error, "result", None)
         print(dumps(envelope(verb, data, error=described)), flush=True)
     print(one_line(error), file=sys.stderr, flush=True)
+
+
+def _asks_for_json(argv: Sequence[str]) -> bool:
+    """Whether the command line asks for JSON, where it could not be parsed."""
+    after_format = {word for before, word in pairwise(argv) if before == "--format"}
+    return "--json" in argv or "--format=json" in argv or "json" in after_format
 
 
 def _silence(code: int) -> int:

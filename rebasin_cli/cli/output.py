@@ -13,7 +13,9 @@ from rebasin_cli.cli.presentation import Presentation
 from rebasin_cli.progress import Progress, Silent
 
 if TYPE_CHECKING:
-    from rich.console import Console, RenderableType
+    from rich.console import Console
+
+    from rebasin_cli.report.layout import Document
 
 UNBOUNDED = 100_000
 """Columns off a terminal: nothing is wrapped there, so nothing is cut."""
@@ -60,7 +62,9 @@ class Output:
 
     def __init__(self, verb: str, shown: Presentation) -> None:
         self.verb = verb
-        self.json, self.quiet, self.verbose, self.color = shown.json, shown.quiet, shown.verbose, shown.color
+        self.quiet, self.verbose, self.color = shown.quiet, shown.verbose, shown.color
+        self.format = shown.chosen_format
+        self.json = self.format == "json"
         self.noted: set[str] = set()
         self.stdout, self.stderr = sys.stdout, sys.stderr
         Output.current = self
@@ -105,9 +109,9 @@ class Output:
             yield
 
     def finish(
-        self, result: Any, table: Callable[[], RenderableType], *, short: object = None, warnings: Sequence[str] = ()
+        self, result: Any, report: Callable[[], Document], *, short: object = None, warnings: Sequence[str] = ()
     ) -> None:
-        """Say the result: one JSON document, or only `short` (the path written), or the table."""
+        """Print the result: one JSON document, or only `short` (the path written), or the report in its format."""
         if self.json:
             from rebasin_cli.verbs.document import dumps, envelope
 
@@ -116,20 +120,29 @@ class Output:
             if short is not None:
                 print(os.fspath(short) if isinstance(short, os.PathLike) else short, file=self.stdout)
         else:
-            self.show(table())
+            self.show(report())
             self.warn(warnings)
         self.stdout.flush()
 
-    def show(self, content: RenderableType) -> None:
-        """Print to stdout; off a terminal without the blanks that fill a table's last column."""
+    def finish_text(self, result: Any, text: str) -> None:
+        """Print a result that is a text: as it is, or within one JSON document."""
+        if self.json:
+            from rebasin_cli.verbs.document import dumps, envelope
+
+            text = dumps(envelope(self.verb, result))
+        print(text, file=self.stdout, flush=True)
+
+    def show(self, report: Document) -> None:
+        """Print a report to stdout; off a terminal without wrapping and without trailing blanks."""
+        from rebasin_cli.report.formats import render
+
         console = console_for(self.stdout, self.color)
-        if console.is_terminal:
-            console.print(content)
-            return
-        with console.capture() as captured:
-            console.print(content)
-        for line in captured.get().splitlines():
-            print(line.rstrip(), file=self.stdout)
+        if self.format == "table" and console.is_terminal:
+            from rebasin_cli.report.formats.table import renderable
+
+            console.print(renderable(report))
+        else:
+            print(render(report, self.format), end="", file=self.stdout)
 
     def warn(self, warnings: Sequence[str]) -> None:
         from rebasin_cli.report.text import printable

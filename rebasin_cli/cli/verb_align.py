@@ -89,12 +89,12 @@ def _run(options: AlignCommandOptions, output: Output) -> None:
         )
         return
     from rebasin_cli.report.interpolate import interpolate_table
-    from rebasin_cli.report.layout import stacked
+    from rebasin_cli.report.layout import document
     from rebasin_cli.verbs.document import plain
 
     output.finish(
         {**plain(result), "interpolation": plain(between)} if output.json else result,
-        lambda: stacked(
+        lambda: document(
             align_table(result, verbose=output.verbose, swept=True),
             interpolate_table(between, verbose=output.verbose, plain=output.plain),
         ),

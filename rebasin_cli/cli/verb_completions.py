@@ -19,10 +19,7 @@ def _run(options: CompletionsOptions, output: Output) -> None:
     from rebasin_cli.cli.app import commands
 
     script = script_for(options.shell, commands())
-    if output.json:
-        output.finish({"shell": options.shell, "script": script}, lambda: script)
-    else:
-        print(script, end="", file=output.stdout)
+    output.finish_text({"shell": options.shell, "script": script}, script.removesuffix("\n"))
 
 
 COMMAND = VerbCommand(

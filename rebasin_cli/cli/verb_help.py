@@ -31,10 +31,7 @@ def _run(options: HelpOptions, output: Output) -> None:
         text = topic_help(options.topic)
     else:
         text = verb_help(by_name[options.topic])
-    if output.json:
-        output.finish({"topic": options.topic, "text": text}, lambda: text)
-    else:
-        print(text, file=output.stdout)
+    output.finish_text({"topic": options.topic, "text": text}, text)
 
 
 COMMAND = VerbCommand(

@@ -1,64 +1,61 @@
-"""An alignment in words: what was understood, how far B came, that it is still B, where it is, what to type next."""
+"""An alignment as a report: the axis groups, the similarity, the verification, the files, the next command."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from rich.console import Group, RenderableType
-from rich.text import Text
-
 from rebasin_cli.execution.same_function import FunctionCheck
-from rebasin_cli.report.layout import cell, facts, rows, stacked
+from rebasin_cli.report.layout import Document, Lines, Part, Rows, document, facts, rows, text
 from rebasin_cli.report.text import counted, number, seconds, share, shell, size
 from rebasin_cli.verbs.align_result import AlignResult
 
 
-def align_table(result: AlignResult, *, verbose: bool = False, swept: bool = False) -> Group:
-    """The table a person wants first; with `verbose`, every group too; `swept` says that the line follows."""
+def align_table(result: AlignResult, *, verbose: bool = False, swept: bool = False) -> Document:
+    """The report; with `verbose`, every group too; `swept` where the report of an interpolation follows."""
     entries: list[tuple[str, object]] = [
-        ("understood", understood(result)),
-        ("moved", f"{result.moved_units:,} of {counted(result.units, 'unit')}"),
+        ("groups", found_groups(result)),
+        ("permuted", f"{result.moved_units:,} of {counted(result.units, 'unit')}"),
         ("similarity", f"cosine {number(result.cosine.before)} -> {number(result.cosine.after)}"),
         *criterion(result),
-        ("distance", f"{number(result.distance.before)} -> {number(result.distance.after)} (L2 over the parameters)"),
+        ("distance", f"{number(result.distance.before)} -> {number(result.distance.after)} (L2 norm)"),
         *_groups_verified(result.verified),
         ("function", function_in_words(result.verified)),
         ("matching", _search(result)),
-        ("took", f"{seconds(result.seconds['total'])}, at most {size(result.peak_rss_bytes)} of memory"),
+        ("time", f"{seconds(result.seconds['total'])}, peak memory {size(result.peak_rss_bytes)}"),
     ]
     if result.out is not None:
         entries.append(("written", result.out))
         others = [path for path in (result.report, result.permutations, result.spec) if path is not None]
         entries += [("", path) for path in others]
-    parts: list[RenderableType | None] = [
+    parts: list[Part | None] = [
         facts(entries),
-        Text(verdict(result)),
+        text(verdict(result)),
         _groups(result) if verbose else None,
         None if swept else _next(result),
     ]
-    return stacked(*parts)
+    return document(*parts)
 
 
-def understood(result: AlignResult) -> str:
+def found_groups(result: AlignResult) -> str:
     return (
-        f"{counted(len(result.groups), 'group')} of {counted(result.units, 'unit')}, which move"
-        f" {share(result.free_fraction)} of {counted(result.parameters, 'parameter')}"
+        f"{counted(len(result.groups), 'axis group')}, {counted(result.units, 'unit')}, in "
+        f"{share(result.free_fraction)} of {counted(result.parameters, 'parameter')}"
     )
 
 
 def verdict(result: AlignResult) -> str:
-    """What the numbers mean, in one sentence."""
+    """What the numbers mean, in one sentence; it goes no further than they do."""
     if not result.groups:
-        return "Nothing in this model can be reordered without changing its function: the output equals B."
+        return "No axis of this model can be permuted without changing its function: the output equals B."
     if result.already_aligned:
-        return "B already lies in A's basin: no reordering brings it closer, so its units keep their order."
+        return "No permutation was found that makes B more similar to A, so its units keep their order."
     if result.distance.after <= 1e-6 * max(result.distance.before, 1e-30):
-        return "B is A with its units reordered: put back in order, the two agree."
-    return "B was brought closer to A; it computes what it computed before."
+        return "B is a permuted copy of A: after alignment the two agree."
+    return "B is more similar to A than before, and its function is unchanged."
 
 
 def criterion(result: AlignResult) -> list[tuple[str, object]]:
-    """What decided, where it is not the similarity above it."""
+    """The criterion that the result was chosen by, where it is not the similarity above."""
     by = result.criterion
     if by.name == "plain":
         return []
@@ -67,9 +64,9 @@ def criterion(result: AlignResult) -> list[tuple[str, object]]:
 
 
 def function_in_words(check: FunctionCheck) -> str:
-    """Unchanged, and by which measure; or why nobody looked."""
+    """Unchanged, and by which measure; or why the model was not run."""
     if check.left_out is not None:
-        return f"every tensor is B's, reordered; not run: {check.left_out}"
+        return f"every tensor is B's, permuted; the model was not run: {check.left_out}"
     if check.samples == 0:
         return f"unchanged: {check.note}"
     floors = "" if check.max_in_noise_floors is None else f", {number(check.max_in_noise_floors)} noise floors"
@@ -83,33 +80,33 @@ def function_in_words(check: FunctionCheck) -> str:
 
 
 def _groups_verified(check: FunctionCheck) -> list[tuple[str, object]]:
-    """How the groups were verified, where they were."""
+    """How the axis groups were verified, where they were."""
     if check.spec is None:
         return []
     weights = "random weights" if check.spec.weights == "random" else "B's weights, varied at random"
-    words = f"verified on {weights}: {counted(check.spec.draws, 'draw')}, input {' and '.join(check.spec.sizes)}"
-    return [("groups", words)]
+    words = f"groups on {weights}: {counted(check.spec.draws, 'draw')}, input {' and '.join(check.spec.sizes)}"
+    return [("verified", words)]
 
 
 def _search(result: AlignResult) -> str:
     if result.criterion.name == "midpoint loss":
         return f"learned for {counted(result.passes, 'step')} from the best start ({result.start}); seed {result.seed}"
-    end = "converged" if result.converged else "stopped before it converged"
+    end = "converged" if result.converged else "stopped before convergence"
     passes = counted(result.passes, "pass", "passes")
     return f"{end} after {passes} from the best start ({result.start}); seed {result.seed}"
 
 
-def _groups(result: AlignResult) -> RenderableType:
+def _groups(result: AlignResult) -> Rows:
     lines = [(group.name, f"{group.size:,}", f"{group.moved:,}") for group in result.groups]
     return rows(("group", "units", "moved"), lines, numbers=(1, 2))
 
 
-def _next(result: AlignResult) -> Text | None:
+def _next(result: AlignResult) -> Lines | None:
     """The command that answers the next question."""
     if result.out is None:
-        return Text("Nothing was written (dry run).")
+        return text("Nothing was written (dry run).")
     words: list[object] = ["rebasin", "interpolate"]
     if result.report is not None and result.report.parent.resolve() != Path.cwd():
         words += ["--report", result.report]
     words += ["--steps", 10, "--data", "DATA"]
-    return cell(f"next: {shell(words)}")
+    return text(f"next: {shell(words)}")

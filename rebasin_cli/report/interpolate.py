@@ -1,58 +1,60 @@
-"""A sweep in words: the barrier first, the curves as a table with sparklines, what to do next."""
+"""A sweep as a report: the barrier first, then the curves as a table and as sparklines."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-
-from rich.console import Group, RenderableType
-from rich.text import Text
+from collections.abc import Mapping, Sequence
 
 from rebasin_cli.interpolation.sweep import Barrier, Best, SweepPoint
-from rebasin_cli.report.layout import facts, rows, stacked
+from rebasin_cli.report.layout import Document, Facts, Part, Rows, document, facts, rows, text
 from rebasin_cli.report.sparkline import sparkline
 from rebasin_cli.report.text import counted, number, printable, share
 from rebasin_cli.verbs.interpolate_result import InterpolateResult
 
 NO_BARRIER = 0.01
-"""A rise of the loss below this share of the ends' mean loss is none."""
+"""A rise of the loss below this share of the ends' mean loss is reported as no barrier."""
+CURVES = {"naive": "before alignment", "matched": "after alignment"}
+SHORT = {"naive": "before", "matched": "after"}
 
 
-def interpolate_table(result: InterpolateResult, *, verbose: bool = False, plain: bool = False) -> Group:
-    """What a person wants first; with `verbose`, top-5; `plain` for streams that cannot show blocks."""
-    entries: list[tuple[str, object]] = [("line", _line(result)), ("data", result.data)]
-    entries.append(("between", _treatment(result)))
-    entries += [(f"barrier, {curve}", _barrier(barrier)) for curve, barrier in result.barrier.items()]
+def interpolate_table(result: InterpolateResult, *, verbose: bool = False, plain: bool = False) -> Document:
+    """The report; with `verbose`, top-5 accuracy; `plain` for streams that cannot show block characters."""
+    entries: list[tuple[str, object]] = [("checkpoints", _line(result))]
+    if result.aligned is not None:
+        entries.append(("aligned", result.aligned))
+    entries += [("steps", f"{result.steps}, {result.mode}"), ("data", result.data), ("statistics", _treatment(result))]
+    entries += [(_named("barrier", curve, result), _barrier(barrier)) for curve, barrier in result.barrier.items()]
     best = result.best
     if best is not None:
         entries.append(("best", f"{_place(result, best)}: loss {number(best.loss)}{_accuracy_word(best.accuracy)}"))
-    parts: list[RenderableType | None] = [
+    parts: list[Part | None] = [
         facts(entries),
         _curves(result, verbose),
         _sparks(result, plain),
-        Text(verdict(result)),
+        text(verdict(result)),
         facts([("written", path) for path in (result.out, *result.saved)]),
     ]
-    return stacked(*parts)
+    return document(*parts)
 
 
 def verdict(result: InterpolateResult) -> str:
-    """What the numbers mean, in one sentence."""
+    """What the numbers mean, in one sentence; it goes no further than they do."""
     naive, matched = result.barrier["naive"].loss, result.barrier.get("matched", Barrier(None, None)).loss
     if naive is None and matched is None:
-        return "Whether there is a barrier cannot be said: values on the line are missing or not finite."
+        return "The barrier is unknown: values on the line are missing or not finite."
     if matched is None:
         return (
-            "There is no barrier between the two."
+            f"No barrier: on {_samples(result)}, the loss between the checkpoints does not rise above the line between "
+            f"their losses by more than {NO_BARRIER:.0%}."
             if _flat(result, "naive")
-            else f"There is a barrier: the loss rises by {number(naive)} over the straight line between the ends."
+            else f"Barrier: the loss rises by {number(naive)} above the line between the checkpoints' losses."
         )
     if _flat(result, "matched"):
         if naive is not None and _flat(result, "naive"):
-            return "There is no barrier, with or without the alignment."
-        return "Aligned, there is no barrier: the two networks lie in one basin."
+            return f"No barrier on {_samples(result)}, before or after alignment."
+        return f"After alignment there is no barrier on {_samples(result)}."
     if naive is None:
-        return f"Aligned, the barrier is {number(matched)}."
+        return f"After alignment the barrier is {number(matched)}."
     if matched < naive:
         return f"The alignment lowers the barrier from {number(naive)} to {number(matched)}."
     return f"The alignment does not lower the barrier: it was {number(naive)} and is {number(matched)}."
@@ -64,26 +66,34 @@ def _flat(result: InterpolateResult, curve: str) -> bool:
     return height is not None and bool(ends) and height <= NO_BARRIER * max(sum(ends) / len(ends), 1e-6)
 
 
+def _samples(result: InterpolateResult) -> str:
+    return counted(result.n, "sample")
+
+
+def _named(what: str, curve: str, result: InterpolateResult, names: Mapping[str, str] = CURVES) -> str:
+    """The quantity with the curve's name, where there is more than one curve."""
+    return what if len(result.curves) == 1 else f"{what} {names.get(curve, curve)}"
+
+
 def _line(result: InterpolateResult) -> str:
-    names = " -> ".join(printable(path) for path in result.checkpoints)
-    aligned = f" (matched: {printable(result.aligned)})" if result.aligned is not None else ""
-    return f"{names}{aligned}, {result.mode} in {counted(result.steps, 'step')}"
+    return " -> ".join(printable(path) for path in result.checkpoints)
 
 
 def _place(result: InterpolateResult, best: Best) -> str:
-    """Where the best network lies; an end by its own name."""
+    """The position of the best network; a checkpoint by its name."""
     if best.lam in (0.0, 1.0):
         reached = best.segment + int(best.lam)
         last = reached == len(result.checkpoints) - 1
         path = result.aligned if best.curve == "matched" and last else result.checkpoints[reached]
-        return f"{printable(path)} itself"
-    return f"{best.curve}, lam {best.lam:g}" + (f" of segment {best.segment + 1}" if _many(result) else "")
+        return printable(path)
+    where = f"lam {best.lam:g}" + (f" of segment {best.segment + 1}" if _many(result) else "")
+    return where if len(result.curves) == 1 else f"{where} {CURVES.get(best.curve, best.curve)}"
 
 
 def _treatment(result: InterpolateResult) -> str:
     if result.recalibration is None:
-        return "weights and statistics interpolated"
-    return f"{result.recalibration['method']}, measured on {result.recalibration['data']}"
+        return "interpolated like the weights"
+    return f"{result.recalibration['method']}, estimated on {result.recalibration['data']}"
 
 
 def _barrier(barrier: Barrier) -> str:
@@ -99,8 +109,8 @@ def _many(result: InterpolateResult) -> bool:
     return len(result.checkpoints) > 2
 
 
-def _curves(result: InterpolateResult, verbose: bool) -> RenderableType:
-    """One row a value of lam, loss and accuracy of each curve beside each other."""
+def _curves(result: InterpolateResult, verbose: bool) -> Rows:
+    """One row for each value of lam, with the loss and accuracy of every curve."""
     names = list(result.curves)
     points = [result.curves[name] for name in names]
     measured = ["loss"]
@@ -111,7 +121,7 @@ def _curves(result: InterpolateResult, verbose: bool) -> RenderableType:
     if any(point.metric is not None for row in points for point in row):
         measured.append("metric")
     headings = (["segment"] if _many(result) else []) + ["lam"]
-    headings += [f"{name} {_heading(field)}" for field in measured for name in names]
+    headings += [_named(_heading(field), name, result, SHORT) for field in measured for name in names]
     places = {field: _decimals([getattr(point, field) for row in points for point in row]) for field in measured}
     fine = max(len(f"{point.lam:.3g}".partition(".")[2]) for point in points[0])
     lines = []
@@ -145,7 +155,7 @@ def _value(point: SweepPoint, field: str, decimals: int | None) -> str:
     return number(value) if decimals is None else f"{value:.{decimals}f}"
 
 
-def _sparks(result: InterpolateResult, plain: bool) -> RenderableType:
+def _sparks(result: InterpolateResult, plain: bool) -> Facts:
     """All curves of one measure on one scale, so that they can be compared."""
     lines: list[tuple[str, object]] = []
     for field in ("loss", "accuracy"):
@@ -156,5 +166,5 @@ def _sparks(result: InterpolateResult, plain: bool) -> RenderableType:
             scale = f"{share(low)} to {share(high)}" if field == "accuracy" else f"{number(low)} to {number(high)}"
             for name, row in result.curves.items():
                 line = sparkline([getattr(point, field) for point in row], low=low, high=high, plain=plain)
-                lines.append((f"{field}, {name}", f"{line}  {scale}"))
+                lines.append((_named(field, name, result), f"{line}  {scale}"))
     return facts(lines)

@@ -1,45 +1,68 @@
-"""The few shapes that tables have: facts in two columns, and rows under headings. Nothing in them is ever cut."""
+"""What a report consists of, before any output format: facts, rows under headings, and sentences. Plain data."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-
-from rich.console import Group, RenderableType
-from rich.table import Table
-from rich.text import Text
+from dataclasses import dataclass
 
 from rebasin_cli.report.text import printable
 
 
-def cell(value: object, style: str = "") -> Text:
-    """Text shown as it is: nothing in it is markup, and it folds where it must rather than losing its end."""
-    return value if isinstance(value, Text) else Text(printable(value), style=style, overflow="fold")
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """Names with values, one pair a line; an empty name continues the one above."""
+
+    entries: tuple[tuple[str, str], ...]
 
 
-def facts(entries: Iterable[tuple[str, object]]) -> Table:
-    """Names on the left, what is the case on the right."""
-    table = Table.grid(padding=(0, 2))
-    table.add_column(style="bold", no_wrap=False, overflow="fold")
-    table.add_column(overflow="fold")
-    for name, value in entries:
-        table.add_row(cell(name), cell(value))
-    return table
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """A table: headings, lines, and the indices of the columns that hold numbers."""
+
+    headings: tuple[str, ...]
+    lines: tuple[tuple[str, ...], ...]
+    numbers: frozenset[int]
 
 
-def rows(headings: Sequence[str], lines: Iterable[Sequence[object]], *, numbers: Sequence[int] = ()) -> Table:
-    """Lines under headings; the columns whose indices are in `numbers` are set to the right."""
-    table = Table(box=None, padding=(0, 2, 0, 0), show_edge=False)
-    for index, heading in enumerate(headings):
-        table.add_column(heading, justify="right" if index in numbers else "left", overflow="fold", header_style="bold")
-    for line in lines:
-        table.add_row(*(cell(value) for value in line))
-    return table
+@dataclass(frozen=True, slots=True)
+class Lines:
+    """Sentences or names, one a line."""
+
+    lines: tuple[str, ...]
 
 
-def stacked(*parts: RenderableType | None) -> Group:
-    """One under the other, an empty line between; what is None is left out."""
-    spaced: list[RenderableType] = []
+Part = Facts | Rows | Lines
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """The parts of a report, in their order."""
+
+    parts: tuple[Part, ...]
+
+
+def facts(entries: Iterable[tuple[str, object]]) -> Facts:
+    """Names and values; characters that could control a terminal are escaped."""
+    return Facts(tuple((printable(name), printable(value)) for name, value in entries))
+
+
+def rows(headings: Sequence[str], lines: Iterable[Sequence[object]], *, numbers: Sequence[int] = ()) -> Rows:
+    """Lines under headings; the columns whose indices are in `numbers` are aligned to the right."""
+    cells = tuple(tuple(printable(value) for value in line) for line in lines)
+    return Rows(tuple(map(printable, headings)), cells, frozenset(numbers))
+
+
+def text(*lines: object) -> Lines:
+    """Sentences, one a line."""
+    return Lines(tuple(printable(line) for line in lines))
+
+
+def document(*parts: Part | Document | None) -> Document:
+    """The parts in their order; those of a document one by one, None left out, as is what is empty."""
+    found: list[Part] = []
     for part in parts:
-        if part is not None:
-            spaced += [Text(""), part] if spaced else [part]
-    return Group(*spaced)
+        if isinstance(part, Document):
+            found += part.parts
+        elif part is not None and not (isinstance(part, Facts) and not part.entries):
+            found.append(part)
+    return Document(tuple(found))

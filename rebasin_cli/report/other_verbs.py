@@ -6,12 +6,8 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from rich.console import Group, RenderableType
-from rich.table import Table
-from rich.text import Text
-
 from rebasin_cli.report.align import function_in_words
-from rebasin_cli.report.layout import cell, facts, rows, stacked
+from rebasin_cli.report.layout import Document, Part, document, facts, rows, text
 from rebasin_cli.report.text import counted, number, seconds, share, size
 from rebasin_cli.spec import AxisGroup
 from rebasin_cli.verbs.apply import ApplyResult
@@ -24,54 +20,64 @@ _BLOCK = re.compile(r"\[\d+\](?=(#\d+)?$)")
 """The number of the block in the name of a group that lives in one."""
 
 
-def verify_table(result: VerifyResult) -> Table:
+def verify_table(result: VerifyResult) -> Document:
     """Same function or not, and by how much."""
-    return facts(
-        [
-            ("A", result.a),
-            ("B", result.b),
-            ("function", function_in_words(result.verified)),
-            ("tensors", f"{result.identical_tensors:,} of {result.tensors:,} agree bit for bit"),
-            ("took", seconds(result.seconds["total"])),
-        ]
+    return document(
+        facts(
+            [
+                ("A", result.a),
+                ("B", result.b),
+                ("function", function_in_words(result.verified)),
+                ("tensors", f"{result.identical_tensors:,} of {result.tensors:,} are equal bit for bit"),
+                ("time", seconds(result.seconds["total"])),
+            ]
+        )
     )
 
 
-def apply_table(result: ApplyResult) -> Table:
+def apply_table(result: ApplyResult) -> Document:
     """What was applied to what, and where it is."""
-    return facts(
-        [
-            ("applied", f"{counted(result.moved_groups, 'permutation')} of {counted(result.groups, 'group')}"),
-            ("to", result.checkpoint),
-            ("checked", f"{counted(result.tensors, 'tensor')}, each the checkpoint's own, reordered, bit for bit"),
-            ("written", result.out),
-            ("took", seconds(result.seconds["total"])),
-        ]
+    return document(
+        facts(
+            [
+                ("applied", f"{counted(result.moved_groups, 'permutation')} of {counted(result.groups, 'group')}"),
+                ("to", result.checkpoint),
+                (
+                    "checked",
+                    f"{counted(result.tensors, 'tensor')}, each a permutation of the checkpoint's, bit for bit",
+                ),
+                ("written", result.out),
+                ("time", seconds(result.seconds["total"])),
+            ]
+        )
     )
 
 
-def trace_table(result: TraceResult, *, verbose: bool = False) -> Group:
-    """The groups, why the rest is pinned, and the proof; with `verbose`, every group, pinned axis and operation."""
+def trace_table(result: TraceResult, *, verbose: bool = False) -> Document:
+    """The groups, the pinned axes with reasons, the verification; with `verbose`, every group, axis and operation."""
     movable = [group for group in result.spec.groups if group.size > 1]
     entries: list[tuple[str, object]] = [
         ("model", result.model),
         ("input", result.input),
         ("modules", counted(len(result.modules), "module")),
-        ("understood", f"{counted(len(result.spec.groups), 'group')} of {counted(result.units, 'unit')}"),
-        ("free", f"{share(result.free_fraction)} of {counted(result.parameters, 'parameter')}"),
+        (
+            "groups",
+            f"{counted(len(result.spec.groups), 'axis group')}, {counted(result.units, 'unit')}, in "
+            f"{share(result.free_fraction)} of {counted(result.parameters, 'parameter')}",
+        ),
         ("function", _soundness(result)),
-        ("took", f"{seconds(result.seconds['total'])}, at most {size(result.peak_rss_bytes)} of memory"),
+        ("time", f"{seconds(result.seconds['total'])}, peak memory {size(result.peak_rss_bytes)}"),
     ]
     if result.out is not None:
         entries.append(("written", result.out))
     groups = rows(
-        ("group", "units", "inside", "tensors"),
+        ("axis group", "units", "inside", "tensors"),
         [(group.name, f"{group.size:,}", _parent(group), _tensors(group)) for group in movable]
         if verbose
         else list(_bundled(movable)),
         numbers=(1, 3),
     )
-    return stacked(facts(entries), groups if movable else None, _pins(result, verbose), _operations(result, verbose))
+    return document(facts(entries), groups if movable else None, _pins(result, verbose), _operations(result, verbose))
 
 
 def _parent(group: AxisGroup) -> str:
@@ -103,46 +109,48 @@ def _soundness(result: TraceResult) -> str:
     if result.verified is None:
         return "not checked (--no-verify)"
     if result.verified.silent:
-        return "not shown: on random weights the model's outputs are empty or zero"
+        return "not verified: on random weights the model's outputs are empty or zero"
     error = number(result.verified.max_relative_error)
     return f"unchanged under random permutations of all groups: relative error {error}"
 
 
-def _pins(result: TraceResult, verbose: bool) -> RenderableType | None:
+def _pins(result: TraceResult, verbose: bool) -> Part | None:
     pinned = result.spec.pinned
     if verbose and pinned:
         return rows(
-            ("pinned tensor", "axis", "because"), [(pin.key, pin.axis, pin.reason) for pin in pinned], numbers=(1,)
+            ("pinned tensor", "axis", "reason"), [(pin.key, pin.axis, pin.reason) for pin in pinned], numbers=(1,)
         )
     reasons = Counter(pin.reason for pin in pinned)
     if not reasons:
         return None
-    return rows(("pinned axes", "because"), [(count, reason) for reason, count in reasons.most_common()], numbers=(0,))
+    return rows(("pinned axes", "reason"), [(count, reason) for reason, count in reasons.most_common()], numbers=(0,))
 
 
-def _operations(result: TraceResult, verbose: bool) -> RenderableType | None:
+def _operations(result: TraceResult, verbose: bool) -> Part | None:
     if not verbose:
         return None
     return rows(("operation", "calls"), [(op, count) for op, count in result.ops.items()], numbers=(1,))
 
 
-def models_table(result: ModelsResult) -> Text:
-    """One name a line, so that other programs can read it."""
-    return cell(Text("\n").join([cell(name) for name in (*result.models, *result.unavailable)]))
+def models_table(result: ModelsResult) -> Document:
+    """One name per line, so that other programs can read it."""
+    return document(text(*result.models, *result.unavailable))
 
 
-def env_table(result: EnvResult) -> Table:
+def env_table(result: EnvResult) -> Document:
     """What a bug report needs."""
     present = {**result.packages, **{name: found for name, found in result.optional.items() if found}}
-    return facts(
-        [
-            ("rebasin", result.rebasin),
-            ("python", result.python),
-            ("platform", result.platform),
-            ("processors", f"{result.cpus} ({result.threads} threads)"),
-            ("memory", f"{size(result.available_memory_bytes)} available"),
-            ("devices", ", ".join(result.devices)),
-            *((name, found or "not installed") for name, found in present.items()),
-            *(("problem", problem) for problem in result.problems),
-        ]
+    return document(
+        facts(
+            [
+                ("rebasin", result.rebasin),
+                ("python", result.python),
+                ("platform", result.platform),
+                ("processors", f"{result.cpus} ({result.threads} threads)"),
+                ("memory", f"{size(result.available_memory_bytes)} available"),
+                ("devices", ", ".join(result.devices)),
+                *((name, found or "not installed") for name, found in present.items()),
+                *(("problem", problem) for problem in result.problems),
+            ]
+        )
     )

@@ -1,4 +1,4 @@
-"""The curves of a sweep as a picture: loss and accuracy, naive and matched, with the barrier shaded.
+"""The curves of a sweep as a picture: loss and accuracy, before and after alignment, with the barrier shaded.
 
 Readable in print, in grey and in the dark: curves differ in dash and marker besides colour, the background is
 transparent, and text and axes are of a grey that stands out from white and from black. Text is large for the picture,
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rebasin_cli.errors import OutputError, ResourceError, UsageError
+from rebasin_cli.report.interpolate import CURVES
 from rebasin_cli.report.text import number
 
 if TYPE_CHECKING:
@@ -107,7 +108,8 @@ def picture(result: InterpolateResult, size: tuple[float, float] = SIZE) -> Any:
             _draw(figure.add_subplot(1, len(fields), place), result, field)
         handles, labels = figure.axes[0].get_legend_handles_labels()
         look = {"frameon": False, "handlelength": 3.2, "columnspacing": 1.6}  # long enough to show the dashes
-        figure.legend(handles, labels, ncols=len(labels), loc="outside upper center", **look)
+        columns = len(labels) if size[0] >= SIZE[0] else 1
+        figure.legend(handles, labels, ncols=columns, loc="outside upper center", **look)
     return figure
 
 
@@ -150,7 +152,9 @@ def _name_places(axes: Any, checkpoints: int) -> None:
 
 def _label(result: InterpolateResult, curve: str) -> str:
     height = result.barrier[curve].loss
-    return curve if height is None else f"{curve}, barrier {number(height)}"
+    name = "" if len(result.curves) == 1 else CURVES.get(curve, curve)
+    words = [name] if height is None else [name, f"barrier {number(height)}"]
+    return ": ".join(word for word in words if word)
 
 
 def _loss_name(result: InterpolateResult) -> str:

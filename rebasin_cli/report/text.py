@@ -1,4 +1,4 @@
-"""Words and numbers as they are shown: names from files are data, sizes have units, shares are per cent."""
+"""Numbers and names as text: sizes have units, shares are percentages, names from files are escaped."""
 
 from __future__ import annotations
 

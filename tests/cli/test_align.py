@@ -188,7 +188,14 @@ def test_quiet_prints_only_the_path(run: Runner) -> None:
 
 def test_the_table_says_first_what_a_person_wants(run: Runner) -> None:
     done = run(*ALIGN)
-    for word in ("2 groups of 14 units", "cosine", "distance", "unchanged", "b-aligned.safetensors", "next: rebasin"):
+    for word in (
+        "2 axis groups, 14 units",
+        "cosine",
+        "distance",
+        "unchanged",
+        "b-aligned.safetensors",
+        "next: rebasin",
+    ):
         assert word in done.out, done.out
     assert "\x1b" not in done.out + done.err
 

@@ -25,7 +25,7 @@ INTERPOLATE = (
 def test_the_sweep_straight_after_is_the_verb(bench: Bench) -> None:
     found = bench.run(*ALIGN, "--interpolate", "test.npz", *SWEEP)
     assert found.code == 0, found.err
-    assert found.out.index("written") < found.out.index("barrier, matched")
+    assert found.out.index("written") < found.out.index("barrier after alignment")
     assert "next:" not in found.out
     straight = (bench.path / RESULT).read_bytes()
     alone = bench.run("interpolate", "--data", "test.npz", *SWEEP)

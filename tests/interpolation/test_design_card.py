@@ -68,7 +68,7 @@ def test_the_two_commands_as_they_stand(tmp_path: Path) -> None:
     assert swept.returncode == 0, swept.stderr
     assert "taking the alignment that b-aligned.json reports" in swept.stderr
     assert "--recalibrate" in swept.stderr  # ResNet-50 has BatchNorm
-    assert "barrier, matched" in swept.stdout
+    assert "barrier after alignment" in swept.stdout
     document = json.loads((tmp_path / "b-aligned-interpolation.json").read_text())
     assert (document["schema"], document["status"], document["error"]) == ("rebasin.interpolate/1", "ok", None)
     data = document["data"]

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from rebasin_cli.errors import OutputError, UsageError
 from rebasin_cli.interpolation.sweep import Barrier, Best, SweepPoint, barrier, best
+from rebasin_cli.report.formats.table import renderable
 from rebasin_cli.report.interpolate import interpolate_table, verdict
 from rebasin_cli.report.plot import INK, SIZE, STYLES, check_plot, draw_curves, picture
 from rebasin_cli.verbs.interpolate_result import InterpolateResult
@@ -63,7 +64,8 @@ def result(**changes: Any) -> InterpolateResult:
 
 def shown(found: InterpolateResult, width: int) -> str:
     stream = io.StringIO()
-    Console(file=stream, width=width, markup=False, highlight=False).print(interpolate_table(found, verbose=True))
+    report = renderable(interpolate_table(found, verbose=True))
+    Console(file=stream, width=width, markup=False, highlight=False).print(report)
     return stream.getvalue()
 
 
@@ -79,18 +81,18 @@ def test_no_number_is_cut(width: int) -> None:
 def test_the_verdict_says_what_the_numbers_mean() -> None:
     assert "lowers the barrier from 1.836 to 0.39" in verdict(result())
     flat = {"naive": Barrier(1.8, 0.5), "matched": Barrier(0.001, 0.0)}
-    assert "one basin" in verdict(result(barrier=flat))
+    assert "After alignment there is no barrier on 100 samples." in verdict(result(barrier=flat))
     assert "does not lower" in verdict(result(barrier={"naive": Barrier(0.3, 0.1), "matched": Barrier(0.4, 0.1)}))
-    assert "cannot be said" in verdict(result(barrier={"naive": Barrier(None, None)}))
+    assert "unknown" in verdict(result(barrier={"naive": Barrier(None, None)}))
 
 
 @pytest.mark.parametrize(
     ("best", "words"),
     [
-        (Best("naive", 0, 0.0, 0.5, 0.8), "a.safetensors itself: loss 0.5"),
-        (Best("naive", 0, 1.0, 0.5, 0.8), "b[/b].safetensors itself: loss 0.5"),
-        (Best("matched", 0, 1.0, 0.5, 0.8), "b-aligned.safetensors itself: loss 0.5"),
-        (Best("matched", 0, 0.25, 0.4, 0.9), "matched, lam 0.25: loss 0.4, accuracy 90.0 %"),
+        (Best("naive", 0, 0.0, 0.5, 0.8), "a.safetensors: loss 0.5"),
+        (Best("naive", 0, 1.0, 0.5, 0.8), "b[/b].safetensors: loss 0.5"),
+        (Best("matched", 0, 1.0, 0.5, 0.8), "b-aligned.safetensors: loss 0.5"),
+        (Best("matched", 0, 0.25, 0.4, 0.9), "lam 0.25 after alignment: loss 0.4, accuracy 90.0 %"),
     ],
 )
 def test_the_best_network_is_named(best: Best, words: str) -> None:
@@ -117,8 +119,8 @@ def test_the_svg_says_what_it_shows(tmp_path: Path) -> None:
     draw_curves(result(), tmp_path / "curve.svg")
     text = (tmp_path / "curve.svg").read_text()
     for words in (
-        "naive, barrier 1.836",
-        "matched, barrier",
+        "before alignment: barrier 1.836",
+        "after alignment: barrier",
         "accuracy (%)",
         "loss (cross-entropy)",
         "lam (0: A, 1: B)",
@@ -206,7 +208,7 @@ def test_a_picture_is_not_overwritten_and_its_kind_is_checked_first(tmp_path: Pa
 
 def test_losses_line_up_and_ascii_streams_get_a_line_too() -> None:
     console = Console(file=io.StringIO(), width=100)
-    console.print(interpolate_table(result(), plain=True))
+    console.print(renderable(interpolate_table(result(), plain=True)))
     assert isinstance(console.file, io.StringIO)
     shown = console.file.getvalue()
     assert shown.isascii()

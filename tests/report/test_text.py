@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from rebasin_cli.errors import OutputError
-from rebasin_cli.report.layout import facts, rows
+from rebasin_cli.report.formats.table import renderable
+from rebasin_cli.report.layout import document, facts, rows
 from rebasin_cli.report.text import counted, printable, seconds, share, shell, size
 from rebasin_cli.verbs.document import describe_error, dumps, envelope, plain, pretty
 
@@ -53,9 +54,9 @@ class Sample:
 
 def test_documents_are_strict_json() -> None:
     sample = Sample(Path("x"), (1.5, float("nan"), float("inf")))
-    document = envelope("align", sample, warnings=sample.warnings)
+    sent = envelope("align", sample, warnings=sample.warnings)
     expected = {"path": "x", "numbers": [1.5, None, None]}
-    for text in (dumps(document), pretty(document)):
+    for text in (dumps(sent), pretty(sent)):
         read = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} in a document"))
         assert read["data"] == expected
         assert read["warnings"] == ["careful"]
@@ -65,9 +66,9 @@ def test_documents_are_strict_json() -> None:
 
 def test_an_error_is_described_completely() -> None:
     error = OutputError("x: exists", path="x", hint="--force", slug="exists")
-    document = envelope("align", None, error=describe_error(error))
-    assert document["status"] == "error"
-    assert document["error"] == {
+    sent = envelope("align", None, error=describe_error(error))
+    assert sent["status"] == "error"
+    assert sent["error"] == {
         "slug": "exists", "exit_code": 6, "message": "x: exists", "path": "x", "hint": "--force"
     }  # fmt: skip
 
@@ -76,8 +77,8 @@ def test_an_error_is_described_completely() -> None:
 def test_a_narrow_table_loses_nothing(width: int) -> None:
     stream = io.StringIO()
     console = Console(file=stream, width=width, color_system=None, markup=False)
-    console.print(rows(("name", "n"), [("[red]layer.with.a.long.name[/red]", "1234567")], numbers=(1,)))
-    console.print(facts([("path", "/a/long/path/to/some/file.safetensors")]))
+    table = rows(("name", "n"), [("[red]layer.with.a.long.name[/red]", "1234567")], numbers=(1,))
+    console.print(renderable(document(table, facts([("path", "/a/long/path/to/some/file.safetensors")]))))
     joined = "".join(stream.getvalue().split())
     assert "1234567" in joined
     assert joined.replace("1234567", "").startswith("namen[red]layer.with.a.long.name[/red]")

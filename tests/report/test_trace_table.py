@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from rebasin_cli.report.formats.table import renderable
 from rebasin_cli.report.other_verbs import trace_table
 from rebasin_cli.verbs.trace import trace
 
@@ -29,7 +30,7 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, list[str]]:
     tables = {}
     for verbose in (False, True):
         console = Console(file=io.StringIO(), width=200)
-        console.print(trace_table(result, verbose=verbose))
+        console.print(renderable(trace_table(result, verbose=verbose)))
         assert isinstance(console.file, io.StringIO)
         tables[verbose] = console.file.getvalue().splitlines()
     return tables
@@ -66,6 +67,6 @@ def test_outputs_that_show_nothing_are_called_so(tmp_path: Path) -> None:
     assert result.verified is not None
     assert result.verified.silent
     console = Console(file=io.StringIO(), width=200)
-    console.print(trace_table(result))
+    console.print(renderable(trace_table(result)))
     assert isinstance(console.file, io.StringIO)
-    assert "not shown" in console.file.getvalue()
+    assert "not verified" in console.file.getvalue()
