@@ -51,7 +51,7 @@ def verdict(result: AlignResult) -> str:
         return "No permutation was found that makes B more similar to A, so its units keep their order."
     if result.distance.after <= 1e-6 * max(result.distance.before, 1e-30):
         return "B is a permuted copy of A: after alignment the two agree."
-    return "B is more similar to A than before, and its function is unchanged."
+    return "B is aligned to A; its function is unchanged."
 
 
 def criterion(result: AlignResult) -> list[tuple[str, object]]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from rebasin_cli.execution.same_function import FunctionCheck
 from rebasin_cli.matching.result import Criterion
+from rebasin_cli.verbs.document import Result
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +42,7 @@ class Objective:
 
 
 @dataclass(frozen=True, slots=True)
-class AlignResult:
+class AlignResult(Result):
     """The outcome of one alignment; field for field the `data` of `rebasin align --json`.
 
     `cosine` and `distance` (L2) are over the model's parameters. `out`, `report` and `sha256["out"]` are None after a

@@ -9,12 +9,13 @@ from pathlib import Path
 from rebasin_cli import __version__
 from rebasin_cli.options import AnyPath, argument, option, options_class, verb
 from rebasin_cli.progress import Progress, Silent
+from rebasin_cli.verbs.document import Result
 from rebasin_cli.verbs.output_paths import check_outputs
 from rebasin_cli.verbs.shared_options import StateInFile, Writing
 
 
 @dataclass(frozen=True, slots=True)
-class ApplyResult:
+class ApplyResult(Result):
     """What was written; every tensor of it was compared with the checkpoint's, rearranged, bit for bit."""
 
     permutations: Path

@@ -7,13 +7,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
+from html import escape
 from math import isfinite
 from pathlib import Path
 from typing import Any
 
 from rebasin_cli.errors import RebasinError
+
+LONGEST_LIST = 8
+"""Lists with more entries are counted in a notebook, not shown."""
 
 
 def envelope(
@@ -45,6 +49,31 @@ def describe_error(error: RebasinError) -> dict[str, Any]:
         "path": error.path,
         "hint": error.hint,
     }
+
+
+class Result:
+    """Base of the verbs' results: a notebook shows one as a table of its data."""
+
+    __slots__ = ()
+
+    def _repr_html_(self) -> str:
+        rows = "".join(
+            f"<tr><th>{escape(name)}</th><td>{escape(value)}</td></tr>" for name, value in _flat(plain(self))
+        )
+        return f"<table>{rows}</table>"
+
+
+def _flat(data: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Names and values of a document; of a long list its length."""
+    if isinstance(data, dict):
+        for name, value in data.items():
+            yield from _flat(value, f"{prefix}.{name}" if prefix else name)
+    elif isinstance(data, list) and (len(data) > LONGEST_LIST or any(isinstance(item, (dict, list)) for item in data)):
+        yield prefix, f"{len(data):,} entries"
+    elif isinstance(data, list):
+        yield prefix, ", ".join(map(str, data))
+    elif data is not None:
+        yield prefix, f"{data:.6g}" if isinstance(data, float) else str(data)
 
 
 def dumps(document: Any) -> str:

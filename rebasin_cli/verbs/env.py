@@ -10,11 +10,12 @@ from dataclasses import dataclass
 
 from rebasin_cli import __version__
 from rebasin_cli.verbs.cost import available_bytes
+from rebasin_cli.verbs.document import Result
 from rebasin_cli.verbs.versions import CORE, OPTIONAL, installed
 
 
 @dataclass(frozen=True, slots=True)
-class EnvResult:
+class EnvResult(Result):
     """Versions by package (None: not installed), the machine, and the devices that torch can use."""
 
     rebasin: str

@@ -9,6 +9,7 @@ from math import prod
 from pathlib import Path
 
 from rebasin_cli.options import AnyPaths, argument, options_class, verb
+from rebasin_cli.verbs.document import Result
 from rebasin_cli.verbs.shared_options import StateChoice
 
 
@@ -40,7 +41,7 @@ class Inspection:
 
 
 @dataclass(frozen=True, slots=True)
-class InspectResult:
+class InspectResult(Result):
     """One entry for each file, in the order asked for."""
 
     files: tuple[Inspection, ...]

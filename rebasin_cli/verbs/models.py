@@ -7,10 +7,11 @@ from fnmatch import fnmatchcase
 
 from rebasin_cli.errors import RebasinError, UsageError
 from rebasin_cli.options import argument, options_class, verb
+from rebasin_cli.verbs.document import Result
 
 
 @dataclass(frozen=True, slots=True)
-class ModelsResult:
+class ModelsResult(Result):
     """Names as `--model` takes them, sorted; `unavailable` says which zoo cannot be listed here, and why."""
 
     pattern: str

@@ -12,7 +12,7 @@ from rebasin_cli.errors import UsageError
 from rebasin_cli.options import OptionalPath, option, options_class, verb
 from rebasin_cli.progress import Progress, Silent
 from rebasin_cli.spec import PermutationSpec
-from rebasin_cli.verbs.document import envelope, pretty
+from rebasin_cli.verbs.document import Result, envelope, pretty
 from rebasin_cli.verbs.output_paths import check_outputs
 from rebasin_cli.verbs.shared_options import MODEL_HELP, Derivation, ModelInput, Seed, Writing
 
@@ -65,7 +65,7 @@ class Soundness:
 
 
 @dataclass(frozen=True, slots=True)
-class TraceResult:
+class TraceResult(Result):
     """Field for field the `data` of `rebasin trace --json`; `verified` is None where it was not asked for."""
 
     model: str

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from rebasin_cli.errors import NumericalError, UsageError
 from rebasin_cli.options import AnyPath, argument, option, options_class, verb
 from rebasin_cli.progress import Progress, Silent
+from rebasin_cli.verbs.document import Result
 from rebasin_cli.verbs.shared_options import RequiredModel, Seed, StateOfEach
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class VerifyResult:
+class VerifyResult(Result):
     """What comparing two checkpoints showed.
 
     Args:

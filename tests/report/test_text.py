@@ -16,7 +16,7 @@ from rebasin_cli.errors import OutputError
 from rebasin_cli.report.formats.table import renderable
 from rebasin_cli.report.layout import document, facts, rows
 from rebasin_cli.report.text import counted, printable, seconds, share, shell, size
-from rebasin_cli.verbs.document import describe_error, dumps, envelope, plain, pretty
+from rebasin_cli.verbs.document import Result, describe_error, dumps, envelope, plain, pretty
 
 
 @given(st.text())
@@ -62,6 +62,21 @@ def test_documents_are_strict_json() -> None:
         assert read["warnings"] == ["careful"]
     with pytest.raises(TypeError):
         plain(object())
+
+
+@dataclass(frozen=True, slots=True)
+class Shown(Result):
+    path: Path
+    numbers: tuple[float, ...]
+    nested: dict[str, float | None]
+
+
+def test_a_notebook_shows_a_result_as_a_table() -> None:
+    html = Shown(Path("<b>.pt"), (1.0, 2.0), {"loss": 0.123456789, "nothing": None})._repr_html_()
+    assert "<tr><th>path</th><td>&lt;b&gt;.pt</td></tr>" in html
+    assert "<tr><th>nested.loss</th><td>0.123457</td></tr>" in html
+    assert "nothing" not in html
+    assert "<td>100 entries</td>" in Shown(Path(), (0.0,) * 100, {})._repr_html_()
 
 
 def test_an_error_is_described_completely() -> None:
