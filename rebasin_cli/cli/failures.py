@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, TextIO
 
-from rebasin_cli.cli.output import Output
+from rebasin_cli.cli.output import Output, labelled
 from rebasin_cli.cli.signals import Terminated
 from rebasin_cli.errors import CheckpointError, OutputError, RebasinError, ResourceError, UsageError
 
@@ -107,7 +107,9 @@ def _say(error: RebasinError, code: int, argv: Sequence[str], verbs: Sequence[st
         described = {**describe_error(error), "exit_code": code}
         data = getattr(error, "result", None)
         print(dumps(envelope(verb, data, error=described)), flush=True)
-    print(one_line(error), file=sys.stderr, flush=True)
+    color = output.color if output is not None else "auto"
+    label = labelled("error", sys.stderr, color)
+    print(f"{label}{one_line(error).removeprefix('error:')}", file=sys.stderr, flush=True)
 
 
 def _asks_for_json(argv: Sequence[str]) -> bool:

@@ -25,9 +25,19 @@ def wants_color(stream: TextIO, choice: str) -> bool:
     """Whether escape sequences may go to this stream."""
     if choice != "auto":
         return choice == "always"
-    if os.environ.get("NO_COLOR") or os.environ.get("TERM", "").lower() in ("dumb", "unknown"):
+    if os.environ.get("NO_COLOR"):
+        return False
+    if os.environ.get("FORCE_COLOR"):
+        return True
+    if os.environ.get("TERM", "").lower() in ("dumb", "unknown"):
         return False
     return is_terminal(stream)
+
+
+def labelled(word: str, stream: TextIO, choice: str = "auto") -> str:
+    """`error:` and the like, in color where the stream shows colors."""
+    code = {"error": "1;31", "warning": "1;33", "note": "1;36"}[word]
+    return f"\x1b[{code}m{word}:\x1b[0m" if wants_color(stream, choice) else f"{word}:"
 
 
 def is_terminal(stream: TextIO) -> bool:
@@ -148,4 +158,4 @@ class Output:
         from rebasin_cli.report.text import printable
 
         for warning in (text for text in warnings if text not in self.noted):
-            print(f"warning: {printable(warning)}", file=self.stderr)
+            print(f"{labelled('warning', self.stderr, self.color)} {printable(warning)}", file=self.stderr)

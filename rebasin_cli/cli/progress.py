@@ -1,4 +1,4 @@
-"""Progress as a person sees it: a bar with an estimate on a terminal, a rare plain line elsewhere."""
+"""Progress: a bar with an estimate of the time left on a terminal; elsewhere a plain line every ten seconds."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Column
 from rich.theme import Theme
 
 from rebasin_cli.report.text import printable
@@ -65,12 +66,13 @@ class BarProgress:
         console.push_theme(LOOK)
         self._bars = Progress(
             TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=24),
-            TextColumn("{task.fields[detail]}", markup=False),
+            BarColumn(bar_width=16),
+            TextColumn("{task.fields[detail]}", markup=False, table_column=Column(overflow="fold", ratio=1)),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
             console=console,
             transient=True,
+            expand=True,
         )
         self._task: TaskID | None = None
         self._bars.start()
