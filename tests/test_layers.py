@@ -82,8 +82,8 @@ def test_imports_run_downwards() -> None:
         ("rich", ("cli/", "report/")),
         ("scipy.optimize", ("matching/assignment.py",)),
         ("lap", ("matching/assignment.py",)),
-        ("safetensors", ("checkpoint/",)),
-        ("pickle", ("checkpoint/",)),
+        ("safetensors", ("checkpoint/formats/",)),
+        ("pickle", ("checkpoint/formats/",)),
         ("click", ()),
     ],
 )

@@ -1,14 +1,15 @@
-"""Writing so that the output path holds, at every instant, what was there before or the complete new file.
+"""Atomic writing: at every instant the output path holds the old file or the complete new one.
 
-A temporary beside the output (same file system, so the last step is a rename), the mode of the umask, fsync, one
-rename, fsync of the directory. A run that is killed leaves its temporary behind; the kernel drops its lock, and the
-next run to the same output, finding it unlocked, removes it. A symlink is followed: its target is replaced, the link
-stays.
+The new file is written to a temporary file beside the output (the same file system, so that the last step is a rename),
+with the mode of the umask; then fsync, rename, fsync of the directory. A process that is killed leaves its temporary
+file behind. The kernel releases its lock, so the next run that writes to the same output finds it unlocked and removes
+it. A symlink is followed: its target is replaced and the link stays.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import secrets
@@ -18,7 +19,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from rebasin_cli.checkpoint.disk import reported, sync_directory
 from rebasin_cli.errors import OutputError
 
 try:
@@ -28,30 +28,32 @@ except ImportError:  # Windows: no locks, so leftovers stay
 
 _LONGEST_NAME = 180
 MARK = ".rebasin-"
+_FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
+_FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
 @dataclass(frozen=True, slots=True)
 class StagedFile:
-    """A temporary that becomes the output when committed and vanishes otherwise."""
+    """A temporary file; it becomes the output when it is committed, and is removed otherwise."""
 
     path: Path
     handle: BinaryIO
 
 
 def real_output(out: Path) -> Path:
-    """Where the bytes will lie: symlinks followed, so that a link to the output stays a link."""
+    """The path that will be replaced: symlinks are followed, so that a link to the output stays a link."""
     return Path(os.path.realpath(out))
 
 
 @contextlib.contextmanager
 def staged_file(out: Path, *, bytes_needed: int = 0, mkdir: bool = False) -> Iterator[StagedFile]:
-    """A temporary file for `out`; `commit_file` inside the block puts it into place.
+    """A temporary file for `out`; `commit_file` inside the block moves it into place.
 
     Raises:
-        OutputError: it cannot be created or written; the directory is then as it was.
+        OutputError: it cannot be created or written; the directory is then unchanged.
     """
     target = real_output(out)
-    with reported(out, target.parent, bytes_needed):
+    with os_errors_reported(out, target.parent, bytes_needed):
         if mkdir:
             target.parent.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(target)
@@ -68,9 +70,9 @@ def staged_file(out: Path, *, bytes_needed: int = 0, mkdir: bool = False) -> Ite
 
 @contextlib.contextmanager
 def staged_directory(out: Path, *, bytes_needed: int = 0, mkdir: bool = False) -> Iterator[Path]:
-    """A temporary directory beside `out`, removed at the end with whatever is then still in it."""
+    """A temporary directory beside `out`; it is removed at the end with everything still in it."""
     target = real_output(out)
-    with reported(out, target.parent, bytes_needed):
+    with os_errors_reported(out, target.parent, bytes_needed):
         if mkdir:
             target.parent.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(target)
@@ -85,23 +87,23 @@ def staged_directory(out: Path, *, bytes_needed: int = 0, mkdir: bool = False) -
             shutil.rmtree(path, ignore_errors=True)
 
 
-def settle(staged: StagedFile) -> None:
-    """Bring a staged file's bytes to the disk, so that they can be read back and outlive a power loss."""
+def flush_to_disk(staged: StagedFile) -> None:
+    """Flush and fsync, so that the bytes can be read back and survive a power loss."""
     staged.handle.flush()
     os.fsync(staged.handle.fileno())
 
 
 def commit_file(staged: StagedFile, out: Path, *, force: bool) -> None:
-    """Put a settled temporary into place.
+    """Move a flushed temporary file into place.
 
     Raises:
-        OutputError: without `force`, when something has appeared there since it was checked.
+        OutputError: without `force`, if a file has appeared there since the check.
     """
     put_in_place(staged.path, real_output(out), force=force)
 
 
 def put_in_place(temporary: Path, target: Path, *, force: bool) -> None:
-    """Rename a file, refusing (without `force`) to replace what another process put there meanwhile."""
+    """Rename a file; without `force`, refuse to replace a file that another process has written meanwhile."""
     if force:
         os.replace(temporary, target)
     else:
@@ -110,7 +112,7 @@ def put_in_place(temporary: Path, target: Path, *, force: bool) -> None:
         except FileExistsError:
             raise OutputError(f"{target}: exists", path=target, hint="--force overwrites it", slug="exists") from None
         except OSError:
-            # No hard links here (FAT, some network file systems): a rename, with a moment between look and leap.
+            # No hard links (FAT, some network file systems): a rename, with a race between exists() and replace().
             if target.exists():
                 raise OutputError(
                     f"{target}: exists", path=target, hint="--force overwrites it", slug="exists"
@@ -122,7 +124,7 @@ def put_in_place(temporary: Path, target: Path, *, force: bool) -> None:
 
 
 def write_text_atomically(path: str | Path, text: str, force: bool = False) -> None:
-    """Write a small UTF-8 text the same way.
+    """Write a UTF-8 text atomically.
 
     Raises:
         OutputError: it exists and `force` is not given, or it cannot be written.
@@ -136,7 +138,7 @@ def write_text_atomically(path: str | Path, text: str, force: bool = False) -> N
         raise OutputError(f"{path}: exists", path=path, hint="--force overwrites it", slug="exists")
     with staged_file(path, bytes_needed=len(data)) as staged:
         staged.handle.write(data)
-        settle(staged)
+        flush_to_disk(staged)
         commit_file(staged, path, force=force)
 
 
@@ -157,7 +159,7 @@ def _lock(descriptor: int) -> None:
 
 
 def _remove_leftovers(target: Path) -> None:
-    """Remove temporaries for this very output whose writer is gone, which the free lock proves."""
+    """Remove temporary files of this output whose writer has ended: their lock is free."""
     if fcntl is None or not target.parent.is_dir():
         return
     stem = _stem(target)
@@ -174,3 +176,49 @@ def _remove_leftovers(target: Path) -> None:
                     os.unlink(entry.path)
             finally:
                 os.close(descriptor)
+
+
+def sync_directory(directory: Path) -> None:
+    """fsync a directory, where the system supports it."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(directory, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+@contextlib.contextmanager
+def os_errors_reported(out: Path, directory: Path, bytes_needed: int) -> Iterator[None]:
+    """Convert an `OSError` into an `OutputError` that names the file."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _FULL:
+            raise no_space(out, directory, bytes_needed) from error
+        if error.errno == errno.EPIPE:
+            raise  # standard output was closed by its reader: not about this file
+        if error.errno in _FORBIDDEN:
+            text = f"{out}: no permission to write in {directory}: {error.strerror}"
+            raise OutputError(text, path=out, slug="permission") from error
+        raise OutputError(f"{out}: cannot be written: {error.strerror or error}", path=out) from error
+
+
+def free_space(directory: Path) -> tuple[int, str]:
+    """The largest size of a new file in a directory, and what limits it."""
+    free = shutil.disk_usage(directory).free
+    try:
+        import resource
+    except ImportError:
+        return free, "free"
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+    if limit != resource.RLIM_INFINITY and limit < free:
+        return limit, "allowed by the file size limit (ulimit -f)"
+    return free, "free"
+
+
+def no_space(out: Path, directory: Path, bytes_needed: int) -> OutputError:
+    """The error for a disk, quota or file size limit that is too small."""
+    available, why = free_space(directory)
+    text = f"{out}: no space: {bytes_needed:,} bytes needed, {available:,} {why} in {directory}"
+    return OutputError(text, path=out, hint="free some space or choose another -o", slug="no-space")

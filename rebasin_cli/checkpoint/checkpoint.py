@@ -1,24 +1,27 @@
-"""What a checkpoint is to the rest of the program: named tensors, read when asked for, and a file to be rewritten.
+"""`Checkpoint`: named tensors that are read on demand, and a file that can be written again with other tensors.
 
-Formats differ in where the bytes lie, not in what can be asked of them; each format is one subclass in its own file.
+Formats differ only in where the bytes are; each is a subclass in its own file in `formats/`. Headers are read without
+importing torch: a dtype is a name until a tensor is asked for.
 """
 
 from __future__ import annotations
 
 import abc
+import contextlib
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from rebasin_cli.checkpoint.wording import few, quoted
-from rebasin_cli.errors import CheckpointError, RebasinError
+from rebasin_cli.checkpoint.atomic import commit_file, flush_to_disk, staged_file
+from rebasin_cli.errors import CheckpointError, RebasinError, few, quoted
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from rebasin_cli.checkpoint.formats import Format
     from rebasin_cli.checkpoint.mapped_file import MappedFile
 
 Transform = Callable[[str, "Tensor"], "Tensor"]
@@ -26,29 +29,60 @@ Transform = Callable[[str, "Tensor"], "Tensor"]
 
 PROVENANCE_PREFIX = "rebasin."
 
+ITEM_SIZES = {
+    "bool": 1, "uint8": 1, "int8": 1, "uint16": 2, "int16": 2, "uint32": 4, "int32": 4, "uint64": 8, "int64": 8,
+    "float16": 2, "bfloat16": 2, "float32": 4, "float64": 8, "complex32": 4, "complex64": 8, "complex128": 16,
+    "float8_e4m3fn": 1, "float8_e5m2": 1, "float8_e8m0fnu": 1, "float8_e4m3fnuz": 1, "float8_e5m2fnuz": 1,
+    "float4_e2m1fn_x2": 1, "qint8": 1, "quint8": 1, "qint32": 4, "quint4x2": 1, "quint2x4": 1, "bits8": 1, "bits16": 2,
+    "bits1x8": 1, "bits2x4": 1, "bits4x2": 1, **{f"{kind}{bits}": 1 for kind in ("int", "uint") for bits in range(1, 8)}
+}  # fmt: skip
+"""Bytes per element of torch's dtypes, by the names under which torch saves them."""
+
+
+def torch_dtype(name: str) -> torch.dtype:
+    """The dtype of this name.
+
+    Raises:
+        CheckpointError: the installed torch does not have it.
+    """
+    import torch
+
+    found = getattr(torch, name, None)
+    if not isinstance(found, torch.dtype):
+        raise CheckpointError(f"torch {torch.__version__} has no dtype {name}", hint="install a newer torch")
+    return found
+
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """What the header says of one tensor."""
+    """The header entry of one tensor; `dtype_name` is torch's: `float32`, `bfloat16`, …"""
 
     key: str
-    dtype: torch.dtype
+    dtype_name: str
     shape: tuple[int, ...]
     nbytes: int
 
     @property
-    def dtype_name(self) -> str:
-        """`float32`, `bfloat16`, …"""
-        return str(self.dtype).removeprefix("torch.")
+    def dtype(self) -> torch.dtype:
+        """The dtype itself; imports torch."""
+        return torch_dtype(self.dtype_name)
+
+
+@dataclass(frozen=True, slots=True)
+class WrittenCopy:
+    """A copy that is complete on disk but not yet at its output path; `commit(force)` moves it there."""
+
+    checkpoint: Checkpoint
+    commit: Callable[[bool], None]
 
 
 class Checkpoint(abc.ABC):
     """Named tensors in one or more files.
 
     Attributes:
-        path: what the user named.
+        format: the format of the file.
+        path: the path that the user gave.
         files: every file the tensors come from, in reading order (for a sharded checkpoint the index comes last).
-        kind: `safetensors`, `sharded-safetensors`, `torch` or `torch-legacy`.
         wrapper: the keys that lead from the file's outermost mapping to the state dict, or None where that is the
             outermost one (for safetensors: the prefix that `key` selected).
         infos: header entries by file key, in file order; nothing else of the tensors has been read.
@@ -57,17 +91,22 @@ class Checkpoint(abc.ABC):
             the other (safetensors; then only the stored one, which comes first, is in `infos`).
     """
 
+    format: Format
     path: Path
     files: tuple[Path, ...]
-    kind: str
     wrapper: tuple[str, ...] | None
     infos: Mapping[str, TensorInfo]
     metadata: Mapping[str, str]
     ties: tuple[tuple[str, ...], ...]
 
+    @property
+    def kind(self) -> str:
+        """The name of the format."""
+        return self.format.name
+
     @abc.abstractmethod
     def tensor(self, key: str) -> Tensor:
-        """The tensor, mapped from the file (not copied where alignment allows it); never written back to the file.
+        """The tensor, mapped from the file (copied only where it is not aligned); it is never written back.
 
         Raises:
             CheckpointError: no such key, or its bytes fail their checksum (where the format has one).
@@ -75,19 +114,20 @@ class Checkpoint(abc.ABC):
 
     @abc.abstractmethod
     def verify(self) -> None:
-        """Check every checksum the format has, also of what is not a tensor."""
+        """Check every checksum that the format has, including those of data that is not a tensor."""
 
     @abc.abstractmethod
     def mapped(self) -> tuple[MappedFile, ...]:
         """The mapped files, in the order of `files`."""
 
     @abc.abstractmethod
-    def write_to(self, out: BinaryIO, transform: Transform, provenance: Mapping[str, str]) -> None:
-        """Write this checkpoint with every tensor transformed, one tensor (torch: one storage) in memory at a time."""
+    def staged_copy(
+        self, out: Path, transform: Transform, provenance: Mapping[str, str], *, mkdir: bool
+    ) -> contextlib.AbstractContextManager[WrittenCopy]:
+        """Write a copy beside `out` with every tensor transformed; it is removed unless it is committed."""
 
-    @abc.abstractmethod
-    def reopen(self, path: Path) -> Checkpoint:
-        """Open a file of the same format, choosing the same state dict."""
+    def check_copy(self, copy: Checkpoint) -> None:  # noqa: B027  (most formats have nothing to check)
+        """Raise `NumericalError` if an independent reader of the format finds other tensors in the copy than here."""
 
     def sha256(self) -> str:
         """SHA-256 of the file's bytes; of a sharded checkpoint: of its shards' in index order, then the index's."""
@@ -99,7 +139,7 @@ class Checkpoint(abc.ABC):
 
     @property
     def file_bytes(self) -> int:
-        """Bytes of all files together: what writing one like it needs, but for a few KiB of provenance."""
+        """Bytes of all files together: the size of a copy, except for a few KiB of provenance."""
         return sum(file.size for file in self.mapped())
 
     def info(self, key: str) -> TensorInfo:
@@ -111,14 +151,35 @@ class Checkpoint(abc.ABC):
             raise CheckpointError(f"{self.path}: no tensor {quoted(key)}; there are {near}", path=self.path) from None
 
 
+class OneFileCheckpoint(Checkpoint):
+    """A checkpoint that is one file and is written as one."""
+
+    @abc.abstractmethod
+    def write_to(self, out: BinaryIO, transform: Transform, provenance: Mapping[str, str]) -> None:
+        """Write this checkpoint with every tensor transformed, one tensor (torch: one storage) in memory at a time."""
+
+    @abc.abstractmethod
+    def reopen(self, path: Path) -> Checkpoint:
+        """Open a file of the same format and select the same state dict."""
+
+    @contextlib.contextmanager
+    def staged_copy(
+        self, out: Path, transform: Transform, provenance: Mapping[str, str], *, mkdir: bool
+    ) -> Iterator[WrittenCopy]:
+        with staged_file(out, bytes_needed=self.file_bytes, mkdir=mkdir) as staged:
+            self.write_to(staged.handle, transform, provenance)
+            flush_to_disk(staged)
+            yield WrittenCopy(self.reopen(staged.path), lambda force: commit_file(staged, out, force=force))
+
+
 def _distance(wanted: str, other: str) -> int:
-    """Fewer is nearer: characters that are not in a common ending or beginning."""
+    """The number of positions at which two keys differ."""
     shared = sum(1 for mine, theirs in zip(wanted, other, strict=False) if mine == theirs)
     return max(len(wanted), len(other)) - shared
 
 
 def transformed(key: str, before: Tensor, transform: Transform) -> Tensor:
-    """`transform(key, before)`, held to the promise that a rewritten tensor keeps shape and dtype."""
+    """`transform(key, before)`, after checking that shape and dtype are kept."""
     after = transform(key, before)
     if after.shape != before.shape or after.dtype != before.dtype:
         raise RebasinError(
@@ -129,7 +190,7 @@ def transformed(key: str, before: Tensor, transform: Transform) -> Tensor:
 
 
 def raw_bytes(tensor: Tensor) -> memoryview:
-    """A dense CPU tensor's elements in row-major order, without a copy where it is contiguous already."""
+    """A dense CPU tensor's elements in row-major order; copied only where it is not contiguous."""
     import torch
 
     flat = tensor.detach().cpu().contiguous().reshape(-1)
@@ -137,7 +198,7 @@ def raw_bytes(tensor: Tensor) -> memoryview:
 
 
 def with_provenance(metadata: Mapping[str, str], provenance: Mapping[str, str]) -> dict[str, str]:
-    """The file's metadata with `rebasin.*` set anew; what an earlier run had set there described other bytes."""
+    """The file's metadata with `rebasin.*` replaced; the values of an earlier run described other bytes."""
     kept = {key: value for key, value in metadata.items() if not key.startswith(PROVENANCE_PREFIX)}
     named = {
         key if key.startswith(PROVENANCE_PREFIX) else PROVENANCE_PREFIX + key: provenance[key] for key in provenance

@@ -12,8 +12,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from rebasin_cli.checkpoint.checkpoint import Checkpoint
-from rebasin_cli.checkpoint.wording import few, quoted
-from rebasin_cli.errors import ModelError
+from rebasin_cli.errors import ModelError, few, quoted
 
 _TRANSPARENT = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 _USUAL_PREFIXES = ("", "model", "net", "network", "backbone", "encoder", "student")

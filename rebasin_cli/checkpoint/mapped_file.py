@@ -1,11 +1,11 @@
-"""A checkpoint's bytes: one regular file, opened read-only and mapped, so that tensors cost no memory until read.
+"""A memory-mapped checkpoint file, opened read-only, so that tensors take no memory until they are read.
 
-The mapping is private and copy-on-write. A tensor may therefore be handed out as an ordinary writable one: writing into
-it changes a private page and never the file. Header and tensors are read through one descriptor, so a file that is
-replaced on disk meanwhile (even by this program's own output) stays what it was when it was opened.
+The mapping is private and copy-on-write, so tensors can be ordinary writable ones: writing into one changes a private
+page and never the file. Header and tensors are read through one descriptor. If the file is replaced on disk meanwhile
+(even by this program's own output), the mapping keeps the old contents.
 
-Where the process has a limit on its data memory (`ulimit -d`), the mapping is read-only: a writable private one counts
-as data in full, though no page of it was ever written, and checkpoints larger than the limit could not be opened.
+If the process has a limit on its data memory (`ulimit -d`), the mapping is read-only: a writable private mapping counts
+against that limit in full, although no page of it has been written, and larger checkpoints could not be opened.
 """
 
 from __future__ import annotations
@@ -19,18 +19,19 @@ import warnings
 from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+from rebasin_cli.errors import CheckpointError, folded, quoted
 
-from rebasin_cli.checkpoint.wording import one_line, quoted
-from rebasin_cli.errors import CheckpointError
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 _CHUNK = 1 << 20
 
 
 def _no_reserve() -> int:
-    """The flag that keeps a mapping larger than memory from being refused; Python names it only since 3.12."""
+    """The flag that permits a mapping larger than memory; the `mmap` module has it only since Python 3.12."""
     usual = sys.platform == "linux" and platform.machine() in {"x86_64", "aarch64"}
     return int(getattr(mmap, "MAP_NORESERVE", 0x4000 if usual else 0))
 
@@ -43,7 +44,7 @@ def _map(descriptor: int, read_only: bool) -> mmap.mmap:
 
 
 def data_memory_is_limited() -> bool:
-    """Has somebody set RLIMIT_DATA? Then tensors of a file must not be written into."""
+    """Whether RLIMIT_DATA is set; then the tensors of a file are read-only."""
     try:
         import resource
     except ImportError:  # no such module on Windows
@@ -67,12 +68,12 @@ class MappedFile:
         self.path = path
         self._read_only = data_memory_is_limited()
         try:
-            # O_NONBLOCK: opening a FIFO without a writer must not hang before its kind is known.
+            # O_NONBLOCK: opening a FIFO that has no writer would otherwise block.
             descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
         except FileNotFoundError as error:
             raise CheckpointError(f"{path}: no such file", path=path, slug="not-found") from error
         except (OSError, ValueError) as error:
-            reason = getattr(error, "strerror", None) or one_line(error)
+            reason = getattr(error, "strerror", None) or folded(error)
             raise CheckpointError(f"{path}: cannot be opened: {reason}", path=path) from error
         try:
             status = os.fstat(descriptor)
@@ -81,7 +82,7 @@ class MappedFile:
             self.size = status.st_size
             self._map: mmap.mmap | None = _map(descriptor, self._read_only) if self.size else None
         except (OSError, ValueError) as error:
-            raise CheckpointError(f"{path}: cannot be mapped: {one_line(error)}", path=path) from error
+            raise CheckpointError(f"{path}: cannot be mapped: {folded(error)}", path=path) from error
         finally:
             os.close(descriptor)
 
@@ -96,14 +97,14 @@ class MappedFile:
             yield self.read(position, min(_CHUNK, end - position))
 
     def stream(self, position: int) -> mmap.mmap | BytesIO:
-        """The bytes as a stream that stands at `position`; there is one per file, not one per call."""
+        """The bytes as a stream positioned at `position`; one stream per file, shared by all calls."""
         if self._map is None:
             return BytesIO()
         self._map.seek(min(position, self.size))
         return self._map
 
     def rfind(self, needle: bytes, start: int, end: int | None = None) -> int:
-        """Where `needle` occurs last in `[start, end)`, or -1."""
+        """The last position of `needle` in `[start, end)`, or -1."""
         if self._map is None:
             return -1
         return self._map.rfind(needle, start, self.size if end is None else end)
@@ -114,6 +115,8 @@ class MappedFile:
         Zero-copy where `start` is a multiple of the element size; otherwise one private copy, because an unaligned
         tensor is undefined behaviour in vectorised kernels.
         """
+        import torch
+
         if count == 0 or self._map is None:
             return torch.empty(0, dtype=dtype)
         nbytes = count * dtype.itemsize
@@ -124,6 +127,8 @@ class MappedFile:
         return self._view(start, torch.uint8, nbytes).clone().view(dtype)
 
     def _view(self, start: int, dtype: torch.dtype, count: int) -> Tensor:
+        import torch
+
         if not self._read_only:
             return torch.frombuffer(self._map, dtype=dtype, count=count, offset=start)
         with warnings.catch_warnings():

@@ -1,24 +1,36 @@
-"""Opening a checkpoint: which format a file is, by its name and by its first bytes together."""
+"""Opening a checkpoint: its format is found by its first bytes; the name of the file must not contradict them."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from rebasin_cli.checkpoint.checkpoint import Checkpoint
+from rebasin_cli.checkpoint.formats import Format, all_formats, announced_formats
 from rebasin_cli.checkpoint.mapped_file import MappedFile
-from rebasin_cli.checkpoint.safetensors_file import SafetensorsCheckpoint
-from rebasin_cli.checkpoint.sharded import INDEX_SUFFIX, ShardedCheckpoint, find_index
-from rebasin_cli.checkpoint.sniff import hint_for, identify
-from rebasin_cli.checkpoint.torch_file import TorchCheckpoint
-from rebasin_cli.checkpoint.wording import size
-from rebasin_cli.errors import CheckpointError
+from rebasin_cli.errors import CheckpointError, size
 
-TORCH_SUFFIXES = frozenset({".pt", ".pth", ".bin", ".ckpt", ".pkl", ".tar", ".th"})
-SAFETENSORS_SUFFIX = ".safetensors"
+_HEAD = 512
+_COMPRESSED = "decompress it first"
+_WEB_PAGE = "the download returned a web page, perhaps an error or a login page; fetch the file again"
+
+_OTHER_FILES: tuple[tuple[bytes, str, str | None], ...] = (
+    (b"version https://git-lfs", "a git-lfs pointer: the real file was not fetched", "run `git lfs pull`"),
+    (b"GGUF", "a GGUF file", None),
+    (b"\x89HDF\r\n", "an HDF5 file", None),
+    (b"\x93NUMPY", "a NumPy array file", None),
+    (b"\x1f\x8b", "a gzip archive", _COMPRESSED),
+    (b"\x28\xb5\x2f\xfd", "a zstd archive", _COMPRESSED),
+    (b"BZh", "a bzip2 archive", _COMPRESSED),
+    (b"\xfd7zXZ", "an xz archive", _COMPRESSED),
+    (b"\x7fELF", "a program (ELF)", None),
+    (b"\x89PNG", "a PNG image", None),
+)
+"""First bytes of files that are often mistaken for checkpoints, what such a file is, and what to do with it."""
 
 
 def open_checkpoint(path: str | Path, *, key: str | None = None, ema: bool = False) -> Checkpoint:
-    """Open a checkpoint, reading and checking its header only.
+    """Open a checkpoint; only its header is read and checked.
 
     Args:
         path: a `.safetensors` file; a `*.safetensors.index.json` or its directory; or a file of torch.save.
@@ -30,31 +42,68 @@ def open_checkpoint(path: str | Path, *, key: str | None = None, ema: bool = Fal
         UsageError: both `key` and `ema`.
     """
     path = Path(path)
+    head, nbytes = _start_of(path)
+    announced = announced_formats(path)
+    other = _other_file(head)
+    if other is not None:
+        raise _refused(path, announced, *other)
+    found = next((form for form in all_formats() if form.recognises(path, head)), None)
+    if found is None:
+        raise _unrecognised(path, announced, head, nbytes)
+    if announced and found not in announced:
+        raise _refused(path, announced, found.help, f"rename it to *{found.suffixes[0]}")
+    return found.open(path, key=key, ema=ema)
+
+
+def check_present(paths: Iterable[str | Path]) -> None:
+    """Check that files can be opened, before anything that takes time.
+
+    Raises:
+        CheckpointError: one is absent, not a regular file, or not readable.
+    """
+    for path in paths:
+        _start_of(Path(path))
+
+
+def _start_of(path: Path) -> tuple[bytes, int]:
+    """The first bytes of a file and its size; nothing of a directory."""
     if path.is_dir():
-        found = find_index(path)
-        if not found.name.endswith(INDEX_SUFFIX):
-            return SafetensorsCheckpoint(found, key=key, ema=ema)
-        return ShardedCheckpoint(found, path=path, key=key, ema=ema)
-    if path.name.endswith(INDEX_SUFFIX):
-        return ShardedCheckpoint(path, key=key, ema=ema)
-    if path.suffix.lower() == SAFETENSORS_SUFFIX:
-        return SafetensorsCheckpoint(path, key=key, ema=ema)
-    return _by_content(path, key=key, ema=ema)
-
-
-def _by_content(path: Path, *, key: str | None, ema: bool) -> Checkpoint:
+        return b"", 0
     file = MappedFile(path)
-    head = file.read(0, 512)
-    found = identify(head)
-    if found == "a safetensors file":
-        if path.suffix.lower() in TORCH_SUFFIXES:
-            text = f"{path}: named like a file of torch.save, but it is a safetensors file"
-            raise CheckpointError(text, path=path, hint="rename it to .safetensors")
-        return SafetensorsCheckpoint(path, key=key, ema=ema)
-    if found is not None and ("torch.save" in found or found == "a pickle"):
-        return TorchCheckpoint(path, key=key, ema=ema)
-    if file.size == 0:
-        raise CheckpointError(f"{path}: empty file (0 bytes), not a checkpoint", path=path)
-    seen = f"it is {found}" if found else f"{size(file.size)} that begin with {head[:8]!r}"
-    hint = hint_for(seen) or "a checkpoint is a .safetensors file or one of torch.save (.pt .pth .bin .ckpt)"
-    raise CheckpointError(f"{path}: not a checkpoint: {seen}", path=path, hint=hint)
+    return file.read(0, _HEAD), file.size
+
+
+def _other_file(head: bytes) -> tuple[str, str | None] | None:
+    """What a file that begins with `head` is, if it is certainly not a checkpoint, and what to do with it."""
+    for start, name, hint in _OTHER_FILES:
+        if head.startswith(start):
+            return name, hint
+    text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if text.startswith((b"<!doctype html", b"<html", b"<head")):
+        return "an HTML page", _WEB_PAGE
+    if text.startswith(b"<?xml"):
+        return "an XML or HTML page", _WEB_PAGE
+    if head[257:262] == b"ustar":
+        return "a tar archive", None
+    return None
+
+
+def _refused(path: Path, announced: tuple[Format, ...], seen: str, hint: str | None) -> CheckpointError:
+    wanted = announced[0].help if announced else "a checkpoint"
+    return CheckpointError(f"{path}: not {wanted}: it is {seen}", path=path, hint=hint)
+
+
+def _unrecognised(path: Path, announced: tuple[Format, ...], head: bytes, nbytes: int) -> CheckpointError:
+    """The error for a file that no format recognises."""
+    hint = None if announced else f"a checkpoint is {', '.join(form.help for form in all_formats())}"
+    if nbytes and not head.strip(b"\0"):
+        return _refused(path, announced, "zeros only: an incomplete download, or a hole in the file system", None)
+    if announced:
+        return CheckpointError(f"{path}: {announced[0].misfit(head, nbytes)}", path=path)
+    if not nbytes:
+        return CheckpointError(f"{path}: empty file (0 bytes), not a checkpoint", path=path)
+    if head.lstrip().startswith((b"{", b"[")):
+        return _refused(path, announced, "a JSON text", hint)
+    return CheckpointError(
+        f"{path}: not a checkpoint: {size(nbytes)} that begin with {head[:8]!r}", path=path, hint=hint
+    )

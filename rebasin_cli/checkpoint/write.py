@@ -1,29 +1,26 @@
-"""Writing a checkpoint like another one: its format, layout, key order and dtypes, with every tensor transformed."""
+"""Writing a checkpoint like another one: same format, layout, key order and dtypes, every tensor transformed.
+
+Everything that can be checked about the output is checked first, before any tensor is read.
+"""
 
 from __future__ import annotations
 
-import hashlib
 import os
-from collections.abc import Callable, Mapping
+import stat
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
-from rebasin_cli.checkpoint.atomic import (
-    StagedFile,
-    commit_file,
-    put_in_place,
-    real_output,
-    settle,
-    staged_directory,
-    staged_file,
-)
+from rebasin_cli.checkpoint.atomic import free_space, no_space, real_output
 from rebasin_cli.checkpoint.checkpoint import Checkpoint, Transform
-from rebasin_cli.checkpoint.disk import sync_directory
-from rebasin_cli.checkpoint.output import check_output, writes_directory
-from rebasin_cli.checkpoint.safetensors_file import stock_keys
-from rebasin_cli.checkpoint.sharded import INDEX_SUFFIX, ShardedCheckpoint
-from rebasin_cli.errors import NumericalError
+from rebasin_cli.checkpoint.formats import announced_formats
+from rebasin_cli.errors import OutputError
 
-__all__ = ["check_output", "write_like"]
+_KINDS = (
+    (stat.S_ISCHR, "a character device"),
+    (stat.S_ISBLK, "a block device"),
+    (stat.S_ISFIFO, "a FIFO"),
+    (stat.S_ISSOCK, "a socket"),
+)
 
 Check = Callable[[Checkpoint], None]
 
@@ -44,99 +41,110 @@ def write_like(
         source: the checkpoint whose format, layout, order, dtypes, metadata and other entries are kept.
         out: the output; for a sharded source a `*.safetensors.index.json` or a directory to be made.
         transform: from a key of the file and its tensor to one of the same shape and dtype.
-        provenance: goes into the metadata under `rebasin.`; a legacy torch file has no room for it.
+        provenance: entries of the metadata, under `rebasin.`; formats without metadata leave it out.
         force: overwrite an existing file.
-        check: is given the written temporary, opened; if it raises, nothing has changed on disk.
+        check: called with the written copy, opened; if it raises, nothing has changed on disk.
         mkdir: make missing parent directories.
 
     Returns:
         SHA-256 of what was written, as `Checkpoint.sha256` defines it.
 
     Raises:
-        OutputError: see `check_output`; or the disk fills up meanwhile (the directory is then as it was).
+        OutputError: see `check_output`; or the disk fills up (the directory is then unchanged).
         CheckpointError: a checksum of `source` fails.
         ModelError: tensors that share memory in the file are transformed differently.
+        NumericalError: another reader of the format finds other tensors in the copy.
     """
     out = Path(out)
     check_output(out, source.files, force=force, bytes_needed=source.file_bytes, mkdir=mkdir, like=source)
-    if isinstance(source, ShardedCheckpoint):
-        return _write_sharded(source, out, transform, provenance, force=force, check=check, mkdir=mkdir)
-    with staged_file(out, bytes_needed=source.file_bytes, mkdir=mkdir) as staged:
-        source.write_to(staged.handle, transform, provenance)
-        settle(staged)
-        digest = _checked(source, source.reopen(staged.path), check)
-        commit_file(staged, out, force=force)
+    with source.staged_copy(out, transform, provenance, mkdir=mkdir) as staged:
+        source.check_copy(staged.checkpoint)
+        if check is not None:
+            check(staged.checkpoint)
+        digest = staged.checkpoint.sha256()
+        staged.commit(force)
     return digest
 
 
-def _checked(source: Checkpoint, written: Checkpoint, check: Check | None) -> str:
-    """Whoever reads safetensors with the stock library must find in the output what the input held."""
-    for before, after in zip(source.files, written.files, strict=True):
-        keys = stock_keys(before)
-        if keys is not None and stock_keys(after) != keys:
-            raise NumericalError(
-                f"{after}: the safetensors library does not read the tensors of {before} in what was written",
-                path=after,
-                hint="the disk or this program is at fault; nothing was kept",
-                slug="proof",
-            )
-    if check is not None:
-        check(written)
-    return written.sha256()
-
-
-def _write_sharded(
-    source: ShardedCheckpoint,
-    out: Path,
-    transform: Transform,
-    provenance: Mapping[str, str],
+def check_output(
+    out: str | Path,
+    inputs: Iterable[str | Path],
     *,
     force: bool,
-    check: Check | None,
-    mkdir: bool,
-) -> str:
-    """Shards and index are completed in a directory of their own; only then does anything appear at the output.
+    bytes_needed: int,
+    mkdir: bool = False,
+    like: Checkpoint | None = None,
+) -> None:
+    """Refuse an output that cannot or must not be written, before the first tensor is read.
 
-    A directory appears by one rename. Beside an index, shards are named after their contents: whatever an index that
-    is already there points to stays whole until the new index, the last to come, replaces it.
+    Args:
+        out: where to write; a symlink is followed.
+        inputs: files that are read (`Checkpoint.files`).
+        force: overwrite an existing regular file, even an input.
+        bytes_needed: size of the output (`Checkpoint.file_bytes`).
+        mkdir: missing parent directories will be made by the writer.
+        like: the checkpoint whose format the output gets, so that its name and layout can be checked too.
+
+    Raises:
+        OutputError: exists, is an input, not a regular file, wrong suffix, no parent, no permission or no space.
     """
+    out = Path(out)
     target = real_output(out)
-    directory = writes_directory(source, out)
-    with staged_directory(out, bytes_needed=source.file_bytes, mkdir=mkdir) as stage:
-        names = {name: name for name in source.shard_names}
-        for name in source.shard_names:
-            with open(stage / name, "xb") as handle:
-                source.write_shard(name, handle, transform, provenance)
-                settle(StagedFile(stage / name, handle))
-        if not directory:
-            names = _named_by_content(stage, source.shard_names, target)
-        index = stage / (source.files[-1].name if directory else target.name)
-        with open(index, "xb") as handle:
-            handle.write(source.index_bytes(names, provenance))
-            settle(StagedFile(index, handle))
-        sync_directory(stage)
-        digest = _checked(source, source.reopen(index), check)
-        if directory:
-            os.replace(stage, target)
-            sync_directory(target.parent)
-        else:
-            for name in names.values():
-                put_in_place(stage / name, target.with_name(name), force=True)
-            put_in_place(index, target, force=force)
-    return digest
+    directory = like is not None and like.format.makes_directory(out)
+    if like is not None:
+        _check_suffix(out, like)
+    _check_target(out, target, [Path(path) for path in inputs], force=force, directory=directory)
+    parent = _check_parent(out, target.parent, mkdir=mkdir)
+    if bytes_needed > free_space(parent)[0]:
+        raise no_space(out, parent, bytes_needed)
 
 
-def _named_by_content(stage: Path, names: tuple[str, ...], target: Path) -> dict[str, str]:
-    """Rename staged shards to `<stem>-<8 hex digits of all their bytes>-00001-of-00002.safetensors`."""
-    digest = hashlib.sha256()
-    for name in names:
-        with open(stage / name, "rb") as handle:
-            while chunk := handle.read(1 << 20):
-                digest.update(chunk)
-    stem = f"{target.name.removesuffix(INDEX_SUFFIX)}-{digest.hexdigest()[:8]}"
-    renamed = {
-        name: f"{stem}-{number:05d}-of-{len(names):05d}.safetensors" for number, name in enumerate(names, start=1)
-    }
-    for old, new in renamed.items():
-        os.rename(stage / old, stage / new)
-    return renamed
+def _check_suffix(out: Path, like: Checkpoint) -> None:
+    """The format is kept, so the name must not announce another one."""
+    announced = announced_formats(out)
+    if (announced and like.format not in announced) or not like.format.suits(out):
+        text = f"{out}: the output keeps the format of {like.path} ({like.kind}) and cannot have this suffix"
+        hint = f"name {like.format.output_name(like.path)}"
+        raise OutputError(text, path=out, hint=hint, slug="suffix")
+
+
+def _check_target(out: Path, target: Path, inputs: list[Path], *, force: bool, directory: bool) -> None:
+    try:
+        status = os.stat(target)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        if isinstance(error, NotADirectoryError):
+            return  # the parent is not a directory, which is reported next
+        raise OutputError(f"{out}: cannot be examined: {error.strerror}", path=out) from error
+    if stat.S_ISDIR(status.st_mode):
+        if directory and not any(target.iterdir()):
+            return
+        what = "a directory that is not empty" if directory else "a directory"
+        raise OutputError(f"{out}: exists and is {what}, not a regular file; --force never replaces one", path=out)
+    if directory or not stat.S_ISREG(status.st_mode):
+        kind = next((name for test, name in _KINDS if test(status.st_mode)), "a file where a directory is to be made")
+        raise OutputError(
+            f"{out}: exists and is {kind}, not {'a directory' if directory else 'a regular file'}", path=out
+        )
+    if force:
+        return
+    for given in inputs:
+        if given.exists() and os.path.samefile(given, target):
+            text = f"{out}: the output is the same file as the input {given}"
+            raise OutputError(text, path=out, hint="name another -o; --force overwrites the input", slug="same-file")
+    raise OutputError(f"{out}: exists", path=out, hint="--force overwrites it", slug="exists")
+
+
+def _check_parent(out: Path, parent: Path, *, mkdir: bool) -> Path:
+    """The directory of the output, or (with `mkdir`) the nearest existing one above it."""
+    while not parent.exists() and mkdir and parent != parent.parent:
+        parent = parent.parent
+    if not parent.exists():
+        hint = f"make it with --mkdir or mkdir -p {parent}"
+        raise OutputError(f"{out}: the directory {parent} does not exist", path=out, hint=hint, slug="no-directory")
+    if not parent.is_dir():
+        raise OutputError(f"{out}: {parent} is not a directory", path=out)
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise OutputError(f"{out}: no permission to write in the directory {parent}", path=out, slug="permission")
+    return parent

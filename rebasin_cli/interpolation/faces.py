@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from rebasin_cli.checkpoint.atomic import commit_file, settle, staged_file
+from rebasin_cli.checkpoint.atomic import commit_file, flush_to_disk, staged_file
 from rebasin_cli.data import Source
 from rebasin_cli.data.user_loader import IterableSource
 from rebasin_cli.errors import DataError, ModelError, UsageError
@@ -214,7 +214,7 @@ def save_network(network: nn.Module, savedir: Path, point: Point) -> Path:
     path = savedir / f"interpolated-{point.segment}-{point.lam:.4f}.pt"
     with staged_file(path) as staged:
         torch.save({key: value.cpu() for key, value in network.state_dict().items()}, staged.handle)
-        settle(staged)
+        flush_to_disk(staged)
         commit_file(staged, path, force=True)
     return path
 

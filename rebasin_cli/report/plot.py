@@ -69,14 +69,14 @@ def draw_curves(
     Raises:
         OutputError: the file exists (without `force`), or cannot be written.
     """
-    from rebasin_cli.checkpoint.atomic import commit_file, settle, staged_file
+    from rebasin_cli.checkpoint.atomic import commit_file, flush_to_disk, staged_file
 
     if path.exists() and not force:
         raise OutputError(f"{path}: exists", path=path, hint="--force overwrites it", slug="exists")
     content = render(result, path.suffix.lower().removeprefix("."), size)
     with staged_file(path, bytes_needed=len(content)) as staged:
         staged.handle.write(content)
-        settle(staged)
+        flush_to_disk(staged)
         commit_file(staged, path, force=force)
 
 

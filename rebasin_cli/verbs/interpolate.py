@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rebasin_cli.checkpoint import split_name
 from rebasin_cli.errors import UsageError
 from rebasin_cli.options import AnyPaths, OptionalPath, argument, option, options_class, verb
 from rebasin_cli.progress import Progress, Silent
 from rebasin_cli.verbs.align_reports import AlignReport, newest_report, read_report, result_beside
-from rebasin_cli.verbs.output_paths import split_name
 from rebasin_cli.verbs.shared_options import DATA_HELP, MODEL_HELP, ModelInput, Seed, StateInFile, Writing
 
 if TYPE_CHECKING:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from rebasin_cli import __version__
+from rebasin_cli.checkpoint import split_name
 from rebasin_cli.checkpoint.write import write_like
 from rebasin_cli.errors import NumericalError
 from rebasin_cli.execution.weights import Weights
@@ -18,7 +19,6 @@ from rebasin_cli.interpolation.path import Point, grid
 from rebasin_cli.interpolation.places import Place
 from rebasin_cli.interpolation.sweep import Sweep
 from rebasin_cli.verbs.interpolate_models import LoadedModels
-from rebasin_cli.verbs.output_paths import split_name
 
 if TYPE_CHECKING:
     from rebasin_cli.verbs.interpolate_run import InterpolateRequest

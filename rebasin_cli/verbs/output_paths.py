@@ -7,16 +7,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from rebasin_cli.checkpoint import split_name
 from rebasin_cli.errors import OutputError, UsageError
-
-INDEX = ".safetensors.index.json"
-
-
-def split_name(path: Path) -> tuple[str, str]:
-    """Stem and suffix of a checkpoint's name; the suffix of a sharded one is `.safetensors.index.json`."""
-    if path.name.endswith(INDEX):
-        return path.name[: -len(INDEX)], INDEX
-    return path.stem, path.suffix
 
 
 def default_output(b: Path) -> Path:

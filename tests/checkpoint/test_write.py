@@ -16,7 +16,8 @@ import pytest
 import safetensors.torch
 import torch
 
-from rebasin_cli.checkpoint import Checkpoint, check_output, open_checkpoint, write, write_like, write_text_atomically
+from rebasin_cli.checkpoint import Checkpoint, check_output, open_checkpoint, write_like, write_text_atomically
+from rebasin_cli.checkpoint.formats import safetensors as safetensors_format
 from rebasin_cli.errors import CheckpointError, NumericalError, OutputError
 from tests.checkpoint.build import digest, one_line
 
@@ -168,6 +169,7 @@ def test_the_check_sees_what_will_be_there(source: Checkpoint, tmp_path: Path) -
 _LIMITED = """
 import resource, sys, torch
 from rebasin_cli.checkpoint import open_checkpoint, write_like
+from rebasin_cli.checkpoint.formats import safetensors as safetensors_format
 from rebasin_cli.errors import OutputError
 source = open_checkpoint(sys.argv[1])
 def late(key, tensor):
@@ -340,8 +342,8 @@ def test_directories_without_one_checkpoint(tmp_path: Path, source: Checkpoint) 
 def test_what_the_safetensors_library_cannot_read_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "b.safetensors"
     safetensors.torch.save_file({"w": torch.arange(4.0)}, path)
-    read = write.stock_keys
-    monkeypatch.setattr(write, "stock_keys", lambda file: read(file) if file == path else None)
-    with pytest.raises(NumericalError, match="the safetensors library does not read"):
+    read = safetensors_format.package_keys
+    monkeypatch.setattr(safetensors_format, "package_keys", lambda file: read(file) if file == path else None)
+    with pytest.raises(NumericalError, match="the safetensors package does not find"):
         write_like(open_checkpoint(path), tmp_path / "o.safetensors", lambda _, t: t, provenance={}, force=False)
     assert [entry.name for entry in tmp_path.iterdir()] == ["b.safetensors"]

@@ -1,9 +1,9 @@
-"""Pickles read as data: nothing named in one is ever imported or called.
+"""Pickles read as data: nothing that a pickle names is ever imported or called.
 
-Unpickling means running a small program that may name any function. Here each name resolves to a stand-in made for this
-one reading: for the dozen names that torch.save itself needs, one that records what it was given; for any other, an
-inert object, whose name is reported so that the caller can refuse. Before that, the program's operations are walked
-once without running them, because Python's own machine trusts the sizes it finds (a memo index of 2^32 costs 64 GiB).
+A pickle is a small program that may name any function. Here each name resolves to a placeholder made for this one
+reading: for the few names that torch.save itself needs, one that records its arguments; for any other, an inert object,
+whose name is reported so that the caller can refuse the file. Before that, the program's operations are listed without
+running them, because Python's unpickler does not check sizes (a memo index of 2^32 takes 64 GiB). torch is not used.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
+from rebasin_cli.checkpoint.checkpoint import ITEM_SIZES
 
 MOST_OPERATIONS = 8_000_000
 LONGEST_PICKLE = 256 << 20
@@ -28,7 +28,11 @@ _STORAGES = {
     "Short": "int16", "Char": "int8", "Byte": "uint8", "Bool": "bool", "ComplexFloat": "complex64",
     "ComplexDouble": "complex128",
 }  # fmt: skip
-# Names whose values are never looked at: an inert object serves, and nothing is reported.
+_ALIASES = {
+    "half": "float16", "float": "float32", "double": "float64", "short": "int16", "int": "int32", "long": "int64",
+    "chalf": "complex32", "cfloat": "complex64", "cdouble": "complex128",
+}  # fmt: skip
+# Permitted names whose values are not used: an inert object is enough.
 _INERT = {
     "collections.Counter", "torch.device", "torch.serialization._get_layout", "torch.Tensor",
     "torch.nn.parameter.Parameter", "torch.nn.parameter.Buffer", "torch.memory_format", "numpy.dtype", "numpy.ndarray",
@@ -40,16 +44,16 @@ _INERT = {
 
 @dataclass(frozen=True, slots=True)
 class StorageRef:
-    """A storage by name: `numel` elements of `dtype`; None means bytes. `offset` is that of a view, in elements."""
+    """A storage by key: `numel` elements of the dtype of this name (None: bytes); `offset` of a view in elements."""
 
     key: str
-    dtype: torch.dtype | None
+    dtype: str | None
     numel: int
     offset: int = 0
 
 
 class TensorRef:
-    """A tensor as its storage, element offset, shape and strides; `trouble` says why it is not a plain dense one."""
+    """A tensor as storage, element offset, shape, strides, name of dtype; `trouble` says why it is not a dense one."""
 
     __slots__ = ("dtype", "offset", "shape", "storage", "stride", "trouble")
 
@@ -67,7 +71,7 @@ class TensorRef:
 
 
 class _Name:
-    """What a harmless name stands for: a function of ours. Slots and the refusal keep a pickle from altering it."""
+    """The placeholder of a permitted name. Slots and the refused state prevent a pickle from changing it."""
 
     __slots__ = ("_act",)
 
@@ -83,7 +87,7 @@ class _Name:
 
 @dataclass(frozen=True, slots=True)
 class Unpickled:
-    """What a pickle holds: its root, the names in it that this program refuses to know, the storages it refers to."""
+    """The contents of a pickle: its root, the names in it that are not permitted, the storages it refers to."""
 
     root: Any
     foreign: tuple[str, ...]
@@ -91,7 +95,7 @@ class Unpickled:
 
 
 def extent(stream: io.BytesIO | mmap.mmap) -> int:
-    """The position after the pickle that begins where `stream` stands; its operations are walked, not run.
+    """The end of the pickle that begins at the stream's position; its operations are listed, not run.
 
     Raises:
         ValueError: not a pickle, cut short, or beyond the limits.
@@ -99,7 +103,7 @@ def extent(stream: io.BytesIO | mmap.mmap) -> int:
     begin = stream.tell()
     for count, (operation, argument, _position) in enumerate(pickletools.genops(stream)):  # type: ignore[arg-type]
         if operation.name in _FORBIDDEN:
-            raise ValueError(f"operation {operation.name} has no place in a checkpoint")
+            raise ValueError(f"operation {operation.name} does not belong in a checkpoint")
         if operation.name in {"PUT", "BINPUT", "LONG_BINPUT"} and isinstance(argument, int) and argument > count:
             raise ValueError(f"memo index {argument:,} after {count:,} operations")
         if count > MOST_OPERATIONS or stream.tell() - begin > LONGEST_PICKLE:
@@ -108,10 +112,10 @@ def extent(stream: io.BytesIO | mmap.mmap) -> int:
 
 
 def unpickle(data: bytes) -> Unpickled:
-    """Read one pickle that `extent` has walked.
+    """Read one pickle that `extent` has checked.
 
     Raises:
-        ValueError: it is malformed, whatever Python calls that.
+        ValueError: it is malformed, whatever exception Python raises.
     """
     try:
         reader = _Reader(data)
@@ -119,7 +123,7 @@ def unpickle(data: bytes) -> Unpickled:
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
     except Exception as error:
-        # The machine raises whatever a malformed program makes it trip over: KeyError, AttributeError, IndexError, …
+        # A malformed program can cause any exception: KeyError, AttributeError, IndexError, …
         raise ValueError(str(error) or type(error).__name__) from error
     return Unpickled(root, tuple(dict.fromkeys(reader.foreign)), reader.storages)
 
@@ -143,9 +147,9 @@ class _Reader(pickle.Unpickler):
             if kind == "Untyped":
                 return StorageKind(None)
             if kind in _STORAGES:
-                return StorageKind(getattr(torch, _STORAGES[kind]))
-        if module == "torch" and isinstance(found := getattr(torch, name, None), torch.dtype):
-            return found
+                return StorageKind(_STORAGES[kind])
+        if module == "torch" and _ALIASES.get(name, name) in ITEM_SIZES:
+            return DtypeRef(_ALIASES.get(name, name))
         if module == "torch._utils" and name.startswith("_rebuild_"):
             return _Name(lambda *_args: TensorRef(None, 0, (), (), None, trouble=name.removeprefix("_rebuild_")))
         if full not in _INERT:
@@ -173,10 +177,20 @@ class _Reader(pickle.Unpickler):
 class StorageKind:
     """The element type that a storage class of torch names; None is bytes."""
 
-    dtype: torch.dtype | None
+    dtype: str | None
 
     def __setstate__(self, state: Any) -> None:
         raise pickle.UnpicklingError("a class is given a state")
+
+
+@dataclass(frozen=True)
+class DtypeRef:
+    """A dtype of torch by its name."""
+
+    name: str
+
+    def __setstate__(self, state: Any) -> None:
+        raise pickle.UnpicklingError("a dtype is given a state")
 
 
 def _is_size(value: Any) -> bool:
@@ -191,7 +205,7 @@ def _rebuilt(storage: Any, offset: Any, shape: Any, stride: Any, *rest: Any, dty
         raise pickle.UnpicklingError(f"a tensor whose shape {list(shape)[:8]} overflows")
     flags = rest[2] if len(rest) > 2 else None
     trouble = "a conjugate or negative view" if isinstance(flags, dict) and any(flags.values()) else ""
-    chosen = dtype if isinstance(dtype, torch.dtype) else storage.dtype
+    chosen = dtype.name if isinstance(dtype, DtypeRef) else storage.dtype
     return TensorRef(storage, offset, tuple(shape), tuple(stride), chosen, trouble)
 
 
@@ -236,7 +250,7 @@ _KNOWN: dict[str, Callable[..., Any]] = {
 
 
 def _new_inert_class() -> type:
-    """A class that swallows whatever a pickle does with it; new for each reading, so nothing done to it lasts."""
+    """A class that ignores everything a pickle does with it; new for each reading, so that no change persists."""
 
     class Inert:
         def __new__(cls, *_args: Any, **_kwargs: Any) -> Any:

@@ -10,8 +10,7 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from rebasin_cli.checkpoint.wording import few, quoted
-from rebasin_cli.errors import CheckpointError, UsageError
+from rebasin_cli.errors import CheckpointError, UsageError, few, quoted
 
 EMA_NAMES = (
     "state_dict_ema", "model_ema", "ema_state_dict", "model_state_dict_ema", "ema_model", "ema", "params_ema",

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from rebasin_cli.checkpoint import open_checkpoint, write_like
-from rebasin_cli.checkpoint.pickle_file import unpickle
+from rebasin_cli.checkpoint.formats._torch_pickle import unpickle
 from rebasin_cli.errors import CheckpointError, ModelError, UsageError
 from tests.checkpoint.build import digest, one_line
 

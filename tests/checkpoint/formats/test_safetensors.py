@@ -14,7 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rebasin_cli.checkpoint import open_checkpoint, write_like
-from rebasin_cli.checkpoint import safetensors_header as header_module
+from rebasin_cli.checkpoint.checkpoint import torch_dtype
+from rebasin_cli.checkpoint.formats.safetensors import DTYPES
 from rebasin_cli.errors import CheckpointError
 from tests.checkpoint.build import digest, entry, one_line, safetensors_bytes
 
@@ -121,7 +122,7 @@ def test_written_as_read_and_read_by_the_reference(tmp_path: Path) -> None:
     source, out = tmp_path / "b.safetensors", tmp_path / "o.safetensors"
     tensors = {
         name: torch.randn(3, 4).to(dtype) if dtype.is_floating_point else torch.ones(3, 4, dtype=dtype)
-        for name, dtype in header_module.DTYPES.items()
+        for name, dtype in ((name, torch_dtype(torch_name)) for name, torch_name in DTYPES.items())
         if not name.endswith(("FNUZ", "E8M0", "C64"))
     }
     safetensors.torch.save_file(tensors, source, metadata={"format": "pt", "rebasin.old": "1"})

@@ -1,7 +1,11 @@
-"""The directory of a torch.save zip: where each record's bytes lie, and where its checksum is written.
+"""Files of torch.save since PyTorch 1.6: a zip archive, stored and not compressed, with a CRC-32 for each record.
 
-Read by hand, because everything is checked before anything is allocated (stored, never deflated; no record outside the
-file or over another; a bounded number), and because the writer must know each place where a CRC stands.
+    <name>/data.pkl   the pickle that describes the object
+    <name>/data/<key> one storage
+
+The archive's directory is read here and not by `zipfile`, because everything must be checked before anything is
+allocated (no compression, no record outside the file or overlapping another, a bounded number), and because the writer
+must know every place where a CRC is stored.
 Layout: PKWARE APPNOTE 6.3, sections 4.3.7 (local header), 4.3.9 (data descriptor), 4.3.12 (directory), 4.3.14–16 (end).
 """
 
@@ -10,47 +14,107 @@ from __future__ import annotations
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
 
+from rebasin_cli.checkpoint.checkpoint import Checkpoint
+from rebasin_cli.checkpoint.formats import Format
+from rebasin_cli.checkpoint.formats._torch_checkpoint import (
+    LONGEST_COMMENT,
+    SAVE_HINT,
+    SUFFIXES,
+    FileRecord,
+    SavedObject,
+    TorchCheckpoint,
+    check_crc,
+    corrupt,
+)
+from rebasin_cli.checkpoint.formats._torch_pickle import LONGEST_PICKLE, extent, unpickle
 from rebasin_cli.checkpoint.mapped_file import MappedFile
-from rebasin_cli.checkpoint.wording import quoted, size
-from rebasin_cli.errors import CheckpointError
+from rebasin_cli.errors import CheckpointError, few, folded, quoted, size
 
 MOST_RECORDS = 400_000
 LARGEST_DIRECTORY = 128 << 20
 _END, _END64, _LOCATOR64 = b"PK\x05\x06", b"PK\x06\x06", b"PK\x06\x07"
 _ENTRY, _LOCAL, _DESCRIPTOR = b"PK\x01\x02", b"PK\x03\x04", b"PK\x07\x08"
 _HAS_DESCRIPTOR = 0x08
-_LONGEST_COMMENT = 0xFFFF
-_REFETCH = "the copy or download was not finished, or the disk is bad; fetch the file again"
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
-    """One record: its bytes are `[start, start + size)`; its CRC-32 stands at each of `crc_fields`.
+class TorchZipFormat(Format):
+    """A zip archive of torch.save."""
 
-    `packing` is empty for a stored record, else how it is packed: then its bytes are never read.
+    name = "torch"
+    help = "a zip archive, as torch.save writes (.pt)"
+    suffixes = SUFFIXES
+
+    def recognises(self, path: Path, head: bytes) -> bool:
+        return head.startswith(_LOCAL)
+
+    def open(self, path: Path, *, key: str | None = None, ema: bool = False) -> Checkpoint:
+        return TorchCheckpoint(path, self, take_apart, key=key, ema=ema)
+
+
+FORMAT = TorchZipFormat()
+
+
+def take_apart(file: MappedFile) -> SavedObject:
+    """Find the description and the storages in a zip archive of torch.save.
+
+    Raises:
+        CheckpointError: see `read_directory`; or it is TorchScript, torch.export, something else, or big-endian.
     """
+    directory = read_directory(file)
+    records = directory.records
+    _refuse_programs(file, records)
+    refuse_packed(file, directory)
+    pickles = [name for name in records if name.count("/") == 1 and name.endswith("/data.pkl")]
+    if len(pickles) != 1:
+        seen = f"a zip archive with {few(records)}" if records else "an empty zip archive"
+        raise CheckpointError(f"{file.path}: not a file of torch.save: {seen}", path=file.path, hint=SAVE_HINT)
+    folder = pickles[0].removesuffix("data.pkl")
+    for name in (pickles[0], f"{folder}byteorder"):
+        if name in records:
+            check_crc(file, records[name])
+    order = records.get(f"{folder}byteorder")
+    if order is not None and file.read(order.start, min(order.size, 16)) != b"little":
+        raise CheckpointError(f"{file.path}: written on a big-endian machine, which is not supported", path=file.path)
+    description = records[pickles[0]]
+    if description.size > LONGEST_PICKLE:
+        raise CheckpointError(f"{file.path}: its pickle has {size(description.size)}, beyond the limit", path=file.path)
+    data = file.read(description.start, description.size)
+    try:
+        extent(BytesIO(data))
+        content = unpickle(data)
+    except ValueError as error:
+        raise corrupt(file, f"its pickle cannot be read: {folded(error)}") from error
+    start = f"{folder}data/"
+    storages = {name.removeprefix(start): record for name, record in records.items() if name.startswith(start)}
+    return SavedObject(content, storages, tuple(records.values()), directory.end + 20, directory.comment)
 
-    name: str
-    start: int
-    size: int
-    crc: int
-    crc_fields: tuple[int, ...]
-    packing: str = ""
+
+def _refuse_programs(file: MappedFile, names: Mapping[str, FileRecord]) -> None:
+    inner = {name.partition("/")[2] for name in names}
+    if "constants.pkl" in inner or any(name.startswith("code/") for name in inner):
+        kind = "a TorchScript archive (torch.jit.save)"
+    elif inner & {"archive_format", "models/model.json"} or "serialized_exported_program.json" in {*names, *inner}:
+        kind = "a torch.export program (.pt2)"
+    else:
+        return
+    raise CheckpointError(f"{file.path}: {kind}, which holds code, not a state_dict", path=file.path, hint=SAVE_HINT)
 
 
 @dataclass(frozen=True, slots=True)
-class Directory:
-    """All records by name in file order; `end` is where the end-of-directory entry stands; the archive's comment."""
+class ZipDirectory:
+    """All records by name in file order; the position of the end-of-directory entry; the archive's comment."""
 
-    records: Mapping[str, Record]
+    records: Mapping[str, FileRecord]
     end: int
     comment: bytes
 
 
 @dataclass(frozen=True, slots=True)
-class _Listed:
-    """A directory entry before its local header has been looked at."""
+class _DirectoryEntry:
+    """An entry of the directory; its local header has not been read yet."""
 
     name: str
     flags: int
@@ -61,12 +125,7 @@ class _Listed:
     packing: str
 
 
-def corrupt(file: MappedFile, what: str) -> CheckpointError:
-    """The error for a file whose bytes contradict themselves."""
-    return CheckpointError(f"{file.path}: truncated or corrupt: {what}", path=file.path, hint=_REFETCH)
-
-
-def read_directory(file: MappedFile) -> Directory:
+def read_directory(file: MappedFile) -> ZipDirectory:
     """Read and check the directory.
 
     Raises:
@@ -81,11 +140,11 @@ def read_directory(file: MappedFile) -> Directory:
     if start + length > end:
         raise corrupt(file, "the zip directory lies outside the file")
     records = _located(file, _listed(file, start, length, count), start)
-    return Directory(records, end, file.read(end + 22, _LONGEST_COMMENT))
+    return ZipDirectory(records, end, file.read(end + 22, LONGEST_COMMENT))
 
 
-def refuse_packed(file: MappedFile, directory: Directory) -> None:
-    """Refuse an archive with a record that is not stored as it is: what it would become in memory is unbounded.
+def refuse_packed(file: MappedFile, directory: ZipDirectory) -> None:
+    """Refuse an archive with a compressed or encrypted record: its size in memory is unbounded.
 
     Raises:
         CheckpointError: naming the record.
@@ -101,7 +160,7 @@ def refuse_packed(file: MappedFile, directory: Directory) -> None:
 
 def _find_end(file: MappedFile) -> int:
     at = file.size
-    lowest = max(0, file.size - 22 - _LONGEST_COMMENT)
+    lowest = max(0, file.size - 22 - LONGEST_COMMENT)
     while (at := file.rfind(_END, lowest, at)) >= 0:
         tail = file.read(at, 22)
         if len(tail) == 22 and at + 22 + struct.unpack_from("<H", tail, 20)[0] == file.size:
@@ -123,9 +182,9 @@ def _extent(file: MappedFile, end: int) -> tuple[int, int, int]:
     return count, length, start
 
 
-def _listed(file: MappedFile, start: int, length: int, count: int) -> list[_Listed]:
+def _listed(file: MappedFile, start: int, length: int, count: int) -> list[_DirectoryEntry]:
     raw, at = file.read(start, length), 0
-    found: list[_Listed] = []
+    found: list[_DirectoryEntry] = []
     while at + 46 <= len(raw) and raw[at : at + 4] == _ENTRY:
         flags, method = struct.unpack_from("<HH", raw, at + 8)
         crc, packed, unpacked, name_len, extra_len, comment_len = struct.unpack_from("<IIIHHH", raw, at + 16)
@@ -134,15 +193,15 @@ def _listed(file: MappedFile, start: int, length: int, count: int) -> list[_List
         extra = raw[at + 46 + name_len : at + 46 + name_len + extra_len]
         unpacked, packed, header = _widened(extra, unpacked, packed, header)
         packing = "encrypted" if flags & 0x01 else "compressed" if method != 0 or packed != unpacked else ""
-        found.append(_Listed(name, flags, crc, packed, header, start + at + 16, packing))
+        found.append(_DirectoryEntry(name, flags, crc, packed, header, start + at + 16, packing))
         at += 46 + name_len + extra_len + comment_len
     if at != len(raw) or len(found) != count:
-        raise corrupt(file, f"the zip directory promises {count:,} records and lists {len(found):,}")
+        raise corrupt(file, f"the zip directory announces {count:,} records and lists {len(found):,}")
     return found
 
 
 def _widened(extra: bytes, *fields: int) -> list[int]:
-    """Fields that read 0xFFFFFFFF, taken from the 64-bit extra field instead, in their order."""
+    """The fields, in order; those that are 0xFFFFFFFF are read from the 64-bit extra field."""
     at = 0
     while at + 4 <= len(extra):
         kind, length = struct.unpack_from("<HH", extra, at)
@@ -153,8 +212,8 @@ def _widened(extra: bytes, *fields: int) -> list[int]:
     return list(fields)
 
 
-def _located(file: MappedFile, listed: list[_Listed], directory_start: int) -> dict[str, Record]:
-    records: dict[str, Record] = {}
+def _located(file: MappedFile, listed: list[_DirectoryEntry], directory_start: int) -> dict[str, FileRecord]:
+    records: dict[str, FileRecord] = {}
     reached = 0
     for one in sorted(listed, key=lambda entry: entry.header):
         local = file.read(one.header, 30)
@@ -172,5 +231,5 @@ def _located(file: MappedFile, listed: list[_Listed], directory_start: int) -> d
             fields.append(reached + (4 if file.read(reached, 4) == _DESCRIPTOR else 0))
         if not one.flags & _HAS_DESCRIPTOR or struct.unpack_from("<I", local, 14)[0] == one.crc != 0:
             fields.append(one.header + 14)
-        records[one.name] = Record(one.name, start, one.size, one.crc, tuple(fields), one.packing)
+        records[one.name] = FileRecord(one.name, start, one.size, one.crc, tuple(fields), one.packing)
     return records

@@ -1,0 +1,376 @@
+"""Files of torch.save: tensors mapped from their storages, and rewritten in place in a copy.
+
+A file holds one pickle that describes the saved object and storages that hold the bytes; `torch_zip.py` and
+`torch_legacy.py` find them. A rewritten checkpoint is a byte-for-byte copy in which only the bytes of the state dict's
+storages, and their checksums, are new. Nesting, order, optimizer state, ties, strides and everything else in the file
+therefore stay unchanged, and the program need not understand them. Provenance goes into the comment of the zip archive,
+which torch ignores.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+from rebasin_cli.checkpoint.checkpoint import (
+    ITEM_SIZES,
+    OneFileCheckpoint,
+    TensorInfo,
+    Transform,
+    raw_bytes,
+    torch_dtype,
+    transformed,
+    with_provenance,
+)
+from rebasin_cli.checkpoint.formats import Format
+from rebasin_cli.checkpoint.formats._torch_pickle import StorageRef, TensorRef, Unpickled
+from rebasin_cli.checkpoint.mapped_file import MappedFile
+from rebasin_cli.checkpoint.state_dicts import find_state_dict
+from rebasin_cli.errors import CheckpointError, ModelError, few, quoted, size
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".tar", ".th")
+SAVE_HINT = "save the weights alone: torch.save(model.state_dict(), path)"
+LONGEST_COMMENT = 0xFFFF
+_MOST_TENSORS = 200_000
+_REFETCH = "the copy or download is incomplete, or the disk is bad; fetch the file again"
+_HARMLESS = 1 << 20
+"""A tensor with a stride of zero may claim this many bytes whatever its storage has: small expanded buffers exist."""
+
+
+@dataclass(frozen=True, slots=True)
+class SavedObject:
+    """A file taken apart.
+
+    Attributes:
+        content: the unpickled description.
+        storages: each storage's bytes, by key.
+        checked: all records that have a checksum.
+        comment_at: where the zip archive's comment begins, with its two bytes of length; None if it cannot have one.
+        comment: the comment.
+    """
+
+    content: Unpickled
+    storages: Mapping[str, FileRecord]
+    checked: tuple[FileRecord, ...] = ()
+    comment_at: int | None = None
+    comment: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class FileRecord:
+    """One record: its bytes are `[start, start + size)`; its CRC-32, if it has one, is also at each of `crc_fields`.
+
+    `packing` is empty for a stored record; otherwise it says how the record is packed, and its bytes are never read.
+    """
+
+    name: str
+    start: int
+    size: int
+    crc: int | None = None
+    crc_fields: tuple[int, ...] = ()
+    packing: str = ""
+
+
+class TorchCheckpoint(OneFileCheckpoint):
+    """One file of torch.save.
+
+    Args:
+        path: the file.
+        form: its format.
+        take_apart: finds the parts of a file of that format.
+        key: the keys that lead to the state dict, joined by dots; detected automatically if it is not given.
+        ema: take the averaged weights.
+
+    Raises:
+        CheckpointError: unsafe, corrupt, not a checkpoint, or without the state dict asked for.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        form: Format,
+        take_apart: Callable[[MappedFile], SavedObject],
+        *,
+        key: str | None = None,
+        ema: bool = False,
+    ) -> None:
+        self.format = form
+        self.path = path
+        self.files = (path,)
+        self._file = MappedFile(path)
+        self._take_apart = take_apart
+        self._saved = take_apart(self._file)
+        refuse_foreign(self._file, self._saved.content.foreign)
+        self._key, self._ema = key, ema
+        self._sound: set[str] = set()
+        root = self._saved.content.root
+        self.wrapper, found = find_state_dict(path, root, lambda value: isinstance(value, TensorRef), key=key, ema=ema)
+        refs = {name: ref for name, ref in found.items() if isinstance(name, str) and isinstance(ref, TensorRef)}
+        if len(refs) > _MOST_TENSORS:
+            raise CheckpointError(f"{path}: {len(refs):,} tensors, beyond the limit of {_MOST_TENSORS:,}", path=path)
+        self._views = {name: checked_view(path, name, ref, self._saved.storages) for name, ref in refs.items()}
+        self.infos: Mapping[str, TensorInfo] = {
+            name: TensorInfo(name, view.dtype, view.shape, view.nbytes) for name, view in self._views.items()
+        }
+        self.metadata = _text_metadata(self._saved.comment)
+        self.ties = _shared(self._views)
+
+    def tensor(self, key: str) -> Tensor:
+        self.info(key)
+        view = self._views[key]
+        self._check(view.record)
+        flat = self._file.elements(
+            view.record.start, torch_dtype(view.dtype), view.record.size // ITEM_SIZES[view.dtype]
+        )
+        return view.within(flat)
+
+    def verify(self) -> None:
+        for record in self._saved.checked:
+            self._check(record)
+
+    def mapped(self) -> tuple[MappedFile, ...]:
+        return (self._file,)
+
+    def reopen(self, path: Path) -> TorchCheckpoint:
+        return TorchCheckpoint(path, self.format, self._take_apart, key=self._key, ema=self._ema)
+
+    def write_to(self, out: BinaryIO, transform: Transform, provenance: Mapping[str, str]) -> None:
+        self.verify()
+        for chunk in self._file.chunks():
+            out.write(chunk)
+        by_storage: dict[str, dict[str, StorageView]] = {}
+        for key, view in self._views.items():
+            by_storage.setdefault(view.record.name, {})[key] = view
+        for views in by_storage.values():
+            self._rewrite(out, views, transform)
+        self._write_comment(out, provenance)
+
+    def _check(self, record: FileRecord) -> None:
+        if record.crc is not None and record.name not in self._sound:
+            check_crc(self._file, record)
+            self._sound.add(record.name)
+
+    def _rewrite(self, out: BinaryIO, views: Mapping[str, StorageView], transform: Transform) -> None:
+        """One storage: transform every view of it, then write it with its checksum."""
+        results: dict[str, Tensor] = {}
+        for key in views:
+            before = self.tensor(key)
+            after = transformed(key, before, transform)
+            if after is not before:
+                results[key] = after
+        if not results:
+            return
+        record = next(iter(views.values())).record
+        data = self._storage_bytes(record, views, results)
+        out.seek(record.start)
+        out.write(data)
+        for field in record.crc_fields:
+            out.seek(field)
+            out.write(struct.pack("<I", zlib.crc32(data)))
+
+    def _storage_bytes(
+        self, record: FileRecord, views: Mapping[str, StorageView], results: Mapping[str, Tensor]
+    ) -> memoryview:
+        """The storage with all its views transformed.
+
+        Raises:
+            ModelError: two of them share elements and are transformed differently there.
+        """
+        if len(views) == 1 and next(iter(views.values())).is_whole:
+            return raw_bytes(next(iter(results.values())))
+        import torch
+
+        fresh = self._file.elements(record.start, torch.uint8, record.size).clone()
+        for key, after in results.items():
+            if not views[key].overlaps_itself:
+                views[key].within(_as(fresh, views[key])).copy_(after.detach())
+        for key, view in views.items():
+            # Bytes and not torch.equal, for which a NaN is unequal to itself.
+            wanted = results[key] if key in results else self.tensor(key)
+            if raw_bytes(view.within(_as(fresh, view))) != raw_bytes(wanted):
+                raise ModelError(
+                    f"{self.path}: {few(views)} share memory in the file, but are not all permuted alike"
+                    f" (seen at {quoted(key)})",
+                    path=self.path,
+                    hint="save the state dict without the tie: {key: tensor.clone() for key, tensor in …}",
+                )
+        return raw_bytes(fresh)
+
+    def _write_comment(self, out: BinaryIO, provenance: Mapping[str, str]) -> None:
+        """Legacy files cannot have a comment, and a comment of another program is left unchanged."""
+        at = self._saved.comment_at
+        if at is None or (self._saved.comment and not self.metadata):
+            return
+        merged = with_provenance(self.metadata, provenance)
+        comment = json.dumps(merged, ensure_ascii=False, separators=(",", ":")).encode() if merged else b""
+        if len(comment) > LONGEST_COMMENT:
+            raise CheckpointError(f"{self.path}: metadata of {len(comment):,} bytes does not fit a zip comment")
+        out.seek(at)
+        out.write(struct.pack("<H", len(comment)) + comment)
+        out.truncate()
+
+
+def _as(flat: Tensor, view: StorageView) -> Tensor:
+    width = ITEM_SIZES[view.dtype]
+    return flat[: flat.numel() // width * width].view(torch_dtype(view.dtype))
+
+
+def _text_metadata(comment: bytes) -> dict[str, str]:
+    try:
+        found = json.loads(comment.decode("utf-8")) if comment.startswith(b"{") else {}
+    except (ValueError, RecursionError):
+        return {}
+    ours = isinstance(found, dict) and all(isinstance(value, str) for value in found.values())
+    return found if ours else {}
+
+
+def _shared(views: Mapping[str, StorageView]) -> tuple[tuple[str, ...], ...]:
+    """Keys that are the same view of the same storage."""
+    groups: dict[StorageView, list[str]] = {}
+    for key, view in views.items():
+        if view.nbytes:
+            groups.setdefault(view, []).append(key)
+    return tuple(tuple(group) for group in groups.values() if len(group) > 1)
+
+
+@dataclass(frozen=True, slots=True)
+class StorageView:
+    """Element `i` of the tensor is element `offset + i · stride` of the storage, whose bytes are `record`."""
+
+    record: FileRecord
+    dtype: str
+    offset: int
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tensor as a dense one."""
+        return math.prod(self.shape, start=ITEM_SIZES[self.dtype])
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it is all of its storage in row-major order."""
+        step, dense = 1, True
+        for length, stride in zip(reversed(self.shape), reversed(self.stride), strict=True):
+            dense = dense and (length == 1 or stride == step)
+            step *= length
+        return dense and self.offset == 0 and self.nbytes == self.record.size
+
+    @property
+    def overlaps_itself(self) -> bool:
+        """Whether two positions may be one element; exact if strides nest, as they do in ordinary tensors."""
+        steps = sorted((step, length) for step, length in zip(self.stride, self.shape, strict=True) if length > 1)
+        reach = 0
+        for step, length in steps:
+            if step <= reach:
+                return True
+            reach += step * (length - 1)
+        return False
+
+    def within(self, flat: Tensor) -> Tensor:
+        """The tensor as a view of its storage's elements, without a copy."""
+        import torch
+
+        if self.nbytes == 0:
+            return torch.empty(self.shape, dtype=torch_dtype(self.dtype))
+        return flat.as_strided(self.shape, self.stride, self.offset)
+
+
+def checked_view(path: Path, key: str, ref: TensorRef, storages: Mapping[str, FileRecord]) -> StorageView:
+    """Check one tensor of the description against its storage.
+
+    Raises:
+        CheckpointError: not dense, without data, reaching outside its storage, or claiming far more than there is.
+    """
+    name = f"{path}: tensor {quoted(key)}"
+    if ref.trouble:
+        raise CheckpointError(f"{name} is not a dense tensor ({ref.trouble})", path=path)
+    storage = ref.storage
+    if not isinstance(storage, StorageRef):
+        raise CheckpointError(f"{name} has no data", path=path)
+    record = storages.get(storage.key)
+    if record is None:
+        raise CheckpointError(
+            f"{name}: truncated or corrupt: its data record {quoted(storage.key)} is absent", path=path
+        )
+    dtype = ref.dtype or "uint8"
+    width = ITEM_SIZES[storage.dtype or "uint8"]
+    if storage.numel * width != record.size:
+        seen = f"claims {size(storage.numel * width)}, record {quoted(record.name)} has {size(record.size)}"
+        raise CheckpointError(f"{name}: truncated or corrupt: its storage {seen}", path=path)
+    view = StorageView(record, dtype, ref.offset + storage.offset, ref.shape, ref.stride)
+    _check_bounds(path, name, view)
+    return view
+
+
+def _check_bounds(path: Path, name: str, view: StorageView) -> None:
+    if view.nbytes > max(view.record.size, _HARMLESS):
+        seen = f"claims {size(view.nbytes)}, its storage has {size(view.record.size)}"
+        raise CheckpointError(
+            f"{name} {seen}: refusing (shape {list(view.shape)}, strides {list(view.stride)})", path=path
+        )
+    if view.nbytes == 0:
+        return
+    last = view.offset + sum(step * (length - 1) for step, length in zip(view.stride, view.shape, strict=True))
+    if (last + 1) * ITEM_SIZES[view.dtype] > view.record.size:
+        seen = f"element {last:,} of a storage of {size(view.record.size)}"
+        raise CheckpointError(f"{name}: truncated or corrupt: it reaches {seen}", path=path)
+
+
+def corrupt(file: MappedFile, what: str) -> CheckpointError:
+    """The error for a file whose bytes contradict themselves."""
+    return CheckpointError(f"{file.path}: truncated or corrupt: {what}", path=file.path, hint=_REFETCH)
+
+
+def check_crc(file: MappedFile, record: FileRecord) -> None:
+    """Compare a record's bytes with its CRC-32, a chunk at a time; torch.load does not.
+
+    Raises:
+        CheckpointError: they differ.
+    """
+    seen = 0
+    for chunk in file.chunks(record.start, record.size):
+        seen = zlib.crc32(chunk, seen)
+    if seen != record.crc:
+        raise CheckpointError(
+            f"{file.path}: corrupt: record {quoted(record.name)} fails its CRC check"
+            f" (expected {record.crc:08x}, found {seen:08x})",
+            path=file.path,
+            hint="copy or download the file again",
+        )
+
+
+def refuse_foreign(file: MappedFile, foreign: tuple[str, ...]) -> None:
+    """Refuse a pickle that names anything beyond tensors and plain data.
+
+    Raises:
+        CheckpointError: naming what it names.
+    """
+    if not foreign:
+        return
+    modules = [name for name in foreign if name.startswith("torch.nn.modules.")]
+    if modules:
+        raise CheckpointError(
+            f"{file.path}: a whole pickled nn.Module (it names {few([foreign[0]])}), not a state_dict:"
+            " refusing, because reading it would run code",
+            path=file.path,
+            hint=SAVE_HINT,
+            slug="unsafe-pickle",
+        )
+    raise CheckpointError(
+        f"{file.path}: unsafe: refusing a pickle that names {few(foreign)}; a state_dict needs no such objects",
+        path=file.path,
+        hint="where you trust the file's origin, load it yourself and save the tensors alone:"
+        " torch.save(checkpoint['state_dict'], path)",
+        slug="unsafe-pickle",
+    )
