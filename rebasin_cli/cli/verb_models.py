@@ -10,7 +10,7 @@ from rebasin_cli.verbs.models import ModelsOptions, run_models
 def _run(options: ModelsOptions, output: Output) -> None:
     with output.silent():
         result = run_models(options)
-    from rebasin_cli.report.other_verbs import models_table
+    from rebasin_cli.report.models import models_table
 
     output.finish(result, lambda: models_table(result), short="\n".join(result.models))
 

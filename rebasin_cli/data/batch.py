@@ -1,17 +1,18 @@
-"""What a model is fed and what it is measured against: one batch at a time, each with its place in the whole.
+"""Batches: a model's inputs with their targets, numbered.
 
-A source numbers its batches; anyone may ask for those from `first` on whose number is `rank` modulo `world`. So an
-interrupted pass goes on where it stood, and several processes share a pass without speaking to each other.
+A source numbers its batches, and a caller asks for those from `first` on whose number is `rank` modulo `world`. So an
+interrupted pass can be resumed, and several processes can share a pass without communication.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from rebasin_cli.errors import DataError
 
@@ -31,23 +32,23 @@ class Batch:
     skipped: int = 0
 
     def to(self, device: torch.device) -> Batch:
-        """The batch on another device; itself where it is there already."""
+        """The batch on another device; itself if it is there already."""
         return replace(
             self,
-            args=tuple(_moved(value, device) for value in self.args),
-            kwargs={name: _moved(value, device) for name, value in self.kwargs.items()},
-            target=_moved(self.target, device),
+            **self._mapped(lambda tensor: tensor.to(device, non_blocking=True)),
         )
 
     def rows(self, start: int, stop: int) -> Batch:
-        """The samples `start … stop - 1`, for batches that do not fit a device; itself where these are all."""
+        """The samples `start … stop - 1`, for batches that do not fit on a device."""
         if start == 0 and stop >= self.size:
             return self
+
+        def rows(tensor: Tensor) -> Tensor:
+            return tensor[start:stop] if tensor.dim() and tensor.shape[0] == self.size else tensor
+
         return replace(
             self,
-            args=tuple(_sliced(value, start, stop, self.size) for value in self.args),
-            kwargs={name: _sliced(value, start, stop, self.size) for name, value in self.kwargs.items()},
-            target=_sliced(self.target, start, stop, self.size),
+            **self._mapped(rows),
             size=stop - start,
             skipped=self.skipped if start == 0 else 0,
         )
@@ -55,15 +56,24 @@ class Batch:
     @property
     def nbytes(self) -> int:
         """Bytes of all tensors in the batch."""
-        return sum(_nbytes(value) for value in (*self.args, *self.kwargs.values(), self.target))
+        tensors = (leaf for leaf in tree_leaves(self._tree()) if isinstance(leaf, Tensor))
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+    def _tree(self) -> dict[str, Any]:
+        return {"args": self.args, "kwargs": dict(self.kwargs), "target": self.target}
+
+    def _mapped(self, change: Callable[[Tensor], Tensor]) -> dict[str, Any]:
+        """Inputs and target with every tensor changed."""
+        changed: dict[str, Any] = tree_map_only(Tensor, change, self._tree())
+        return changed
 
 
-class Source(Protocol):
-    """Something that gives numbered batches, the same ones every time it is asked."""
+class BatchSource(Protocol):
+    """A source of numbered batches, the same every time."""
 
     @property
     def description(self) -> str:
-        """The data in words: what was named, how many samples, which transform."""
+        """The data in words: their name, the number of samples, the transform."""
 
     @property
     def fingerprint(self) -> str:
@@ -71,49 +81,18 @@ class Source(Protocol):
 
     @property
     def batch_count(self) -> int | None:
-        """How many batches there are; None where only reading to the end tells."""
+        """The number of batches; None if it is unknown before the end."""
 
     def batches(self, first: int = 0, *, rank: int = 0, world: int = 1) -> Iterator[Batch]:
         """The batches numbered `first` and up whose number is `rank` modulo `world`, in order."""
-
-
-def _moved(value: Any, device: torch.device) -> Any:
-    if isinstance(value, Tensor):
-        return value.to(device, non_blocking=True)
-    if isinstance(value, Mapping):
-        return {key: _moved(item, device) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return type(value)(_moved(item, device) for item in value)
-    return value
-
-
-def _sliced(value: Any, start: int, stop: int, size: int) -> Any:
-    """Rows of everything that has one row a sample; what has not is shared."""
-    if isinstance(value, Tensor):
-        return value[start:stop] if value.dim() and value.shape[0] == size else value
-    if isinstance(value, Mapping):
-        return {key: _sliced(item, start, stop, size) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return type(value)(_sliced(item, start, stop, size) for item in value)
-    return value
-
-
-def _nbytes(value: Any) -> int:
-    if isinstance(value, Tensor):
-        return value.numel() * value.element_size()
-    if isinstance(value, Mapping):
-        return sum(_nbytes(item) for item in value.values())
-    if isinstance(value, (list, tuple)):
-        return sum(_nbytes(item) for item in value)
-    return 0
 
 
 def batch_from(item: Any, index: int, origin: str) -> Batch:
     """A batch from what a user's loader yields.
 
     `(x, y)` and longer sequences: the last is the target, the others are positional inputs. A mapping: keyword inputs,
-    with `labels`, `label`, `targets`, `target` or `y` taken out as the target; without one of these the mapping itself
-    is the target, for a loss that looks into it. A single tensor: the input, without a target.
+    with `labels`, `label`, `targets`, `target` or `y` taken out as the target; without one of these, the mapping itself
+    is the target. A single tensor: the input, without a target.
 
     Raises:
         DataError: none of these.

@@ -1,4 +1,4 @@
-"""`--data`: which kind of data it names, opened as numbered batches."""
+"""`--data`: find out which kind of data it names, and open it as numbered batches."""
 
 from __future__ import annotations
 
@@ -11,15 +11,20 @@ import numpy as np
 import torch
 from torch.utils.data import default_collate
 
-from rebasin_cli.data.arrays import ArrayDataset, read_arrays
-from rebasin_cli.data.batch import Batch, Source, batch_from
+from rebasin_cli.data.batch import Batch, BatchSource, batch_from
+from rebasin_cli.data.batch_sources import IterableSource, MapSource, check_labels, choose, is_map_style, load_callable
 from rebasin_cli.data.classes import ClassMap, map_classes
-from rebasin_cli.data.folder import FolderDataset, Unreadable, decode, list_folder
-from rebasin_cli.data.map_source import MapSource, check_labels
-from rebasin_cli.data.sampling import choose
-from rebasin_cli.data.torchvision_sets import TransformedSet, open_torchvision_set
-from rebasin_cli.data.transform import Transform, choose_transform
-from rebasin_cli.data.user_loader import IterableSource, is_map_style, load_callable
+from rebasin_cli.data.datasets import (
+    ArrayDataset,
+    FolderDataset,
+    TransformedSet,
+    Unreadable,
+    decode,
+    list_folder,
+    open_torchvision_set,
+    read_arrays,
+)
+from rebasin_cli.data.transform import ImageTransform, choose_transform
 from rebasin_cli.errors import DataError
 
 
@@ -37,30 +42,30 @@ class DataOptions:
 
 @dataclass(frozen=True, slots=True)
 class ModelView:
-    """What reading data must know of the model.
+    """The properties of the model that reading data depends on.
 
-    `transform` is the model's own or the user's; None leaves the choice to `choose_transform`. `classes_of` runs the
-    model on one sample and tells how many classes it has; None where the output is not that of a classifier.
+    `transform` is the model's own or the user's; with None, `choose_transform` decides. `classes_of` runs the model on
+    one sample and returns its number of classes; None if it is not a classifier.
     """
 
     classes_of: Callable[[Batch], int | None]
     names: Sequence[str] | None = None
-    transform: Transform | None = None
+    transform: ImageTransform | None = None
     input_shape: tuple[int, ...] | None = None
     input_certain: bool = True
 
-    def transform_for(self, first_image: tuple[int, int] | None) -> Transform:
+    def transform_for(self, first_image: tuple[int, int] | None) -> ImageTransform:
         return self.transform or choose_transform(self.input_shape, first_image, certain=self.input_certain)
 
 
-def open_data(spec: str, options: DataOptions, model: ModelView) -> Source:
+def open_data(spec: str, options: DataOptions, model: ModelView) -> BatchSource:
     """Open what `--data` names.
 
     Args:
         spec: a folder of class folders, an `.npz` file, `torchvision:NAME@root`, or `file.py:loader`.
 
     Raises:
-        DataError: it does not exist, is not of these kinds, or does not fit the model.
+        DataError: it does not exist, is not of these kinds, or does not match the model.
     """
     if spec.startswith("torchvision:"):
         return _open_set(spec, options, model)
@@ -74,13 +79,13 @@ def open_data(spec: str, options: DataOptions, model: ModelView) -> Source:
     if not path.exists():
         raise DataError(f"{spec}: no such file or directory", path=spec)
     raise DataError(
-        f"{spec}: not a kind of data that is known",
+        f"{spec}: unrecognised --data value",
         path=spec,
         hint="give a folder of class folders, an .npz file with x and y, torchvision:NAME@root or file.py:loader",
     )
 
 
-def _open_folder(root: Path, options: DataOptions, model: ModelView) -> Source:
+def _open_folder(root: Path, options: DataOptions, model: ModelView) -> BatchSource:
     listing = list_folder(root)
     transform = model.transform_for(_first_size(listing.files))
     unmapped = FolderDataset(listing, ClassMap(tuple(range(len(listing.folders))), ""), transform)
@@ -92,7 +97,7 @@ def _open_folder(root: Path, options: DataOptions, model: ModelView) -> Source:
     return _sampled(dataset, options, None, str(root), said, f"{mapped.numbers}|{transform.text}|{names}")
 
 
-def _open_arrays(path: Path, options: DataOptions, model: ModelView) -> Source:
+def _open_arrays(path: Path, options: DataOptions, model: ModelView) -> BatchSource:
     x, y = read_arrays(path)
     dataset = ArrayDataset(x, y, model.transform)
     classes = model.classes_of(_first_batch(dataset, str(path)))
@@ -103,7 +108,7 @@ def _open_arrays(path: Path, options: DataOptions, model: ModelView) -> Source:
     return _sampled(dataset, options, classes, str(path), said, f"{x.shape}|{x.dtype}|{said}")
 
 
-def _open_set(spec: str, options: DataOptions, model: ModelView) -> Source:
+def _open_set(spec: str, options: DataOptions, model: ModelView) -> BatchSource:
     raw = open_torchvision_set(spec)
     image = raw[0][0] if len(raw) else None
     extent = getattr(image, "size", None)
@@ -119,7 +124,7 @@ def _open_set(spec: str, options: DataOptions, model: ModelView) -> Source:
     return _sampled(dataset, options, classes, spec, said, said)
 
 
-def _open_user(spec: str, options: DataOptions, model: ModelView) -> Source:
+def _open_user(spec: str, options: DataOptions, model: ModelView) -> BatchSource:
     function = load_callable(spec)
     made = function()
     if is_map_style(made):
@@ -128,7 +133,7 @@ def _open_user(spec: str, options: DataOptions, model: ModelView) -> Source:
     bare = IterableSource(function, made, limit=1, seed=options.seed, classes=None, origin=spec)
     first = next(bare.batches(), None)
     if first is None:
-        raise DataError(f"{spec}: the loader gives no batch", path=spec)
+        raise DataError(f"{spec}: the loader yields no batch", path=spec)
     again = bare.kept if bare.kept is not None else function()
     classes = model.classes_of(first)
     return IterableSource(function, again, limit=options.limit, seed=options.seed, classes=classes, origin=spec)

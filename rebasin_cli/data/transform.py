@@ -1,7 +1,7 @@
-"""From an image to the tensor the model was trained on: preset, options in words, or the user's function.
+"""From an image to the model's input: the model's own preprocessing, options, or the user's function.
 
-Options are written `resize=256,crop=224,mean=0.485/0.456/0.406,std=0.229/0.224/0.225,interpolation=bicubic`; a part
-that is left out is not done. `resize` is the shorter side, as `HxW` both; values are scaled to [0, 1] before `mean`,
+Options are written `resize=256,crop=224,mean=0.485/0.456/0.406,std=0.229/0.224/0.225,interpolation=bicubic`; steps that
+are left out are skipped. `resize` is the shorter side, or both as `HxW`; values are scaled to [0, 1] before `mean` and
 `std`.
 """
 
@@ -14,22 +14,23 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from rebasin_cli.errors import UsageError
+from rebasin_cli.errors import UsageError, did_you_mean
+from rebasin_cli.model import published_source
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 CIFAR = ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
 MNIST = ((0.1307,), (0.3081,))
 SMALL = 96
-"""Height or width up to which images are taken to be as large as they are meant to be."""
+"""Images up to this height and width are assumed to have their intended size."""
 
 RESAMPLING = {"nearest": 0, "bilinear": 2, "bicubic": 3, "lanczos": 1}
 
 
 @dataclass(frozen=True, slots=True)
-class Transform:
-    """How images become inputs: a built-in recipe, or `function`, which takes the PIL image and does it all."""
+class ImageTransform:
+    """How images become inputs: built-in steps, or `function`, which takes the PIL image and does everything."""
 
     text: str
     channels: int = 3
@@ -70,7 +71,7 @@ def _resize(image: Any, size: int | tuple[int, int] | None, resampling: int) -> 
 
 
 def _crop(image: Any, size: tuple[int, int] | None) -> Any:
-    """The middle; what is missing on a smaller image is black."""
+    """The centre; a smaller image is padded with black."""
     if size is None or (size[1], size[0]) == image.size:
         return image
     left = round((image.size[0] - size[1]) / 2)
@@ -78,7 +79,7 @@ def _crop(image: Any, size: tuple[int, int] | None) -> Any:
     return image.crop((left, top, left + size[1], top + size[0]))
 
 
-def parse_transform(text: str) -> Transform:
+def parse_transform(text: str) -> ImageTransform:
     """Read a transform's options.
 
     Raises:
@@ -108,7 +109,7 @@ def parse_transform(text: str) -> Transform:
             ) from error
     if "channels" not in options and len(options.get("mean", (0, 0, 0))) == 1:
         options["channels"] = 1
-    return Transform(text=text, **options)
+    return ImageTransform(text=text, **options)
 
 
 def _size(value: str) -> tuple[int, int]:
@@ -116,29 +117,19 @@ def _size(value: str) -> tuple[int, int]:
     return int(height), int(width or height)
 
 
-def from_preset(preset: Any) -> Transform:
-    """A transform from torchvision's own preset object, said in words."""
-    parts = [
-        f"{word} {'x'.join(str(side) for side in getattr(preset, attribute))}"
-        for word, attribute in (("resize", "resize_size"), ("crop", "crop_size"))
-        if isinstance(getattr(preset, attribute, None), (list, tuple))
-    ]
-    return Transform(text=", ".join(parts) or type(preset).__name__, function=preset)
-
-
 def choose_transform(
     input_shape: Sequence[int] | None, first_image: tuple[int, int] | None, *, certain: bool = True
-) -> Transform:
-    """The transform for a model that brings none.
+) -> ImageTransform:
+    """The transform for a model that has none of its own.
 
     Args:
         input_shape: shape (n, channels, height, width) of the model's example input, where there is one.
         first_image: height and width of an image of the data.
-        certain: whether somebody said that the input has this shape; a convolutional network runs on almost any, so one
-            that was merely tried says less than the images do.
+        certain: whether the user or the zoo stated the input shape. If it was guessed, the size of the images decides,
+            because a convolutional network runs on almost any shape.
 
-    Small images of a model whose input nobody stated stay as they are. All others get the size of the input (224 x 224
-    where there is none): scaled to 256/224 of it and cropped, as on ImageNet, or, under 64 pixels, scaled to it.
+    Small images of a model whose input shape is not stated keep their size. All others get the size of the input (224 x
+    224 if there is none): scaled to 256/224 of it and cropped, as on ImageNet, or, under 64 pixels, scaled to it.
     """
     channels = input_shape[1] if input_shape is not None and len(input_shape) == 4 else 3
     size = (int(input_shape[2]), int(input_shape[3])) if input_shape is not None and len(input_shape) == 4 else None
@@ -147,10 +138,49 @@ def choose_transform(
     size = size or (224, 224)
     mean, std = MNIST if channels == 1 else CIFAR if max(size) <= 32 else IMAGENET
     name = "MNIST" if channels == 1 else "CIFAR-10" if max(size) <= 32 else "ImageNet"
-    made = Transform(text="", channels=1 if channels == 1 else 3, mean=mean, std=std)
+    made = ImageTransform(text="", channels=1 if channels == 1 else 3, mean=mean, std=std)
     if min(size) < 64:
         return replace(made, resize=size, text=f"resize {size[0]}x{size[1]}, {name} mean and std")
     resize = math.ceil(max(size) * 256 / 224)
     return replace(
         made, resize=resize, crop=size, text=f"resize {resize}, crop {size[0]}x{size[1]}, {name} mean and std"
     )
+
+
+def model_transform(
+    model: str, module: nn.Module | None, weights: str | None = None
+) -> tuple[ImageTransform | None, tuple[str, ...] | None]:
+    """The transform and the class names that a zoo states for its model; (None, None) if there are none.
+
+    Args:
+        weights: a published set of weights; by default the newest.
+    """
+    source = published_source(model)
+    stated = None if source is None else source.preprocessing(module, weights)
+    if stated is None:
+        return None, None
+    return ImageTransform(text=stated.text, function=stated.function), stated.class_names
+
+
+def user_transform(text: str, model: str) -> ImageTransform:
+    """The transform that `--transform` names: `file.py:function`, published weights of the model, or options.
+
+    Raises:
+        UsageError: it is none of these.
+        DataError: the user's function cannot be loaded.
+    """
+    if text.partition(":")[0].endswith(".py"):
+        from rebasin_cli.data.batch_sources import load_callable
+
+        return ImageTransform(text=text, function=load_callable(text))
+    if "=" in text or not text:
+        return parse_transform(text)
+    source = published_source(model)
+    known = () if source is None else source.weights()
+    found = model_transform(model, None, text)[0] if text in known else None
+    if found is None:
+        raise UsageError(
+            f"--transform: {model} has no weights {text!r}{did_you_mean(text, known)}",
+            hint=f"its weights are {', '.join(known)}" if known else "give options such as resize=256,crop=224",
+        )
+    return found

@@ -16,8 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rebasin_cli.data import Batch
-from rebasin_cli.errors import DataError
-from rebasin_cli.model.failures import one_line
+from rebasin_cli.errors import DataError, one_line
 
 FIELDS = ("samples", "skipped", "loss", "loss_weight", "top1", "top5", "classified", "metric", "metric_weight")
 IGNORED = -100

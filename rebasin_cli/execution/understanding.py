@@ -8,10 +8,9 @@ from fnmatch import fnmatchcase
 from math import prod
 from pathlib import Path
 
-from rebasin_cli.errors import ModelError, UsageError
+from rebasin_cli.errors import ModelError, UsageError, did_you_mean
 from rebasin_cli.execution.subject import ModelChoice, Subject, example_for
 from rebasin_cli.model.example_input import ExampleInput
-from rebasin_cli.model.failures import did_you_mean
 from rebasin_cli.spec import AxisGroup, PermutationSpec, PinnedAxis
 from rebasin_cli.symmetry.analysis import ASKED
 from rebasin_cli.symmetry.derive import Derivation, derive

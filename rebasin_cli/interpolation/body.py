@@ -14,10 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from rebasin_cli.data import Batch
-from rebasin_cli.errors import DataError, ModelError, ResourceError
+from rebasin_cli.errors import DataError, ModelError, ResourceError, one_line
 from rebasin_cli.interpolation.adjustment import NOTHING, Adjustment
 from rebasin_cli.interpolation.path import Line, Point
-from rebasin_cli.model.failures import one_line
 
 
 class Body:

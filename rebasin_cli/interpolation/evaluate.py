@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from rebasin_cli.data import Batch, Source
+from rebasin_cli.data import Batch, BatchSource
 from rebasin_cli.data.ranks import ALONE, Ranks
 from rebasin_cli.execution.measure import FIELDS, Measure
 from rebasin_cli.interpolation.adjustment import NOTHING, Adjustment
@@ -19,7 +19,7 @@ from rebasin_cli.interpolation.places import Places
 
 def evaluate(
     body: Body,
-    source: Source,
+    source: BatchSource,
     places: Places,
     measure: Measure,
     ledger: Ledger,

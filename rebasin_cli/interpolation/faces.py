@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from rebasin_cli.checkpoint.atomic import commit_file, flush_to_disk, staged_file
-from rebasin_cli.data import Source
-from rebasin_cli.data.user_loader import IterableSource
+from rebasin_cli.data import BatchSource
+from rebasin_cli.data.batch_sources import IterableSource
 from rebasin_cli.errors import DataError, ModelError, UsageError
 from rebasin_cli.execution.measure import Measure
 from rebasin_cli.interpolation.adjustment import NOTHING, Adjustment
@@ -199,7 +199,7 @@ class Interpolation:
                     save_network(line.become(name), self.savedir, point)
 
 
-def loader_source(loader: Iterable[Any], name: str) -> Source:
+def loader_source(loader: Iterable[Any], name: str) -> BatchSource:
     """A loader in memory as numbered batches; one that can be read only once is kept as a list."""
     batches = list(loader) if iter(loader) is loader else loader
     source = IterableSource(lambda: batches, batches, limit=None, seed=0, classes=None, origin=name)

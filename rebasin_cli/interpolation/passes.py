@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from rebasin_cli.data import Batch, Source
+from rebasin_cli.data import Batch, BatchSource
 from rebasin_cli.data.ranks import Ranks
 from rebasin_cli.errors import DataError, RebasinError
 from rebasin_cli.interpolation.ledger import Ledger
@@ -26,7 +26,7 @@ Step = Callable[[Sequence[Batch]], Tensor]
 class Chunks:
     """This process' share of the data, chunk by chunk of `size` batches of the whole."""
 
-    def __init__(self, source: Source, start: int, size: int, ranks: Ranks) -> None:
+    def __init__(self, source: BatchSource, start: int, size: int, ranks: Ranks) -> None:
         self._batches: Iterator[Batch] = iter(source.batches(start, rank=ranks.rank, world=ranks.world))
         self._ahead: Batch | None = None
         self.size = size
@@ -49,7 +49,7 @@ class Chunks:
         return self._ahead is None
 
 
-def chunk_size(source: Source, ranks: Ranks, limit_bytes: int = CHUNK_BYTES) -> int:
+def chunk_size(source: BatchSource, ranks: Ranks, limit_bytes: int = CHUNK_BYTES) -> int:
     """How many batches a chunk holds, from the size of the first batch; the same in every process.
 
     Raises:
@@ -69,7 +69,7 @@ def chunk_size(source: Source, ranks: Ranks, limit_bytes: int = CHUNK_BYTES) -> 
 
 
 def run_pass(
-    source: Source,
+    source: BatchSource,
     names: Sequence[str],
     place: Callable[[str], Step],
     ledger: Ledger,

@@ -12,7 +12,7 @@ from contextlib import ExitStack
 import torch
 from torch import Tensor
 
-from rebasin_cli.data import Batch, Source
+from rebasin_cli.data import Batch, BatchSource
 from rebasin_cli.data.ranks import ALONE, Ranks
 from rebasin_cli.errors import DataError, RebasinError
 from rebasin_cli.interpolation.adjustment import Adjustment
@@ -38,7 +38,7 @@ class Recalibration:
         DataError: there is no data.
     """
 
-    def __init__(self, body: Body, source: Source, places: Places, *, repair: bool, ranks: Ranks = ALONE) -> None:
+    def __init__(self, body: Body, source: BatchSource, places: Places, *, repair: bool, ranks: Ranks = ALONE) -> None:
         self._body, self._source, self._places, self._ranks = body, source, places, ranks
         self._norms = batch_norms(body.module)
         self.sites: tuple[RepairSite, ...] = self._find_sites() if repair else ()

@@ -11,19 +11,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from rebasin_cli.errors import ModelError
-from rebasin_cli.model.config_directory import read_config
+from rebasin_cli.errors import ModelError, did_you_mean
 from rebasin_cli.model.example_input import ExampleInput, Sampler
-from rebasin_cli.model.failures import did_you_mean
-from rebasin_cli.model.optional_package import import_optional
-from rebasin_cli.model.source import unknown_argument
+from rebasin_cli.model.source import ModelSource, import_optional, read_config, unknown_argument
 
 SIDE = 64
 TEXT_TOKENS = 77
 
 
 @dataclass(frozen=True, slots=True)
-class DiffusersModel:
+class DiffusersModel(ModelSource):
     """A class of `diffusers` and the configuration to build it from; arguments change its entries."""
 
     name: str
@@ -37,15 +34,6 @@ class DiffusersModel:
             if argument not in known:
                 raise unknown_argument(self.name, argument, known)
         return self.built.from_config({**self.config, **args})
-
-    def signature(self) -> inspect.Signature | None:
-        return None
-
-    def class_count_names(self) -> tuple[str, ...]:
-        return ()
-
-    def switches(self) -> tuple[tuple[str, object], ...]:
-        return ()
 
     def example(self, module: nn.Module, seed: int) -> ExampleInput | None:
         """By the names that `forward` takes: a noisy sample, a timestep, text states; None where more is needed."""

@@ -12,33 +12,31 @@ from typing import Any
 import torch
 from torch import nn
 
-from rebasin_cli.errors import ModelError
-from rebasin_cli.model.adaptation import adapted
+from rebasin_cli.errors import ModelError, one_line
+from rebasin_cli.model.adaptation import Shapes, adapted_arguments
 from rebasin_cli.model.diffusers_zoo import diffusers_source
 from rebasin_cli.model.example_input import ExampleInput
-from rebasin_cli.model.failures import foreign_code, one_line
+from rebasin_cli.model.foreign_code import failed, foreign_code
 from rebasin_cli.model.input_guess import candidates, first_accepted
-from rebasin_cli.model.model_spec import ModelSpec, check_class_counts, parse_model_args, parse_model_spec
+from rebasin_cli.model.model_spec import ModelSpec, check_class_counts, parse_model_spec
 from rebasin_cli.model.open_clip_zoo import open_clip_source
-from rebasin_cli.model.source import Source, refuse_unknown_arguments, unknown_argument
-from rebasin_cli.model.state import Shape
+from rebasin_cli.model.source import ModelSource, refuse_unknown_arguments, unknown_argument
+from rebasin_cli.model.state import Shape, state_shapes
 from rebasin_cli.model.timm_zoo import timm_source
 from rebasin_cli.model.torchvision_zoo import torchvision_source
 from rebasin_cli.model.transformers_zoo import transformers_source
-from rebasin_cli.model.user_code import failed, user_source
+from rebasin_cli.model.user_code import user_source
 from rebasin_cli.model.weightless import leaked, weightless_construction, without_weights
 
-__all__ = ["ModelFactory", "ModelSpec", "load_factory", "parse_model_args", "parse_model_spec"]
-
-# A user's callable may hand out one and the same module every time; whoever asks twice expects two.
+# A user's callable may return the same module every time; every build must give a new one.
 _handed_out: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
 
 @dataclass(frozen=True, slots=True)
 class ModelFactory:
-    """Makes one model as often as needed; every module comes in eval mode, from the same seed."""
+    """Makes one model as often as needed; every module is in eval mode and initialised from the same seed."""
 
-    source: Source
+    source: ModelSource
     args: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
 
@@ -52,20 +50,20 @@ class ModelFactory:
         return replace(self, args={**self.args, **extra})
 
     def build(self) -> nn.Module:
-        """A module of its own, with memory for every parameter.
+        """A new module, with memory for every parameter.
 
         Raises:
             ModelError: the code failed, or returned something else than an `nn.Module`.
         """
         module = self._construct()
-        if any(parameter.is_meta for parameter in module.parameters()):  # made by the user's code, or shared with us
+        if any(parameter.is_meta for parameter in module.parameters()):  # created so by the user's code
             module = _with_memory(module)
         return module.eval()
 
     def build_weightless(self) -> nn.Module:
-        """A module whose parameters are on the meta device: their shapes and dtypes, at no cost in memory.
+        """A module whose parameters are on the meta device: their shapes and dtypes, without memory.
 
-        Buffers are real. Code that reads weights while it builds gets them (and then costs them, for that moment).
+        Buffers are real. If the constructor reads weights, they are allocated while it runs.
 
         Raises:
             ModelError: as `build`.
@@ -75,7 +73,7 @@ class ModelFactory:
                 module = self._construct()
             needed = leaked(module) is not None
         except ModelError:
-            needed = True  # perhaps because there were no values: build() will tell
+            needed = True  # perhaps because there were no values; if not, the same error is raised again below
         if needed:
             module = self._construct()
         return without_weights(module).eval()
@@ -84,7 +82,7 @@ class ModelFactory:
         """The input known for this model, or else the first guess that the module accepts.
 
         Raises:
-            ModelError: nothing is known and no guess fits; says to give `--input`.
+            ModelError: none is known and no guess is accepted; the hint is to pass `--input`.
         """
         module = self.build_weightless() if module is None else module
         known = self.source.example(module, self.seed)
@@ -93,28 +91,38 @@ class ModelFactory:
         guess, error = first_accepted(module, self.seed)
         if guess is not None:
             return guess
-        seen = f"; the likeliest guess gave {one_line(error)}" if error else ""
+        seen = f"; the likeliest guess failed: {one_line(error)}" if error else ""
         raise ModelError(
-            f"what {self.name} is run on cannot be told from its parameters{seen}",
-            hint="say it with --input, for example --input 1,3,224,224 or --input ids=1,16:int64",
+            f"cannot infer an input shape for {self.name}{seen}",
+            hint="pass it with --input, for example --input 1,3,224,224 or --input ids=1,16:int64",
             slug="unknown-input",
         )
 
     def input_candidates(self, module: nn.Module) -> tuple[ExampleInput, ...]:
-        """The known input alone, or every guess in order; for callers that try them in their own way."""
+        """The known input alone, or every guess in order; for callers that try them themselves."""
         known = self.source.example(module, self.seed)
         return (known,) if known is not None else candidates(module, self.seed)
 
     def adapt_to(self, shapes: Mapping[str, Shape]) -> tuple[ModelFactory, str | None]:
-        """This factory with the class count and the auxiliary parts of a checkpoint, and the sentence that says so.
+        """This factory with the class count and auxiliary parts of a checkpoint, and a sentence about the change.
 
-        Unchanged, with None, where nothing differs, where the argument was given, or where a class count explains
-        only a part of the differences.
+        Unchanged, with None, if nothing differs, if the argument was given, or if a class count explains only a part
+        of the differences.
         """
-        return adapted(self, shapes)
+        args, said = adapted_arguments(self.source, self.args, shapes, self._shapes_with)
+        return (self if said is None else replace(self, args=args)), said
+
+    def _shapes_with(self, args: Mapping[str, Any]) -> Shapes | None:
+        """The shapes of the model with these arguments; None if they are not the factory's own and it fails."""
+        try:
+            return state_shapes(replace(self, args=args).build_weightless())
+        except ModelError:
+            if args == self.args:
+                raise
+            return None
 
     def _construct(self) -> nn.Module:
-        """Call the source, judge what it raises and returns, and make sure that nobody else holds the result."""
+        """Call the source, check what it raises and returns, and make sure that the result is not shared."""
         refuse_unknown_arguments(self.name, self.source.signature(), self.args)
         try:
             with foreign_code(self.seed, quiet=self.source.root is None):
@@ -134,7 +142,7 @@ class ModelFactory:
         return made
 
     def _explained(self, error: BaseException) -> Exception:
-        """A constructor's exception in terms of the arguments it was given."""
+        """The error for an exception of the constructor, with its arguments."""
         if isinstance(error, TypeError):
             match = re.search(r"unexpected keyword argument '(\w+)'", str(error))
             if match and match[1] in self.args:
@@ -157,15 +165,26 @@ def load_factory(text: str, model_args: Mapping[str, Any] | None = None, *, seed
     return ModelFactory(_source(parse_model_spec(text)), args, seed)
 
 
-def _source(spec: ModelSpec) -> Source:
-    makers: Mapping[str, Callable[[str, str], Source]] = {
-        "torchvision": torchvision_source,
-        "timm": timm_source,
-        "open_clip": open_clip_source,
-        "transformers": transformers_source,
-        "diffusers": diffusers_source,
-    }
-    return makers[spec.kind](spec.text, spec.target) if spec.kind in makers else user_source(spec)
+_ZOOS: Mapping[str, Callable[[str, str], ModelSource]] = {
+    "torchvision": torchvision_source,
+    "timm": timm_source,
+    "open_clip": open_clip_source,
+    "transformers": transformers_source,
+    "diffusers": diffusers_source,
+}
+
+
+def _source(spec: ModelSpec) -> ModelSource:
+    return _ZOOS[spec.kind](spec.text, spec.target) if spec.kind in _ZOOS else user_source(spec)
+
+
+def published_source(text: str) -> ModelSource | None:
+    """The source of a zoo's model, which may have published weights; None if the text names the user's code."""
+    try:
+        spec = parse_model_spec(text)
+    except ModelError:
+        return None
+    return _source(spec) if spec.kind in _ZOOS else None
 
 
 def _type_name(value: object) -> str:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from rebasin_cli.model.example_input import ExampleInput, Sampler
-from rebasin_cli.model.failures import foreign_code
+from rebasin_cli.model.foreign_code import foreign_code
 from rebasin_cli.model.weightless import without_weights
 
 IMAGE_SIDES = (32, 64, 28, 224, 96, 128, 256, 384, 512)

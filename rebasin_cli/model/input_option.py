@@ -19,9 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rebasin_cli.errors import DataError, UsageError
+from rebasin_cli.errors import DataError, UsageError, one_line
 from rebasin_cli.model.example_input import ExampleInput, Sampler
-from rebasin_cli.model.failures import one_line
 
 MAX_ELEMENTS = 2**31
 MAX_BYTES = 2**33

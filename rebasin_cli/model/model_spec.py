@@ -1,4 +1,4 @@
-"""What `--model` and `--model-arg` say, as data: parsed here, resolved elsewhere."""
+"""`--model` and `--model-arg` as data: parsed here, resolved in `factory.py`. Does not import torch."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from rebasin_cli.errors import ModelError, UsageError
-from rebasin_cli.model.failures import did_you_mean
+from rebasin_cli.errors import ModelError, UsageError, did_you_mean
 
 ZOOS = ("torchvision", "timm", "open_clip", "transformers", "diffusers")
 FORMS = (
@@ -23,7 +23,7 @@ _DOTTED = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
-    """A parsed `--model`: `kind` is a zoo, `file` or `module`; `target` what it names; `attribute` the callable."""
+    """A parsed `--model`: `kind` is a zoo, `file` or `module`; `target` its file, module or name; the callable."""
 
     text: str
     kind: str
@@ -49,6 +49,19 @@ def parse_model_spec(text: str) -> ModelSpec:
         if _DOTTED.fullmatch(head):
             return ModelSpec(text, "module", head, tail)
     raise ModelError(f"{text!r} is not a model spec{_guess(text)}", hint=f"use {FORMS}", slug="model-spec")
+
+
+def existing_file(spec: ModelSpec) -> Path:
+    """The file that a spec names.
+
+    Raises:
+        ModelError: there is no such file.
+    """
+    path = Path(spec.target).expanduser()
+    if not path.is_file():
+        seen = "is a directory" if path.is_dir() else "no such file"
+        raise ModelError(f"{spec.target}: {seen}", path=path, hint="a model is given as path/file.py:callable")
+    return path
 
 
 def _guess(text: str) -> str:
@@ -85,7 +98,7 @@ def parse_model_args(items: Iterable[str]) -> dict[str, Any]:
 
 
 def check_class_counts(args: dict[str, Any]) -> None:
-    """Refuse a class count that is no positive whole number, before a constructor stumbles over it.
+    """Refuse a class count that is not a whole number, before a constructor fails on it.
 
     Raises:
         UsageError: naming the argument and the value.

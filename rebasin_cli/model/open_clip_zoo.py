@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,15 +11,14 @@ from torch import nn
 
 from rebasin_cli.errors import ModelError
 from rebasin_cli.model.example_input import ExampleInput, Sampler
-from rebasin_cli.model.failures import did_you_mean
-from rebasin_cli.model.optional_package import import_optional
-from rebasin_cli.model.source import refuse_weights
+from rebasin_cli.model.names import unknown_model
+from rebasin_cli.model.source import ModelSource, import_optional, refuse_weights
 
 _PRETRAINED = ("pretrained", "pretrained_image", "pretrained_image_path", "pretrained_text_path", "require_pretrained")
 
 
 @dataclass(frozen=True, slots=True)
-class OpenClipModel:
+class OpenClipModel(ModelSource):
     """One of open_clip's configurations."""
 
     name: str
@@ -31,15 +29,6 @@ class OpenClipModel:
         refuse_weights(self.name, args, *_PRETRAINED)
         quiet = {"pretrained": None, "pretrained_text": False}
         return import_optional("open_clip", "open-clip").create_model(self.model, **{**quiet, **args})
-
-    def signature(self) -> inspect.Signature | None:
-        return None
-
-    def class_count_names(self) -> tuple[str, ...]:
-        return ()
-
-    def switches(self) -> tuple[tuple[str, object], ...]:
-        return ()
 
     def example(self, module: nn.Module, seed: int) -> ExampleInput | None:
         """An image (1, 3, H, W) and token ids (1, context length) from the model's own configuration."""
@@ -54,25 +43,16 @@ class OpenClipModel:
         return ExampleInput((sample.normal(1, 3, height, width), sample.integers((1, tokens), vocabulary)))
 
 
-def open_clip_names() -> list[str]:
-    """Every configuration's name."""
-    return list(import_optional("open_clip", "open-clip").list_models())
-
-
 def open_clip_source(text: str, name: str) -> OpenClipModel:
-    """The configuration of this name; `local-dir:` and `hf-hub:` names are not taken.
+    """The configuration of this name; `local-dir:` and `hf-hub:` names are not accepted.
 
     Raises:
         ModelError: no such configuration, with the nearest names; or one whose text tower would be downloaded.
         ResourceError: open_clip is not installed.
     """
-    known = open_clip_names()
+    known = import_optional("open_clip", "open-clip").list_models()
     if name not in known:
-        raise ModelError(
-            f"unknown model {name!r} in open_clip{did_you_mean(name, known)}",
-            hint="list the names with: rebasin models 'open_clip:*'",
-            slug="unknown-model",
-        )
+        raise unknown_model("open_clip", name, known)
     config = import_optional("open_clip", "open-clip").get_model_config(name) or {}
     if "hf_model_name" in config.get("text_cfg", {}):
         raise ModelError(

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
-from rebasin_cli.errors import ModelError
-from rebasin_cli.model.failures import one_line
+from rebasin_cli.errors import ModelError, one_line
 
 Shape = tuple[int, ...]
 

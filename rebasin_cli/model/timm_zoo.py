@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,18 +9,16 @@ from typing import Any
 
 from torch import nn
 
-from rebasin_cli.errors import ModelError
 from rebasin_cli.model.example_input import ExampleInput, Sampler
-from rebasin_cli.model.failures import did_you_mean
-from rebasin_cli.model.optional_package import import_optional
-from rebasin_cli.model.source import refuse_weights
+from rebasin_cli.model.names import unknown_model
+from rebasin_cli.model.source import ModelSource, Preprocessing, import_optional, refuse_weights
 
 DEFAULT_SIZE = (3, 224, 224)
 
 
 @dataclass(frozen=True, slots=True)
-class TimmModel:
-    """One registered architecture."""
+class TimmModel(ModelSource):
+    """One registered architecture; its class checks the arguments, which `create_model` passes on."""
 
     name: str
     model: str
@@ -31,14 +28,8 @@ class TimmModel:
         refuse_weights(self.name, args, "pretrained", "checkpoint_path", "pretrained_cfg")
         return import_optional("timm", "timm").create_model(self.model, **{"pretrained": False, **args})
 
-    def signature(self) -> inspect.Signature | None:
-        return None  # every argument goes through create_model to a class that checks its own
-
     def class_count_names(self) -> tuple[str, ...]:
         return ("num_classes",)
-
-    def switches(self) -> tuple[tuple[str, object], ...]:
-        return ()
 
     def example(self, module: nn.Module, seed: int) -> ExampleInput | None:
         """One image of the size that the module's patch embedding, or its default configuration, states."""
@@ -49,31 +40,29 @@ class TimmModel:
             height, width = built_for
         return ExampleInput((Sampler(seed).normal(1, _in_channels(module, channels), height, width),))
 
+    def preprocessing(self, module: nn.Module | None, weights: str | None = None) -> Preprocessing | None:
+        if module is None:
+            return None
+        data = import_optional("timm.data", "timm")
+        config = data.resolve_model_data_config(module)
+        return Preprocessing(f"timm preset {config.get('input_size')}", data.create_transform(**config))
+
 
 def _in_channels(module: nn.Module, usual: int) -> int:
-    """`in_chans` may have been changed by an argument: the first convolution knows."""
+    """`in_chans` may be changed by an argument, so the first convolution decides."""
     first = next((child for child in module.modules() if isinstance(child, nn.Conv2d)), None)
     return first.in_channels if first is not None and first.in_channels < usual else usual
 
 
-def timm_names() -> list[str]:
-    """Every architecture's name, pretrained tags left out."""
-    return list(import_optional("timm", "timm").list_models())
-
-
 def timm_source(text: str, name: str) -> TimmModel:
-    """The architecture of this name; a pretrained tag after a dot (`resnet50.a1_in1k`) says nothing here.
+    """The architecture of this name; a pretrained tag after a dot (`resnet50.a1_in1k`) is ignored.
 
     Raises:
         ModelError: no such architecture, with the nearest names.
         ResourceError: timm is not installed.
     """
-    known = timm_names()
+    known = import_optional("timm", "timm").list_models()
     architecture = name.partition(".")[0]
     if architecture not in known:
-        raise ModelError(
-            f"unknown model {name!r} in timm{did_you_mean(architecture, known)}",
-            hint="list the names with: rebasin models 'timm:*'",
-            slug="unknown-model",
-        )
+        raise unknown_model("timm", name, known)
     return TimmModel(text, architecture)

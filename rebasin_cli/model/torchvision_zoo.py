@@ -1,28 +1,50 @@
-"""`torchvision:NAME`: every model that torchvision registers, built without weights."""
+"""`torchvision:NAME`: every model that torchvision registers, built without weights.
+
+torchvision is imported here only, also if its compiled operators do not load. Beside a PyTorch build that it was not
+compiled for, its extension cannot be loaded, and importing it fails with `operator torchvision::nms does not exist`,
+because it registers shape functions for two operators that only the extension declares. Its models are plain PyTorch,
+so it is enough to declare the two schemas first. They have no kernel: `torchvision.ops.nms` still raises torchvision's
+own error.
+"""
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import inspect
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
+import torch
 from torch import nn
 
-from rebasin_cli.errors import ModelError
-from rebasin_cli.model.example_input import ExampleInput
-from rebasin_cli.model.failures import did_you_mean
-from rebasin_cli.model.source import refuse_weights
-from rebasin_cli.model.torchvision_import import import_torchvision
-from rebasin_cli.model.torchvision_inputs import torchvision_input
+from rebasin_cli.errors import ModelError, ResourceError, one_line
+from rebasin_cli.model.example_input import ExampleInput, Sampler
+from rebasin_cli.model.names import unknown_model
+from rebasin_cli.model.source import ModelSource, Preprocessing, refuse_weights
 
-# Their default initialisation draws from scipy's truncated normal, takes half a minute, and warns that it will change.
+_SCHEMAS = {name: f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor" for name in ("nms", "qnms")}
+_libraries: list[Any] = []  # a schema exists as long as the Library that declared it
+
+# The default initialisation of these takes half a minute and warns.
 _SLOW_INITIALISATION = ("googlenet", "inception_v3")
+
+DEFAULT_IMAGE = 224
+DEFAULT_CLIP = (8, 112)
+# (frames, side) of clips that differ from the default.
+CLIPS = {
+    "s3d": (16, 224),  # its last pooling window is 2 x 7 x 7 after a reduction by 8 x 32 x 32
+    "mvit_v1_b": (16, 224),  # position tables of fixed size
+    "mvit_v2_s": (16, 224),
+}
 
 
 @dataclass(frozen=True, slots=True)
-class TorchvisionModel:
+class TorchvisionModel(ModelSource):
     """One registered builder."""
 
     name: str
@@ -51,11 +73,18 @@ class TorchvisionModel:
     def example(self, module: nn.Module, seed: int) -> ExampleInput | None:
         return torchvision_input(self.model, self.builder.__module__, module, seed)
 
+    def weights(self) -> tuple[str, ...]:
+        return tuple(entry.name for entry in _weights(self.model))
 
-def torchvision_names() -> list[str]:
-    """Every name that `torchvision:` takes: all registered models but the quantized ones."""
-    models = import_torchvision("models")
-    return [name for name in models.list_models() if not name.startswith("quantized_")]
+    def preprocessing(self, module: nn.Module | None, weights: str | None = None) -> Preprocessing | None:
+        """By default of the newest weights: sets differ slightly, and a checkpoint does not say which set it is."""
+        published = _weights(self.model)
+        if not published:
+            return None
+        entry: Any = type(published[0]).DEFAULT if weights is None else type(published[0])[weights]
+        names = entry.meta.get("categories")
+        preset = entry.transforms()
+        return Preprocessing(f"{_in_words(preset)}, preset {entry}", preset, None if names is None else tuple(names))
 
 
 def torchvision_source(text: str, name: str) -> TorchvisionModel:
@@ -65,22 +94,110 @@ def torchvision_source(text: str, name: str) -> TorchvisionModel:
         ModelError: no such model, with the nearest names; or a quantized one.
     """
     models = import_torchvision("models")
-    known = torchvision_names()
+    known = [known for known in models.list_models() if not known.startswith("quantized_")]
     if name.startswith("quantized_"):
         plain = name.removeprefix("quantized_")
         raise ModelError(
-            f"torchvision:{name} is quantized: its packed integer weights cannot be reordered",
+            f"torchvision:{name} is quantized: its packed integer weights cannot be permuted",
             hint=f"align the float checkpoints with torchvision:{plain} and quantize afterwards",
             slug="quantized-model",
         )
     if name not in known:
-        raise ModelError(
-            f"unknown model {name!r} in torchvision {_version()}{did_you_mean(name, known)}",
-            hint="list the names with: rebasin models",
-            slug="unknown-model",
-        )
+        raise unknown_model("torchvision", name, known)
     return TorchvisionModel(text, name, models.get_model_builder(name))
 
 
-def _version() -> str:
-    return str(import_torchvision().__version__)
+def _weights(name: str) -> tuple[Any, ...]:
+    """The published weights of a model."""
+    try:
+        return tuple(import_torchvision("models").get_model_weights(name))
+    except ValueError:
+        return ()
+
+
+def _in_words(preset: Any) -> str:
+    """A preset's sizes in words."""
+    parts = [
+        f"{word} {'x'.join(str(side) for side in getattr(preset, attribute))}"
+        for word, attribute in (("resize", "resize_size"), ("crop", "crop_size"))
+        if isinstance(getattr(preset, attribute, None), (list, tuple))
+    ]
+    return ", ".join(parts) or type(preset).__name__
+
+
+def torchvision_input(name: str, family: str, module: nn.Module, seed: int) -> ExampleInput:
+    """One sample for the model `name` whose builder is in the Python module `family`.
+
+    Images are (1, 3, H, W) and clips (1, 3, T, H, W), standard normal as after normalisation; a detector takes a list
+    of (3, H, W) images in [0, 1); RAFT takes two frames in [-1, 1).
+    """
+    sample = Sampler(seed)
+    if ".detection." in family:
+        return ExampleInput(([sample.uniform(3, 320, 320)],))
+    if ".optical_flow." in family:  # RAFT wants feature maps of at least 16 x 16 at an eighth of the resolution
+        return ExampleInput((sample.uniform(1, 3, 128, 128) * 2 - 1, sample.uniform(1, 3, 128, 128) * 2 - 1))
+    if ".video." in family:
+        frames, side = CLIPS.get(name, DEFAULT_CLIP)
+        return ExampleInput((sample.normal(1, 3, frames, side, side),))
+    if name == "inception_v3":
+        return ExampleInput((sample.normal(1, 3, 299, 299),))
+    declared = getattr(module, "image_size", None)  # vision transformers: the position table decides
+    side = declared if isinstance(declared, int) else DEFAULT_IMAGE
+    return ExampleInput((sample.normal(1, 3, side, side),))
+
+
+def _extension_loads() -> bool:
+    """Whether torchvision's compiled operators load; tried first, because a schema can be declared only once."""
+    spec = importlib.util.find_spec("torchvision")
+    if spec is None or not spec.submodule_search_locations:
+        return False
+    load: Any = torch.ops.load_library
+    for folder in spec.submodule_search_locations:
+        for file in sorted(Path(folder).glob("_C*")):
+            if file.suffix in {".so", ".pyd", ".dylib", ".dll"}:
+                try:
+                    load(str(file))
+                except (OSError, RuntimeError, ImportError):
+                    continue
+                return True
+    return False
+
+
+def _is_declared(operator: str) -> bool:
+    return hasattr(torch.ops.torchvision, operator)
+
+
+def declare_missing_operators() -> tuple[str, ...]:
+    """Declare the operators that importing torchvision needs and that are undeclared; return their names.
+
+    Cheap, idempotent, without effect if torchvision is intact, absent or imported already.
+    """
+    if "torchvision" in sys.modules or importlib.util.find_spec("torchvision") is None:
+        return ()
+    if all(map(_is_declared, _SCHEMAS)) or _extension_loads():
+        return ()
+    missing = tuple(name for name in _SCHEMAS if not _is_declared(name))
+    new_library: Any = torch.library.Library
+    library = new_library("torchvision", "FRAGMENT")
+    for name in missing:
+        library.define(_SCHEMAS[name])
+    _libraries.append(library)
+    return missing
+
+
+def import_torchvision(submodule: str = "") -> ModuleType:
+    """`torchvision`, or the submodule of it that is named, imported.
+
+    Raises:
+        ResourceError: torchvision is absent, or its import fails for another reason.
+    """
+    name = f"torchvision.{submodule}" if submodule else "torchvision"
+    try:
+        declare_missing_operators()
+        return importlib.import_module(name)
+    except Exception as error:
+        raise ResourceError(
+            f"{name} cannot be imported beside torch {torch.__version__}: {one_line(error)}",
+            hint="install the torchvision release for this torch, see pytorch.org/get-started",
+            slug="broken-package",
+        ) from error

@@ -1,7 +1,7 @@
 """The user's own Python: `path/file.py:callable` and `package.module:callable`.
 
-The file runs because the user named it. Its directory is importable while it loads and while its callable runs, and so
-is the current directory for a dotted name; relative imports work inside a package and beside a lone file.
+The file runs because the user named it. Its directory is importable while it is loaded and while its callable runs; for
+a dotted name, the current directory is. Relative imports work inside a package and beside a single file.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from typing import Any
 
 from torch import nn
 
-from rebasin_cli.errors import ModelError, RebasinError, ResourceError
+from rebasin_cli.errors import ModelError, did_you_mean
 from rebasin_cli.model.example_input import ExampleInput, as_example
-from rebasin_cli.model.failures import did_you_mean, foreign_code, one_line, place_in
-from rebasin_cli.model.model_spec import CLASS_COUNT_NAMES, ModelSpec
-from rebasin_cli.model.torchvision_import import declare_missing_operators
-from rebasin_cli.model.transformers_inputs import transformers_input
-from rebasin_cli.model.user_file import importable, load_file
+from rebasin_cli.model.foreign_code import failed, foreign_code, importable, load_file
+from rebasin_cli.model.model_spec import CLASS_COUNT_NAMES, ModelSpec, existing_file, parse_model_spec
+from rebasin_cli.model.source import ModelSource
+from rebasin_cli.model.torchvision_zoo import declare_missing_operators
+from rebasin_cli.model.transformers_zoo import transformers_input
 
 
 @dataclass(frozen=True, slots=True)
-class UserCallable:
+class UserCallable(ModelSource):
     """A callable (or a ready module) in the user's code."""
 
     name: str
@@ -56,9 +56,6 @@ class UserCallable:
             return ()
         return tuple(name for name in CLASS_COUNT_NAMES if name in signature.parameters)
 
-    def switches(self) -> tuple[tuple[str, object], ...]:
-        return ()
-
     def example(self, module: nn.Module, seed: int) -> ExampleInput | None:
         """`example_input_array` of the module (Lightning's convention), or `example_input` of the user's file."""
         for owner, attribute in ((module, "example_input_array"), (self.home, "example_input")):
@@ -77,24 +74,6 @@ class UserCallable:
         return None
 
 
-def failed(what: str, error: BaseException, root: Path | None) -> RebasinError:
-    """The error that names the user's file and line, and quotes what was said there."""
-    if isinstance(error, RebasinError):
-        return error
-    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
-        return ResourceError(f"{what} does not fit in memory: {one_line(error)}", slug="memory")
-    if isinstance(error, SyntaxError) and error.filename:
-        place: str | None = f"{error.filename}:{error.lineno}"
-        said = f"{type(error).__name__}: {error.msg}"
-    else:
-        place = place_in(error, root) if root else None
-        said = one_line(error)
-        if isinstance(error, SystemExit):
-            said = f"it called sys.exit({error.code!r}); guard the script part with if __name__ == '__main__'"
-    where = f"{place}: " if place else ""
-    return ModelError(f"{where}{said} (while running {what})", path=root, slug="user-code")
-
-
 def user_source(spec: ModelSpec) -> UserCallable:
     """Load the code that the spec names and find the callable in it.
 
@@ -104,10 +83,7 @@ def user_source(spec: ModelSpec) -> UserCallable:
     """
     declare_missing_operators()  # it may import torchvision
     if spec.kind == "file":
-        path = Path(spec.target).expanduser()
-        if not path.is_file():
-            seen = "is a directory" if path.is_dir() else "no such file"
-            raise ModelError(f"{spec.target}: {seen}", path=path, hint="a model is given as path/file.py:callable")
+        path = existing_file(spec)
         folder = path.resolve().parent
         home = _loaded(spec, path.resolve(), folder, lambda: load_file(path.resolve()))
     else:
@@ -116,6 +92,24 @@ def user_source(spec: ModelSpec) -> UserCallable:
     file = getattr(home, "__file__", None)
     root = Path(file).resolve() if file else None
     return UserCallable(spec.text, root, folder, home, _find(spec, home))
+
+
+def user_function(text: str) -> Callable[..., Any]:
+    """The user's function behind `file.py:name` or `package.module:name`; its directory is importable while it runs.
+
+    Raises:
+        ModelError: there is no such file or function; or, when it is called, it fails (with file and line).
+    """
+    found = user_source(parse_model_spec(text))
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        try:
+            with importable(found.folder):
+                return found.target(*args, **kwargs)
+        except Exception as error:
+            raise failed(text, error, found.root) from error
+
+    return call
 
 
 def _loaded(spec: ModelSpec, root: Path | None, folder: Path, load: Callable[[], ModuleType]) -> ModuleType:
@@ -155,7 +149,7 @@ def _find(spec: ModelSpec, home: ModuleType) -> Callable[..., Any]:
 
 
 def _own_callables(home: ModuleType) -> list[str]:
-    """What the module defines itself and can be called, in its own order."""
+    """Callables that the module itself defines, in its order."""
     return [
         name
         for name, value in vars(home).items()

@@ -1,4 +1,4 @@
-"""The results of `verify`, `apply`, `trace`, `models` and `env` in words."""
+"""The results of `verify`, `apply`, `trace` and `env` in words."""
 
 from __future__ import annotations
 
@@ -7,12 +7,11 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from rebasin_cli.report.align import function_in_words
-from rebasin_cli.report.layout import Document, Part, document, facts, rows, text
+from rebasin_cli.report.layout import Document, Part, document, facts, rows
 from rebasin_cli.report.text import counted, number, seconds, share, size
 from rebasin_cli.spec import AxisGroup
 from rebasin_cli.verbs.apply import ApplyResult
 from rebasin_cli.verbs.env import EnvResult
-from rebasin_cli.verbs.models import ModelsResult
 from rebasin_cli.verbs.trace import TraceResult
 from rebasin_cli.verbs.verify import VerifyResult
 
@@ -130,11 +129,6 @@ def _operations(result: TraceResult, verbose: bool) -> Part | None:
     if not verbose:
         return None
     return rows(("operation", "calls"), [(op, count) for op, count in result.ops.items()], numbers=(1,))
-
-
-def models_table(result: ModelsResult) -> Document:
-    """One name per line, so that other programs can read it."""
-    return document(text(*result.models, *result.unavailable))
 
 
 def env_table(result: EnvResult) -> Document:

@@ -15,10 +15,8 @@ from dataclasses import dataclass, field
 from functools import wraps
 from pathlib import Path
 
-from rebasin_cli.errors import ModelError, RebasinError, UsageError
-from rebasin_cli.model.failures import foreign_code, one_line, place_in
-from rebasin_cli.model.user_code import failed
-from rebasin_cli.model.user_file import importable, load_file
+from rebasin_cli.errors import ModelError, RebasinError, UsageError, one_line
+from rebasin_cli.model.foreign_code import failed, foreign_code, importable, load_file, place_in
 from rebasin_cli.symmetry import rules as _rules  # noqa: F401  (so that no file of the user's loads and owns them)
 from rebasin_cli.symmetry.positions import Layout
 from rebasin_cli.symmetry.registry import PICKING_RULES, RULES, Op, Result, Rule, temporary_rules

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from rebasin_cli.data import Batch, DataOptions, open_data
-from rebasin_cli.data.preset import model_transform
 from rebasin_cli.data.ranks import ALONE, Ranks
 from rebasin_cli.data.source import ModelView
+from rebasin_cli.data.transform import model_transform
 from rebasin_cli.errors import NumericalError
 from rebasin_cli.execution.pair import Pair
 from rebasin_cli.execution.synthetic_inputs import is_image, natural_noise, white_noise

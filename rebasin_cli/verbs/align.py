@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, cast
 
 from rebasin_cli.options import AnyPath, AnyTexts, OptionalPath, argument, option, options_class, verb
 from rebasin_cli.progress import Progress, Silent
+from rebasin_cli.verbs.early_checks import check_inputs
 from rebasin_cli.verbs.output_paths import OutputFiles
 from rebasin_cli.verbs.shared_options import DATA_HELP, Derivation, RequiredModel, Seed, StateOfEach, Writing
 
@@ -125,6 +126,15 @@ def run_align(options: AlignOptions) -> AlignResult:
     Raises:
         RebasinError: of the kind, and with the exit code, that fits what went wrong. Then nothing was written.
     """
+    check_inputs(
+        (options.a, options.b),
+        model=options.model,
+        data=(options.data,),
+        input_file=options.input_file,
+        rules=options.rules,
+        others=(options.spec,),
+    )
+
     from rebasin_cli.execution.pair import Source
     from rebasin_cli.execution.subject import ModelChoice
     from rebasin_cli.verbs.align_among_ranks import align_among_ranks

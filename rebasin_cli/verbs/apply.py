@@ -10,6 +10,7 @@ from rebasin_cli import __version__
 from rebasin_cli.options import AnyPath, argument, option, options_class, verb
 from rebasin_cli.progress import Progress, Silent
 from rebasin_cli.verbs.document import Result
+from rebasin_cli.verbs.early_checks import check_inputs
 from rebasin_cli.verbs.output_paths import check_outputs
 from rebasin_cli.verbs.shared_options import StateInFile, Writing
 
@@ -51,6 +52,8 @@ def run_apply(options: ApplyOptions) -> ApplyResult:
     Raises:
         RebasinError: a file cannot be used, or the output cannot be written. Then nothing was written.
     """
+    check_inputs((options.checkpoint,), others=(options.permutations,))
+
     from rebasin_cli.checkpoint.keys import match_keys
     from rebasin_cli.checkpoint.write import check_output
     from rebasin_cli.execution.closeness import check_finite

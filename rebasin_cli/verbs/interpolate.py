@@ -12,6 +12,7 @@ from rebasin_cli.errors import UsageError
 from rebasin_cli.options import AnyPaths, OptionalPath, argument, option, options_class, verb
 from rebasin_cli.progress import Progress, Silent
 from rebasin_cli.verbs.align_reports import AlignReport, newest_report, read_report, result_beside
+from rebasin_cli.verbs.early_checks import check_inputs
 from rebasin_cli.verbs.shared_options import DATA_HELP, MODEL_HELP, ModelInput, Seed, StateInFile, Writing
 
 if TYPE_CHECKING:
@@ -173,14 +174,21 @@ def run_interpolate(options: InterpolateOptions) -> InterpolateResult:
     Raises:
         RebasinError: of the kind, and with the exit code, that fits what went wrong.
     """
-    from rebasin_cli.execution.subject import ModelChoice
-    from rebasin_cli.verbs.interpolate_run import InterpolateRequest, SweepRun
-
     subjects = find_subjects(options.checkpoints, options.report, options.model, options.model_args, options.inputs)
     if options.repair and options.recalibrate is None:
         raise UsageError(
             "--repair needs data to measure on", hint="give images of the training set with --recalibrate DATA"
         )
+    check_inputs(
+        subjects.checkpoints,
+        model=subjects.model,
+        data=(options.data, options.recalibrate),
+        input_file=options.input_file,
+    )
+
+    from rebasin_cli.execution.subject import ModelChoice
+    from rebasin_cli.verbs.interpolate_run import InterpolateRequest, SweepRun
+
     request = InterpolateRequest(
         checkpoints=subjects.checkpoints,
         aligned=subjects.aligned,

@@ -6,10 +6,10 @@ import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from rebasin_cli.data import Batch, DataOptions, Source, Transform, model_class_names, open_data
-from rebasin_cli.data.preset import model_transform, user_transform
+from rebasin_cli.data import Batch, BatchSource, DataOptions, ImageTransform, model_class_names, open_data
+from rebasin_cli.data.batch_sources import load_callable
 from rebasin_cli.data.source import ModelView
-from rebasin_cli.data.user_loader import load_callable
+from rebasin_cli.data.transform import model_transform, user_transform
 from rebasin_cli.errors import DataError, ModelError
 from rebasin_cli.execution.measure import Measure, class_count
 from rebasin_cli.execution.subject import example_for
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 class SweepData:
     """`statistics` is None where nothing is recalibrated."""
 
-    evaluation: Source
-    statistics: Source | None
+    evaluation: BatchSource
+    statistics: BatchSource | None
     measure: Measure
 
     @staticmethod
@@ -78,7 +78,7 @@ def _view(request: InterpolateRequest, models: LoadedModels) -> ModelView:
         classes_of=lambda batch: _classes(models, batch),
         names=model_class_names(body.module) or names,
         transform=transform,
-        input_shape=None if isinstance(transform, Transform) else _input_shape(request, models),
+        input_shape=None if isinstance(transform, ImageTransform) else _input_shape(request, models),
         input_certain=request.input_stated or _zoo_states_input(models),
     )
 

@@ -1,11 +1,11 @@
-"""`models`: the names that `--model` takes, by a pattern."""
+"""`models`: the names that `--model` takes, by a pattern. Imports no zoo and not torch."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 
-from rebasin_cli.errors import RebasinError, UsageError
+from rebasin_cli.errors import UsageError, did_you_mean
+from rebasin_cli.model import names
 from rebasin_cli.options import argument, options_class, verb
 from rebasin_cli.verbs.document import Result
 
@@ -24,7 +24,7 @@ class ModelsOptions:
     """The options of `models`."""
 
     pattern: str = argument(
-        "Shell pattern, matched against the whole name and against what follows the colon; or a part of a name.",
+        "Shell pattern, matched against the whole name and against the part after the colon; or a part of a name. Case is ignored.",
         metavar="[GLOB]",
         default="*",
         kw_only=False,
@@ -37,22 +37,13 @@ def run_models(options: ModelsOptions) -> ModelsResult:
     Raises:
         UsageError: nothing matches; with the nearest names.
     """
-    from rebasin_cli.model.failures import did_you_mean
-    from rebasin_cli.model.torchvision_zoo import torchvision_names
-
-    pattern = options.pattern
-    known: list[str] = []
-    unavailable: list[str] = []
-    try:
-        known += [f"torchvision:{name}" for name in torchvision_names()]
-    except RebasinError as error:
-        unavailable.append(f"torchvision: {error.message}")
-    wanted = pattern if any(sign in pattern for sign in "*?[") else f"*{pattern}*"
-    found = sorted(name for name in known if fnmatchcase(name, wanted) or fnmatchcase(name.partition(":")[2], wanted))
-    if known and not found:
-        near = did_you_mean(pattern.rpartition(":")[2], [name.partition(":")[2] for name in known])
-        raise UsageError(f"no model matches {pattern!r}{near}", hint="'rebasin models' lists all")
-    return ModelsResult(pattern, tuple(found), tuple(unavailable))
+    found = names.models(options.pattern)
+    if not found.specs and (known := names.models().specs):
+        near = did_you_mean(options.pattern.rpartition(":")[2], [name.partition(":")[2] for name in known])
+        raise UsageError(f"no model matches {options.pattern!r}{near}", hint="'rebasin models' lists all")
+    # The other zoos are optional: their absence is not worth a line in every list.
+    unavailable = [f"{zoo}: not installed; {how}" for zoo, how in found.absent.items() if zoo == "torchvision"]
+    return ModelsResult(options.pattern, tuple(sorted(found.specs)), tuple(unavailable))
 
 
 models = verb(ModelsOptions, run_models)

@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from torch import Tensor, nn
 
-from rebasin_cli.errors import ModelError, NumericalError, ResourceError
+from rebasin_cli.errors import ModelError, NumericalError, ResourceError, one_line
 from rebasin_cli.execution.closeness import Closeness, same_bits
 from rebasin_cli.execution.pass_cache import PassCache
 from rebasin_cli.execution.same_function import LARGE, SILENT, FunctionCheck, SpecCheck, compare_functions
@@ -22,7 +22,6 @@ from rebasin_cli.execution.subject import Subject
 from rebasin_cli.execution.understanding import Understanding
 from rebasin_cli.execution.weights import Weights
 from rebasin_cli.model.example_input import ExampleInput
-from rebasin_cli.model.failures import one_line
 
 SLACK = 1e-7
 """Relative rounding that a sum over millions of float32 products may show without anything having fallen."""

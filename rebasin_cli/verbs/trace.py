@@ -13,6 +13,7 @@ from rebasin_cli.options import OptionalPath, option, options_class, verb
 from rebasin_cli.progress import Progress, Silent
 from rebasin_cli.spec import PermutationSpec
 from rebasin_cli.verbs.document import Result, envelope, pretty
+from rebasin_cli.verbs.early_checks import check_inputs
 from rebasin_cli.verbs.output_paths import check_outputs
 from rebasin_cli.verbs.shared_options import MODEL_HELP, Derivation, ModelInput, Seed, Writing
 
@@ -118,6 +119,8 @@ def run_trace(options: TraceOptions) -> TraceResult:
         NumericalError: the groups do not keep the model's function: a rule, or the spec file, is wrong.
         OutputError: an output cannot be written.
     """
+    check_inputs(model=options.model, input_file=options.input_file, rules=options.rules, others=(options.spec,))
+
     from rebasin_cli.checkpoint.atomic import write_text_atomically
     from rebasin_cli.execution.subject import ModelChoice, open_subject
     from rebasin_cli.execution.understanding import understand

@@ -11,6 +11,7 @@ from rebasin_cli.errors import NumericalError, UsageError
 from rebasin_cli.options import AnyPath, argument, option, options_class, verb
 from rebasin_cli.progress import Progress, Silent
 from rebasin_cli.verbs.document import Result
+from rebasin_cli.verbs.early_checks import check_inputs
 from rebasin_cli.verbs.shared_options import RequiredModel, Seed, StateOfEach
 
 if TYPE_CHECKING:
@@ -110,14 +111,16 @@ def run_verify(options: VerifyOptions) -> VerifyResult:
         FunctionsDiffer: the functions are not the same.
         RebasinError: a file, the model or an input cannot be used.
     """
+    if options.tolerance is not None and (options.rtol is not None or options.atol is not None):
+        raise UsageError("--tolerance cannot be combined with --rtol or --atol")
+    check_inputs((options.a, options.b), model=options.model, input_file=options.input_file)
+
     from rebasin_cli.execution.first_difference import first_different_module
     from rebasin_cli.execution.pair import Source, check_all_finite, open_pair
     from rebasin_cli.execution.same_function import Tolerance, compare_functions
     from rebasin_cli.execution.subject import ModelChoice, example_for
     from rebasin_cli.verbs.cost import PhaseClock
 
-    if options.tolerance is not None and (options.rtol is not None or options.atol is not None):
-        raise UsageError("--tolerance cannot be combined with --rtol or --atol")
     listener = options.progress or Silent()
     clock = PhaseClock("read", "verify")
     choice = ModelChoice(

@@ -18,7 +18,7 @@ from fnmatch import fnmatchcase
 from statistics import median
 from typing import Any
 
-from rebasin_cli.model.optional_package import is_installed
+from rebasin_cli.model.names import is_installed
 from tests.benchmarks import zoo_table
 from tests.coverage.entries import AS_TRACED, Entry, entries, is_quick
 from tests.coverage.measure import GOLDEN, golden, lasting, measure

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rebasin_cli.data import DataOptions, open_data
-from rebasin_cli.data.preset import model_transform
 from rebasin_cli.data.source import ModelView
+from rebasin_cli.data.transform import model_transform
 from rebasin_cli.interpolation.adjustment import NOTHING, Adjustment
 from rebasin_cli.interpolation.body import Body
 from rebasin_cli.interpolation.ledger import Ledger

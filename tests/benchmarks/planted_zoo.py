@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from rebasin_cli.model.optional_package import is_installed
+from rebasin_cli.model.names import is_installed
 from rebasin_cli.symmetry.derive import derive
 from rebasin_cli.tracing.tracer import trace_model
 from tests.planted.nested_cases import FULL

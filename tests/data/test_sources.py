@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from rebasin_cli.data import Batch, DataOptions, Source, open_data
+from rebasin_cli.data import Batch, BatchSource, DataOptions, open_data
 from rebasin_cli.data.source import ModelView
 from rebasin_cli.errors import DataError
 
@@ -28,7 +28,7 @@ def folder(root: Path, per_class: int = 4, classes: tuple[str, ...] = ("a", "b",
     return root
 
 
-def labels(source: Source, **sharing: int) -> list[int]:
+def labels(source: BatchSource, **sharing: int) -> list[int]:
     return [int(label) for batch in source.batches(**sharing) for label in batch.target]
 
 
@@ -169,7 +169,7 @@ def fails():
 """
 
 
-def open_loader(tmp_path: Path, name: str, **options: int) -> Source:
+def open_loader(tmp_path: Path, name: str, **options: int) -> BatchSource:
     (tmp_path / "mine.py").write_text(LOADER)
     return open_data(f"{tmp_path / 'mine.py'}:{name}", DataOptions(**options), view())
 

@@ -7,8 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from rebasin_cli.data.preset import user_transform
-from rebasin_cli.data.transform import choose_transform, parse_transform
+from rebasin_cli.data.transform import choose_transform, parse_transform, user_transform
 from rebasin_cli.errors import UsageError
 
 

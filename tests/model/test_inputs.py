@@ -16,7 +16,7 @@ from rebasin_cli.errors import DataError, UsageError
 from rebasin_cli.model.example_input import ExampleInput, as_example
 from rebasin_cli.model.input_guess import candidates, first_accepted, refusal
 from rebasin_cli.model.input_option import InputSpec, draw, given_input, parse_input, read_input_file
-from rebasin_cli.model.transformers_inputs import transformers_input
+from rebasin_cli.model.transformers_zoo import transformers_input
 
 
 @pytest.mark.parametrize(

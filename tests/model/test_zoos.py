@@ -11,11 +11,9 @@ import pytest
 import torch
 
 from rebasin_cli.errors import ModelError, ResourceError
-from rebasin_cli.model import names as names_module
 from rebasin_cli.model.factory import load_factory
 from rebasin_cli.model.input_guess import refusal
-from rebasin_cli.model.names import models
-from rebasin_cli.model.optional_package import import_optional
+from rebasin_cli.model.source import import_optional
 from rebasin_cli.model.state import ties
 
 
@@ -117,16 +115,3 @@ def test_diffusers(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"_class_name": "UNet2DModl"}))
     with pytest.raises(ModelError, match="has no network 'UNet2DModl'; did you mean UNet2DModel"):
         load_factory(f"diffusers:{tmp_path}")
-
-
-def test_names_are_listed_by_pattern(monkeypatch: pytest.MonkeyPatch) -> None:
-    everything = models()
-    assert "torchvision:resnet50" in everything.specs
-    assert set(models("resnet1*").specs) >= {"torchvision:resnet101", "torchvision:resnet152", "torchvision:resnet18"}
-    assert "torchvision:wide_resnet50_2" in models("RESNET50").specs
-    assert "torchvision:wide_resnet50_2" not in models("torchvision:resnet*").specs
-    assert models("no such model").specs == ()
-    monkeypatch.setattr(names_module, "is_installed", lambda package: False)
-    alone = models()
-    assert alone.absent["timm"] == "pip install 'rebasin-cli[timm]'"
-    assert all(spec.startswith("torchvision:") for spec in alone.specs)

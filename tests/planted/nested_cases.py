@@ -14,7 +14,7 @@ from torch import nn
 
 from rebasin_cli.model.example_input import ExampleInput, Sampler
 from rebasin_cli.model.factory import load_factory
-from rebasin_cli.model.optional_package import import_optional
+from rebasin_cli.model.source import import_optional
 from rebasin_cli.model.weightless import without_weights
 from tests.coverage.configurations import TRANSFORMERS
 from tests.coverage.entries import unet_factory

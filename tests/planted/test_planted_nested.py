@@ -7,7 +7,7 @@ from functools import cache
 import pytest
 from torch import nn
 
-from rebasin_cli.model.optional_package import is_installed
+from rebasin_cli.model.names import is_installed
 from rebasin_cli.spec import PermutationSpec
 from rebasin_cli.symmetry.derive import derive
 from rebasin_cli.tracing.tracer import trace_model

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from rebasin_cli.model.class_count import ClassCount, Shape, aligned_names, differences, find_class_count
+from rebasin_cli.model.adaptation import ClassCount, Shape, aligned_names, differences, find_class_count
 
 
 def head(classes: int, per_class: int = 1, extra: int = 0) -> dict[str, Shape]:

@@ -1,0 +1,11 @@
+"""The names of models as a report."""
+
+from __future__ import annotations
+
+from rebasin_cli.report.layout import Document, document, text
+from rebasin_cli.verbs.models import ModelsResult
+
+
+def models_table(result: ModelsResult) -> Document:
+    """One name per line, so that other programs can read it."""
+    return document(text(*result.models, *result.unavailable))
