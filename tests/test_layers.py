@@ -75,6 +75,16 @@ def test_imports_run_downwards() -> None:
     assert wrong == []
 
 
+def test_data_sees_only_the_public_names_of_model() -> None:
+    inner = [
+        f"{path.relative_to(PACKAGE)}:{line}"
+        for path in (PACKAGE / "data").rglob("*.py")
+        for name, line in imported(path)
+        if name.startswith("rebasin_cli.model.")
+    ]
+    assert inner == []
+
+
 @pytest.mark.parametrize(
     ("package", "allowed"),
     [

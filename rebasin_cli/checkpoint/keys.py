@@ -1,8 +1,8 @@
-"""Which tensor of a file is which tensor of the model, seen through the prefixes that training wrappers add.
+"""Matching the keys of a file with those of the model, ignoring the prefixes that training wrappers add.
 
 `DataParallel` adds `module.`, `torch.compile` adds `_orig_mod.` (at the front, or in the middle of a key where a
 submodule was wrapped), Lightning and others put the network under an attribute (`model.`, `net.`). The file's own
-names are kept for writing; the map only says what each one means to the model.
+names are kept for writing.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from rebasin_cli.errors import ModelError, few, quoted
 
 _TRANSPARENT = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 _USUAL_PREFIXES = ("", "model", "net", "network", "backbone", "encoder", "student")
-# torch's own loading tolerates its absence: files older than PyTorch 0.4.1 do not have it.
+# torch also accepts its absence: files older than PyTorch 0.4.1 do not have it.
 _COUNTERS = ".num_batches_tracked"
 
 
@@ -71,14 +71,14 @@ def match_keys(
 
 
 def _plain(key: str) -> str:
-    """The key without the names that wrappers put in, wherever they stand."""
+    """The key without the names that wrappers insert, at any place."""
     return ".".join(part for part in key.split(".") if part not in _TRANSPARENT)
 
 
 def _paired(file_keys: tuple[str, ...], model_keys: tuple[str, ...]) -> dict[str, str]:
     """Model key -> file key: equal names; otherwise equal names without wrappers, under one prefix for all of them.
 
-    One prefix, because a file that lacks `fc.bias` and has `aux.fc.bias` must be refused and not made to fit.
+    One prefix, because a file that lacks `fc.bias` and has `aux.fc.bias` must be refused.
     """
     known = set(file_keys)
     exact = {key: key for key in model_keys if key in known}
@@ -96,16 +96,16 @@ def _paired(file_keys: tuple[str, ...], model_keys: tuple[str, ...]) -> dict[str
 
 
 def _by_plain_name(keys: Iterable[str]) -> dict[str, str]:
-    """Plain name -> key; names that would then stand for two keys are left out, so that nothing is guessed."""
+    """Plain name -> key; names that would belong to two keys are left out, so that nothing is guessed."""
     every = list(keys)
     counts = Counter(map(_plain, every))
     return {_plain(key): key for key in every if counts[_plain(key)] == 1}
 
 
 def _best_prefix(files: Collection[str], models: Collection[str]) -> tuple[str, str]:
-    """The prefix the file's names have over the model's, or the model's over the file's, that explains most names.
+    """The prefix that the file's names, or the model's, have in addition, and that matches most names.
 
-    Among equals the usual ones win, no prefix first: then the shorter, then the alphabet, so that the choice is fixed.
+    Ties are broken by the list of usual prefixes (no prefix first), then length, then alphabetically.
     """
     longer = _prefixes(files, models)
     shorter = _prefixes(models, files)
@@ -145,7 +145,7 @@ def _with_ties(
     ties: Mapping[str, str],
     checkpoint: Checkpoint,
 ) -> dict[str, str]:
-    """Add model keys whose tensor the file stores under another name: the model says so, or the metadata does."""
+    """Add model keys whose tensor the file stores under another name, by the model's ties or the file's metadata."""
     stored: dict[str, str] = {}
     for model_key, file_key in found.items():
         stored.setdefault(ties.get(model_key, model_key), file_key)
@@ -165,7 +165,7 @@ def _refuse_wrong_keys(checkpoint: Checkpoint, missing: list[str], extra: tuple[
         hint = "is this a checkpoint of this model?" if len(missing) * 2 > wanted else None
     if extra:
         parts.append(f"unexpected {_counted(extra)} that the model does not have")
-        hint = hint or (None if missing else "--ignore-extra accepts them and keeps them as they are")
+        hint = hint or (None if missing else "--ignore-extra accepts them and copies them unchanged")
     if parts:
         raise ModelError(f"{checkpoint.path}: {'; '.join(parts)}", path=checkpoint.path, hint=hint, slug="keys")
 

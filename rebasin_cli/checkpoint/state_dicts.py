@@ -1,7 +1,7 @@
-"""Where the state dict lies inside a training checkpoint: `state_dict`, `model`, `ema.module`, …
+"""Finding the state dict inside a training checkpoint: `state_dict`, `model`, `ema.module`, …
 
-A checkpoint is whatever its author put into a dict. The state dict is a mapping from names to tensors; when there are
-several, the name decides, and when the name does not, the user does.
+A checkpoint may be any nested mapping. A state dict in it is a mapping from names to tensors. If there are several,
+their names decide; if the names do not, the user has to choose.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def find_state_dict(
     """The state dict inside `root` and the keys that lead to it (None when `root` itself is one).
 
     Raises:
-        CheckpointError: there is none, none under `key`, no averaged one for `ema`, or several and no telling which.
+        CheckpointError: there is none, none under `key`, no averaged one for `ema`, or several of equal rank.
         UsageError: both `key` and `ema`.
     """
     _not_both(key, ema)
@@ -85,10 +85,10 @@ def _holds_tensors(value: Any, is_tensor: IsTensor) -> bool:
 
 
 class _Search:
-    """Paths to mappings that hold tensors, outermost first; what lies inside a state dict is not one more.
+    """Paths to mappings that hold tensors, outermost first; nothing inside a state dict is searched.
 
-    A mapping with one of the usual names beneath it that holds tensors is a wrapper even if a stray tensor (a step
-    count, a loss) lies beside. Mappings are remembered by identity: a small pickle can refer to one a million times.
+    A mapping that has, under one of the usual names, a mapping with tensors is a wrapper, even if it also has a single
+    tensor (a step count, a loss). Mappings are remembered by identity: a small pickle can refer to one many times.
     """
 
     def __init__(self, is_tensor: IsTensor) -> None:
@@ -119,7 +119,7 @@ class _Search:
 
 
 def _rank(path: tuple[str, ...], names: tuple[str, ...]) -> int:
-    """The place of the outermost component among the usual names; unusual ones come last, equal among themselves."""
+    """The position of the outermost component in the list of usual names; all others share the last position."""
     ranks = [names.index(part) for part in path if part in names]
     return ranks[0] if ranks else (-1 if not path else len(names))
 
@@ -133,7 +133,7 @@ def _walk(root: Any, path: tuple[str, ...]) -> tuple[tuple[str, ...] | None, Map
 def _under_key(
     path: Path, root: Any, key: str, is_tensor: IsTensor
 ) -> tuple[tuple[str, ...] | None, Mapping[Any, Any]]:
-    """Follow `a.b`; a name that itself contains dots is tried whole first."""
+    """Follow `a.b`; names with dots are tried first."""
     at: tuple[str, ...] = ()
     rest = key
     while rest and isinstance(root, Mapping):

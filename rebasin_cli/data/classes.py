@@ -1,4 +1,4 @@
-"""Class folders to the model's class numbers: a wrong guess here is a silent zero, so every doubt is an error."""
+"""From class folders to the model's class numbers. Any ambiguity is an error: a wrong guess gives zero accuracy."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def imagenet_wnids() -> tuple[str, ...]:
 
 
 def model_class_names(module: nn.Module) -> tuple[str, ...] | None:
-    """Class names that the model itself carries (`classes`, `class_names`, or `config.id2label`), or None."""
+    """Class names that are attributes of the model (`classes`, `class_names`, or `config.id2label`), or None."""
     for attribute in ("classes", "class_names"):
         names = getattr(module, attribute, None)
         if isinstance(names, (list, tuple)) and names and all(isinstance(name, str) for name in names):
@@ -93,7 +93,7 @@ def _by_table(folders: Sequence[str], table: Mapping[str, tuple[int, ...]], kind
             )
         numbers.append(found[0])
     if len(set(numbers)) != len(numbers):
-        raise DataError(f"{where}: two class folders stand for the same class", path=where, slug="class_mismatch")
+        raise DataError(f"{where}: two class folders are the same class", path=where, slug="class_mismatch")
     return ClassMap(tuple(numbers), kind)
 
 

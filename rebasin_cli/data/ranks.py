@@ -1,7 +1,7 @@
-"""Several processes that share one pass over the data, under `torchrun`; one process is the case of world 1.
+"""Several processes that share one pass over the data, under `torchrun`; a single process has world size 1.
 
-Sums over batches are the only thing that is exchanged, in float64, so the numbers are those of one process up to the
-order of additions.
+Only sums over batches are exchanged, in float64, so the results equal those of one process up to the order of
+additions.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from rebasin_cli.errors import RebasinError, ResourceError
 
 @dataclass(frozen=True, slots=True)
 class Ranks:
-    """This process' number, how many there are, and where tensors must lie to be exchanged."""
+    """The rank of this process, the world size, and the device of exchanged tensors."""
 
     rank: int = 0
     world: int = 1
@@ -30,7 +30,7 @@ class Ranks:
 
     @property
     def first(self) -> bool:
-        """Is this the process that speaks and writes?"""
+        """Whether this process prints and writes."""
         return self.rank == 0
 
     def total(self, vector: Tensor) -> Tensor:
@@ -50,9 +50,9 @@ class Ranks:
         return box[0]
 
     def agree(self, error: RebasinError | None) -> None:
-        """Raise in every process the failure of the first process that has one.
+        """Raise in every process the error of the first process that has one.
 
-        Every process calls this equally often: one that fails calls it at once, and meets the others where they are.
+        Every process must call this equally often; one that fails calls it at once.
         """
         if self.world == 1:
             if error is not None:
@@ -71,11 +71,11 @@ class Ranks:
 
 ALONE = Ranks()
 PATIENCE = timedelta(days=1)
-"""How long a process waits for one that is alive: the first may match for hours while the others have nothing to do."""
+"""Timeout of collective operations: the first process may match for hours while the others wait."""
 
 
 def launched() -> tuple[int, int, int]:
-    """(rank, world, local rank) that `torchrun` has put into the environment; (0, 1, 0) without it."""
+    """(rank, world, local rank) from the environment that `torchrun` sets; (0, 1, 0) without it."""
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world < 2 or "RANK" not in os.environ:
         return 0, 1, 0
@@ -83,13 +83,13 @@ def launched() -> tuple[int, int, int]:
 
 
 def ranks_for(device: torch.device) -> Ranks:
-    """The process group of this launch: gloo for the CPU, nccl for GPUs (one a local rank).
+    """The process group of this launch: gloo for the CPU, nccl for GPUs (one for each local rank).
 
-    It is made once and lasts as long as the process: a second one of the same name could meet what the first one left
-    in the store through which processes find each other, and wait for ever.
+    It is created once per process: a second one of the same name could find the first one's entries in the rendezvous
+    store and wait forever.
 
     Raises:
-        ResourceError: the processes do not find each other.
+        ResourceError: the processes cannot connect.
     """
     rank, world, _ = launched()
     if world == 1:
@@ -99,7 +99,7 @@ def ranks_for(device: torch.device) -> Ranks:
             dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
         except (RuntimeError, ValueError) as error:
             reason = " ".join(str(error).split())
-            raise ResourceError(f"rank {rank} of {world}: the processes do not find each other: {reason}") from error
+            raise ResourceError(f"rank {rank} of {world}: the processes cannot connect: {reason}") from error
         atexit.register(dist.destroy_process_group)
     if device.type == "cuda":
         torch.cuda.set_device(device)

@@ -130,9 +130,9 @@ def find_class_count(
 
 
 def _candidates(wrong: Mapping[str, tuple[Shape, Shape]], usual: object) -> list[int]:
-    """Values that may explain the differences, the most frequent explanation first.
+    """Values that may explain the differences, those with most votes first.
 
-    An axis that belongs to the classes has as many entries as there are classes, or a multiple (boxes per class,
+    An axis of classes has as many entries as there are classes, or a multiple (boxes per class,
     anchors), or a few more (background): with the usual count known, the multiple is known too.
     """
     votes: dict[int, int] = {}

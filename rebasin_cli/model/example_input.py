@@ -1,4 +1,4 @@
-"""What a model is run on to be understood: positional and keyword arguments, drawn from a seed."""
+"""The example input of a model: positional and keyword arguments, drawn from a seed."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import MappingKey, SequenceKey, tree_flatten_with_path, tree_map_only
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,13 +20,13 @@ class ExampleInput:
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Every tensor in the arguments with a name: its keyword, or its position (`0`, `0.1` inside a list)."""
-        for index, value in enumerate(self.args):
-            yield from _named_tensors(str(index), value)
-        for name, value in self.kwargs.items():
-            yield from _named_tensors(name, value)
+        for tree in (self.args, self.kwargs):
+            for path, leaf in tree_flatten_with_path(tree)[0]:
+                if isinstance(leaf, Tensor):
+                    yield ".".join(map(_step, path)), leaf
 
     def describe(self) -> str:
-        """For a person and for the report: `1x3x224x224`, `ids=1x16:int64`."""
+        """For messages and reports: `1x3x224x224`, `ids=1x16:int64`."""
         words = []
         for name, tensor in self.tensors():
             shape = "x".join(map(str, tensor.shape)) or "scalar"
@@ -35,35 +36,23 @@ class ExampleInput:
 
     def to(self, target: torch.device | str | torch.dtype) -> ExampleInput:
         """The same input on another device, or with its floating-point tensors in another dtype."""
-        return ExampleInput(
-            tuple(_moved(value, target) for value in self.args),
-            {name: _moved(value, target) for name, value in self.kwargs.items()},
-        )
+
+        def moved(tensor: Tensor) -> Tensor:
+            return tensor if isinstance(target, torch.dtype) and not tensor.is_floating_point() else tensor.to(target)
+
+        args, kwargs = tree_map_only(Tensor, moved, (self.args, self.kwargs))
+        return ExampleInput(args, kwargs)
 
 
-def _named_tensors(name: str, value: Any) -> Iterator[tuple[str, Tensor]]:
-    if isinstance(value, Tensor):
-        yield name, value
-    elif isinstance(value, Mapping):
-        for key, item in value.items():
-            yield from _named_tensors(f"{name}.{key}", item)
-    elif isinstance(value, (list, tuple)):
-        for index, item in enumerate(value):
-            yield from _named_tensors(f"{name}.{index}", item)
-
-
-def _moved(value: Any, target: torch.device | str | torch.dtype) -> Any:
-    if isinstance(value, Tensor):
-        return value if isinstance(target, torch.dtype) and not value.is_floating_point() else value.to(target)
-    if isinstance(value, Mapping):
-        return {key: _moved(item, target) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return type(value)(_moved(item, target) for item in value)
-    return value
+def _step(key: Any) -> str:
+    """One step of the path to a value: an index or a key."""
+    if isinstance(key, SequenceKey):
+        return str(key.idx)
+    return str(key.key) if isinstance(key, MappingKey) else str(key).lstrip(".")
 
 
 def as_example(value: Any) -> ExampleInput:
-    """What a user's code offers as its input: a tuple is the arguments, a mapping the keywords, others one argument."""
+    """An input that user code provides: a tuple is the arguments, a mapping the keywords, others one argument."""
     if isinstance(value, ExampleInput):
         return value
     if isinstance(value, tuple):

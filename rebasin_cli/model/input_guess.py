@@ -1,6 +1,6 @@
-"""Guessing what an unknown model is run on, from its first parameters, by trying on the meta device.
+"""Guessing the input of an unknown model from its first parameters, by trying on the meta device.
 
-A trial costs no memory and hardly any time: on the meta device a forward pass computes shapes alone.
+A trial takes no memory and little time: on the meta device a forward pass computes only shapes.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ TOKENS = (16, 32, 64, 128, 8, 4)
 
 
 def candidates(module: nn.Module, seed: int = 0) -> tuple[ExampleInput, ...]:
-    """Inputs that the module may take, likeliest first; empty where its parameters say nothing.
+    """Inputs that the module may take, likeliest first; empty if its parameters do not suggest any.
 
     Images are (1, C, H, W), clips (1, C, T, H, W), signals (1, C, L), sequences (1, T, D), tokens (1, T) integers.
     """
@@ -59,7 +59,7 @@ def _for_layer(layer: nn.Module, sample: Sampler) -> Iterator[torch.Tensor]:
 
 
 def _for_weight(shape: tuple[int, ...], sample: Sampler) -> Iterator[torch.Tensor]:
-    """For code that calls `torch.nn.functional` on parameters of its own; a matrix may be used either way round."""
+    """For code that calls `torch.nn.functional` on parameters of its own; a matrix may be used transposed."""
     if len(shape) == 2:
         yield from (sample.normal(1, width) for width in dict.fromkeys((shape[1], shape[0])))
         yield from (sample.normal(1, TOKENS[0], width) for width in dict.fromkeys((shape[1], shape[0])))
@@ -79,7 +79,7 @@ def _vectors(width: int, sample: Sampler) -> Iterator[torch.Tensor]:
 
 
 def refusal(module: nn.Module, example: ExampleInput) -> Exception | None:
-    """What the module says when run on the input's shapes, None when it runs, or when that needs real values."""
+    """The exception when the module is run on the input's shapes; None if it runs, or if real values are needed."""
     try:
         shadow = without_weights(module, buffers=True)
         with foreign_code(quiet=True), torch.no_grad():
@@ -93,7 +93,7 @@ def refusal(module: nn.Module, example: ExampleInput) -> Exception | None:
 
 
 def first_accepted(module: nn.Module, seed: int = 0) -> tuple[ExampleInput | None, Exception | None]:
-    """The first candidate that the module accepts, or None and what it said of the first one."""
+    """The first candidate that the module accepts; or None and the exception for the first candidate."""
     first_error: Exception | None = None
     for example in candidates(module, seed):
         error = refusal(module, example)

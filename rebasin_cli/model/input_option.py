@@ -1,8 +1,8 @@
-"""`--input` and `--input-file`: the user says what the model is run on.
+"""`--input` and `--input-file`: the user states the example input.
 
 `1,3,224,224` is one float32 tensor of standard normal values; `ids=1,16:int64` is passed by name; `ids=1,16:int64<1000`
 draws integers below 1000. Without a bound, integers stay below the number of rows of the model's first embedding, or
-below 2 where it has none: an index into an unknown table must not overrun it.
+below 2 where it has none: an index must be valid in an unknown table.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def parse_input(text: str) -> InputSpec:
 def given_input(
     texts: Sequence[str], file: str | Path | None = None, module: nn.Module | None = None, seed: int = 0
 ) -> ExampleInput | None:
-    """What `--input` and `--input-file` say together; None where neither is given.
+    """The input from `--input` or `--input-file`; None if neither is given.
 
     Raises:
         UsageError: both are given, or a text cannot be read.
@@ -87,7 +87,7 @@ def given_input(
 def draw(
     specs: Sequence[InputSpec], module: nn.Module | None = None, seed: int = 0, *, smallest_table: bool = False
 ) -> ExampleInput:
-    """Random tensors for the specs, from one seed; `module` gives the bound of integers that name none.
+    """Random tensors for the specs, from one seed; `module` gives the bound of integers without one.
 
     That is the number of rows of its first embedding, or with `smallest_table` of its smallest.
     """
@@ -117,14 +117,14 @@ def _safe_bound(module: nn.Module | None, smallest: bool) -> int:
 
 
 def in_unit_range(example: ExampleInput) -> ExampleInput:
-    """The example with floating values in (0, 1): standard normal ones through their distribution function."""
+    """The example with floating values in (0, 1): standard normal values are mapped by their distribution function."""
     return _changed(
         example, lambda t: torch.special.ndtr(t.double()).clamp(1e-3, 1 - 1e-3).to(t.dtype), torch.is_floating_point
     )
 
 
 def with_masks_off(example: ExampleInput) -> ExampleInput:
-    """The example with all booleans false: for models whose masks say what to leave out."""
+    """The example with all booleans false: for models whose masks state what to leave out."""
     return _changed(example, torch.zeros_like, lambda t: t.dtype is torch.bool)
 
 

@@ -1,4 +1,4 @@
-"""A module's state by key: its shapes, which keys are one tensor, and how tensors of a file take their places."""
+"""A module's state by key: shapes, ties, and loading tensors from a file."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Shape = tuple[int, ...]
 
 
 def state_tensors(module: nn.Module) -> dict[str, Tensor]:
-    """Everything in the module's state dict that is a tensor, in its order; parameters as the objects they are.
+    """Every tensor of the module's state dict, in its order; parameters as the objects themselves.
 
     Raises:
         ModelError: a lazy parameter has no shape yet.
@@ -38,7 +38,7 @@ def state_shapes(module: nn.Module) -> dict[str, Shape]:
 
 
 def parameter_keys(module: nn.Module) -> tuple[str, ...]:
-    """The keys of the state dict that are parameters and count in an objective; a tied one counts once."""
+    """The keys of the state dict that are parameters; of tied ones, the first only."""
     shared = ties(module)
     return tuple(
         key for key, value in state_tensors(module).items() if isinstance(value, nn.Parameter) and key not in shared
@@ -48,7 +48,7 @@ def parameter_keys(module: nn.Module) -> tuple[str, ...]:
 def ties(module: nn.Module) -> dict[str, str]:
     """For each key whose tensor appeared before: the key under which it first did.
 
-    Two keys are tied when they are one object, or lie in one memory in the same way.
+    Two keys are tied if they are one object, or the same view of one storage.
     """
     first: dict[tuple[object, ...], str] = {}
     tied: dict[str, str] = {}
@@ -69,11 +69,11 @@ def _place(tensor: Tensor) -> tuple[object, ...]:
 
 
 def load_state(module: nn.Module, tensors: Mapping[str, Tensor], *, dtype: torch.dtype | None = None) -> nn.Module:
-    """Put tensors in the places of the module's own and return the module; no parameter is copied unless it is cast.
+    """Replace the module's tensors and return the module; parameters are copied only if they are cast.
 
-    A memory-mapped tensor stays one, so the module costs what its forward pass touches. Tied slots get one tensor, read
-    under the first of their keys that `tensors` has. Buffers are copied, because a model may write into them as it runs
-    and a mapping may be read-only; non-persistent ones stay as they are.
+    A memory-mapped tensor stays mapped, so memory is used only for what the forward pass reads. Tied keys get one
+    tensor, read under the first of them that `tensors` has. Buffers are copied, because a model may write into them and a
+    mapping may be read-only; non-persistent buffers are unchanged.
 
     Args:
         module: with or without weights; changed in place.
@@ -95,8 +95,8 @@ def load_state(module: nn.Module, tensors: Mapping[str, Tensor], *, dtype: torch
         if source is None:
             raise ModelError(f"the tensors for the model lack the key {key}", slug="missing-key")
         taken[key] = _fitting(key, slot, tensors[source], dtype)
-    try:  # not the class's own load_state_dict, which need not know `assign`
-        versioned = nn.Module.state_dict(module)  # carries the modules' format versions, which some insist on
+    try:  # not the class's own load_state_dict, which may lack `assign`
+        versioned = nn.Module.state_dict(module)  # has the modules' format versions, which some require
         versioned.clear()
         versioned.update(taken)
         left = nn.Module.load_state_dict(module, versioned, strict=False, assign=True).missing_keys
@@ -127,13 +127,13 @@ def _fitting(key: str, slot: Tensor, tensor: Tensor, dtype: torch.dtype | None) 
 
 
 def _tie(module: nn.Module, shared: Mapping[str, str]) -> None:
-    """Make tied parameters one object again: loading wraps each slot's tensor on its own."""
+    """Make tied parameters one object again: loading wraps the tensor of each key separately."""
     for key, origin in shared.items():
         owner, name = _slot(module, key)
         source_owner, source_name = _slot(module, origin)
         tensor = getattr(source_owner, source_name, None)
         if owner is not None and isinstance(tensor, nn.Parameter) and name in owner._parameters:
-            setattr(owner, name, tensor)  # not through _parameters: recurrent layers keep a list of their own
+            setattr(owner, name, tensor)  # not through _parameters: recurrent layers keep another list of them
 
 
 def _slot(module: nn.Module, key: str) -> tuple[nn.Module | None, str]:

@@ -1,9 +1,9 @@
 """A module without its weights: parameters on the meta device from the moment they are registered.
 
-While a constructor runs, `nn.Module.register_parameter` hands every parameter's body to a meta tensor. `torch.empty`
-touches no memory, so a linear layer of a gigabyte costs nothing, and its initialisation, run on a meta tensor, takes no
-time. The *object* stays the same (`torch.utils.swap_tensors`), so that every other reference the constructor holds to
-it, and every tie, sees the weightless body too. Buffers stay real: their values (index tables, masks) mean something.
+While a constructor runs, `nn.Module.register_parameter` replaces every parameter's data by a meta tensor. `torch.empty`
+does not touch its memory, so a linear layer of a gigabyte uses none, and initialising a meta tensor takes no time. The
+*object* stays the same (`torch.utils.swap_tensors`), so every other reference to it, and every tie, is replaced too.
+Buffers stay real, because their values (index tables, masks) are used.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ _swap: Any = torch.utils.swap_tensors
 
 
 class _MetaTwins:
-    """Meta tensors that lie in their storages as the real ones lie in theirs, so that shared memory stays shared."""
+    """Meta tensors that are the same views of meta storages as the real ones of theirs, so that sharing is kept."""
 
     def __init__(self) -> None:
         self._storages: dict[StorageWeakRef, torch.UntypedStorage] = {}
 
     def twin(self, tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        reference = _weakly(storage)  # weak: the real memory is free to go
+        reference = _weakly(storage)  # weak: the real memory can be freed
         if reference not in self._storages:
             self._storages[reference] = torch.empty(
                 storage.nbytes(), dtype=torch.uint8, device="meta"
@@ -46,7 +46,7 @@ class _MetaTwins:
 
 
 def is_plain(parameter: object) -> bool:
-    """A parameter with real memory of the ordinary kind: not a lazy one, nor a tensor subclass with its own body."""
+    """An ordinary parameter with real memory: not lazy, not a tensor subclass."""
     return (
         isinstance(parameter, nn.Parameter)
         and not isinstance(parameter, UninitializedParameter)
@@ -58,19 +58,19 @@ def is_plain(parameter: object) -> bool:
 
 @contextlib.contextmanager
 def weightless_construction() -> Iterator[None]:
-    """Within this context, parameters lose their memory as they are registered. Not for several threads at once."""
+    """Within this context, parameters become meta tensors when they are registered. Not thread-safe."""
     twins = _MetaTwins()
     original = nn.Module.register_parameter
 
     def register_parameter(self: nn.Module, name: str, param: nn.Parameter | None) -> None:
         if param is not None and is_plain(param):
-            # Refused while a view of the parameter or a weak reference to it is alive; `without_weights` sees to those.
+            # Fails while a view of the parameter or a weak reference to it exists; `without_weights` handles those.
             with contextlib.suppress(RuntimeError):
                 _swap(param, twins.parameter(param))
         original(self, name, param)
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # initialising nothing, loading into nothing: said for every tensor
+        warnings.simplefilter("ignore")  # torch warns for every meta tensor that is initialised or loaded into
         nn.Module.register_parameter = register_parameter  # type: ignore[method-assign]
         try:
             yield
@@ -79,7 +79,7 @@ def weightless_construction() -> Iterator[None]:
 
 
 def leaked(module: nn.Module) -> str | None:
-    """The name of a buffer or plain tensor attribute that was computed from weights that were not there, if any."""
+    """The name of a buffer or plain tensor attribute that was computed from meta parameters, if any."""
     known = {id(parameter) for parameter in module.parameters()}
     for name, child in module.named_modules():
         for key, buffer in child.named_buffers(recurse=False):
@@ -95,7 +95,7 @@ def leaked(module: nn.Module) -> str | None:
 
 
 def _recomputed(module: nn.Module) -> set[str]:
-    """Attributes that a pre-forward hook (`torch.nn.utils.weight_norm`) computes afresh before every use."""
+    """Attributes that a pre-forward hook (`torch.nn.utils.weight_norm`) recomputes before every use."""
     names = (getattr(hook, "name", None) for hook in module._forward_pre_hooks.values())
     return {name for name in names if isinstance(name, str)}
 
@@ -114,8 +114,8 @@ def _tensors_in(value: Any, depth: int = 2) -> Iterator[Tensor]:
 def without_weights(module: nn.Module, *, buffers: bool = False) -> nn.Module:
     """A copy of the module whose parameters (and buffers, on request) are on the meta device; ties are kept.
 
-    No weight is copied: each is answered by its meta twin before `deepcopy` reaches it. A module that is weightless
-    already is returned itself.
+    No weight is copied: `deepcopy` finds each one's meta twin in its memo. A module without real weights is returned
+    itself.
     """
     tensors: list[Tensor] = [parameter for parameter in module.parameters() if is_plain(parameter)]
     if buffers:

@@ -1,4 +1,4 @@
-"""The names of models as a report."""
+"""The names of models as a report; a module of its own, so that listing names does not import torch."""
 
 from __future__ import annotations
 

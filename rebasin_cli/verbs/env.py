@@ -1,4 +1,4 @@
-"""`env`: what a bug report needs to say about the machine and the packages."""
+"""`env`: machine and packages, for bug reports."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class EnvResult(Result):
 
 
 def env() -> EnvResult:
-    """Look around; a package that is broken becomes a sentence in `problems`, never an exception."""
+    """Collect versions and devices; a broken package becomes an entry of `problems`, never an exception."""
     threads: int | None = None
     devices: tuple[str, ...] = ()
     problems: list[str] = []
@@ -41,7 +41,7 @@ def env() -> EnvResult:
         from rebasin_cli.execution.device import available_devices
 
         threads, devices = torch.get_num_threads(), available_devices()
-    except Exception as error:  # a broken installation is what this verb is for
+    except Exception as error:  # the verb must work with a broken installation
         problems.append(f"torch cannot be imported: {type(error).__name__}: {error}")
     return EnvResult(
         rebasin=__version__,

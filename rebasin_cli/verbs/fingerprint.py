@@ -1,7 +1,7 @@
-"""Which model a checkpoint looks like, from names and shapes alone.
+"""The model that a checkpoint looks like, from names and shapes alone.
 
 The fingerprint of a state is a digest of its keys, each with the shape of one of its slices: every axis but the first.
-Widths show in the next layer's slices, and the number of classes, which differs from task to task, shows in none.
+A layer's width is part of the next layer's slices; the number of classes, which depends on the task, is in none.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ OUTER = ("model", "net", "backbone", "network")
 
 
 def fingerprint(shapes: Mapping[str, Sequence[int]]) -> str:
-    """Digest of keys and slice shapes; counters that only training reads are left out."""
+    """Digest of keys and slice shapes; counters that are used only in training are left out."""
     lines = sorted(
         f"{key}:{','.join(map(str, shape[1:]))}"
         for key, shape in shapes.items()
@@ -28,7 +28,7 @@ def fingerprint(shapes: Mapping[str, Sequence[int]]) -> str:
 
 
 def looks_like(shapes: Mapping[str, Sequence[int]]) -> tuple[str, ...]:
-    """Names, as `--model` takes them, of the known models with this state; wrappers' prefixes are seen through."""
+    """Names, as `--model` takes them, of the known models with this state; wrappers' prefixes are ignored."""
     known = _known()
     plain = {_unwrapped(key): shape for key, shape in shapes.items()}
     found = known.get(fingerprint(plain), ())

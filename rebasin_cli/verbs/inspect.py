@@ -1,4 +1,4 @@
-"""`inspect`: what is in a checkpoint, from its header alone, and which model it looks like."""
+"""`inspect`: the contents of checkpoints, from their headers alone, and the model they look like. No torch."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from pathlib import Path
 from rebasin_cli.options import AnyPaths, argument, options_class, verb
 from rebasin_cli.verbs.document import Result
 from rebasin_cli.verbs.shared_options import StateChoice
+from rebasin_cli.checkpoint import open_checkpoint
+from rebasin_cli.verbs.fingerprint import looks_like
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +26,7 @@ class TensorLine:
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
-    """One checkpoint; `elements` counts numbers, buffers included, and `dtypes` tensors by their dtype."""
+    """One checkpoint: `elements` of all tensors including buffers; `dtypes` counts tensors by dtype."""
 
     path: Path
     kind: str
@@ -42,7 +44,7 @@ class Inspection:
 
 @dataclass(frozen=True, slots=True)
 class InspectResult(Result):
-    """One entry for each file, in the order asked for."""
+    """One entry for each file, in the order of the arguments."""
 
     files: tuple[Inspection, ...]
 

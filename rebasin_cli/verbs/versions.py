@@ -1,4 +1,4 @@
-"""Which versions of which packages made a result, without importing any of them."""
+"""Versions of the packages, without importing them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def installed(package: str) -> str | None:
 
 
 def versions() -> dict[str, str]:
-    """The versions that bear on a result: this program, Python and the numerical packages."""
+    """The versions that may affect a result: this program, Python and the numerical packages."""
     found = {"rebasin": __version__, "python": platform.python_version()}
     for package in ("torch", "torchvision", "safetensors", "numpy", "scipy", "lapx"):
         present = installed(package)
