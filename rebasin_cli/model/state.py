@@ -72,8 +72,8 @@ def load_state(module: nn.Module, tensors: Mapping[str, Tensor], *, dtype: torch
     """Replace the module's tensors and return the module; parameters are copied only if they are cast.
 
     A memory-mapped tensor stays mapped, so memory is used only for what the forward pass reads. Tied keys get one
-    tensor, read under the first of them that `tensors` has. Buffers are copied, because a model may write into them and a
-    mapping may be read-only; non-persistent buffers are unchanged.
+    tensor, read under the first of them that `tensors` has. Buffers are copied, because a model may write into them and
+    a mapping may be read-only; non-persistent buffers are unchanged.
 
     Args:
         module: with or without weights; changed in place.
