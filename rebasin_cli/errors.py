@@ -1,6 +1,6 @@
 """Every failure a user can cause: one line, one documented exit code; and the parts that its message is made of.
 
-A message reads *what, where, seen*; the hint says what to do. The library raises these
+A message states what went wrong, where, and what was found; the hint states what to do. The library raises these
 and never prints; `cli/` renders them.
 """
 

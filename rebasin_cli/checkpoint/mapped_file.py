@@ -121,7 +121,7 @@ class MappedFile:
             return torch.empty(0, dtype=dtype)
         nbytes = count * dtype.itemsize
         if start + nbytes > self.size:
-            raise CheckpointError(f"{quoted(self.path)}: bytes {start}+{nbytes} lie outside the file", path=self.path)
+            raise CheckpointError(f"{quoted(self.path)}: bytes {start}+{nbytes} are outside the file", path=self.path)
         if start % dtype.itemsize == 0:
             return self._view(start, dtype, count)
         return self._view(start, torch.uint8, nbytes).clone().view(dtype)

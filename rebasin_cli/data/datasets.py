@@ -111,7 +111,7 @@ def decode(path: str) -> Any:
 
 
 class ArrayDataset:
-    """Samples `(x[i], y[i])`; uint8 images are scaled to [0, 1], channels are put first where they come last."""
+    """Samples `(x[i], y[i])`; uint8 images are scaled to [0, 1], channels are moved first if they are last."""
 
     def __init__(self, x: np.ndarray, y: np.ndarray, transform: ImageTransform | None) -> None:
         self.x = x

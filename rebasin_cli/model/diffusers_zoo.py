@@ -62,7 +62,7 @@ class DiffusersModel(ModelSource):
 
 
 def diffusers_source(text: str, target: str) -> DiffusersModel:
-    """The network whose configuration lies in a local directory.
+    """The network whose configuration is in a local directory.
 
     Raises:
         ModelError: no such directory, a whole pipeline's directory, or a class that this version does not know.

@@ -100,7 +100,7 @@ def _execute(name: str, path: Path) -> ModuleType:
 
 
 def place_in(error: BaseException, root: Path) -> str | None:
-    """`file:line` of the innermost frame of the error that lies in `root` (a file, or a directory's tree)."""
+    """`file:line` of the innermost frame of the error that is in `root` (a file, or a directory's tree)."""
     place = None
     for frame in traceback.extract_tb(error.__traceback__):
         if frame.filename.startswith("<") or "site-packages" in frame.filename:

@@ -163,7 +163,7 @@ def read_config(text: str, directory: Path) -> dict[str, Any]:
     """
     if not directory.is_dir():
         raise ModelError(
-            f"{text}: {directory} is no directory", path=directory, hint="give a local directory with config.json"
+            f"{text}: {directory} is not a directory", path=directory, hint="give a local directory with config.json"
         )
     file = directory / "config.json"
     if not file.is_file():

@@ -47,7 +47,7 @@ class Format(abc.ABC):
         """
 
     def announced_by(self, path: Path) -> bool:
-        """Whether the name of the file says that it has this format."""
+        """Whether the file's name announces this format."""
         return path.name.lower().endswith(self.suffixes)
 
     def misfit(self, head: bytes, nbytes: int) -> str:

@@ -270,7 +270,7 @@ def _parse(file: MappedFile, raw: bytes) -> dict[str, Any]:
         return int(text)
 
     def no_number(text: str) -> Any:
-        raise _refuse(file, f"the header holds {quoted(text)} where only whole numbers may stand")
+        raise _refuse(file, f"the header holds {quoted(text)} where only whole numbers are allowed")
 
     try:
         parsed = json.loads(

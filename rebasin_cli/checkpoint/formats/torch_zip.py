@@ -138,7 +138,7 @@ def read_directory(file: MappedFile) -> ZipDirectory:
         limit = f"{MOST_RECORDS:,} in {size(LARGEST_DIRECTORY)}"
         raise CheckpointError(f"{file.path}: the zip archive has {seen}, beyond the limit of {limit}", path=file.path)
     if start + length > end:
-        raise corrupt(file, "the zip directory lies outside the file")
+        raise corrupt(file, "the zip directory is outside the file")
     records = _located(file, _listed(file, start, length, count), start)
     return ZipDirectory(records, end, file.read(end + 22, LONGEST_COMMENT))
 
@@ -218,12 +218,12 @@ def _located(file: MappedFile, listed: list[_DirectoryEntry], directory_start: i
     for one in sorted(listed, key=lambda entry: entry.header):
         local = file.read(one.header, 30)
         if len(local) < 30 or local[:4] != _LOCAL or one.header < reached:
-            raise corrupt(file, f"record {quoted(one.name)} has no header of its own where the directory says")
+            raise corrupt(file, f"record {quoted(one.name)} has no header of its own at the place in the directory")
         name_len, extra_len = struct.unpack_from("<HH", local, 26)
         start = one.header + 30 + name_len + extra_len
         reached = start + one.size
         if reached > directory_start:
-            raise corrupt(file, f"record {quoted(one.name)} of {size(one.size)} lies outside the file")
+            raise corrupt(file, f"record {quoted(one.name)} of {size(one.size)} is outside the file")
         if one.name in records:
             raise corrupt(file, f"record {quoted(one.name)} occurs more than once")
         fields = [one.crc_field]
