@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
+from rebasin_cli.checkpoint import open_checkpoint
 from rebasin_cli.options import AnyPaths, argument, options_class, verb
 from rebasin_cli.verbs.document import Result
-from rebasin_cli.verbs.shared_options import StateChoice
-from rebasin_cli.checkpoint import open_checkpoint
 from rebasin_cli.verbs.fingerprint import looks_like
+from rebasin_cli.verbs.shared_options import StateChoice
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,9 +68,6 @@ def run_inspect(options: InspectOptions) -> InspectResult:
 
 
 def _inspect(path: Path, key: str | None, ema: bool) -> Inspection:
-    from rebasin_cli.checkpoint.read import open_checkpoint
-    from rebasin_cli.verbs.fingerprint import looks_like
-
     checkpoint = open_checkpoint(path, key=key, ema=ema)
     infos = checkpoint.infos.values()
     return Inspection(

@@ -24,7 +24,7 @@ class ModelsOptions:
     """The options of `models`."""
 
     pattern: str = argument(
-        "Shell pattern, matched against the whole name and against the part after the colon; or a part of a name. Case is ignored.",
+        "Shell pattern for the whole name or for the part after the colon, or a part of a name. Case is ignored.",
         metavar="[GLOB]",
         default="*",
         kw_only=False,

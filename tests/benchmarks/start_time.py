@@ -1,6 +1,6 @@
 """CPU seconds of what needs no tensor, absolute and relative to `import torch`. Aim: 0.3 s each.
 
-    python -m tests.benchmarks.start_time
+python -m tests.benchmarks.start_time
 """
 
 from __future__ import annotations
