@@ -16,6 +16,7 @@ and the configuration file. Imports nothing heavy, because `rebasin --help` read
 from __future__ import annotations
 
 import inspect
+import json
 import sys
 import types
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
@@ -328,6 +329,31 @@ def _type(hint: Any) -> tuple[Kind, bool, bool]:
     if get_origin(hint) is not None and issubclass(get_origin(hint), Mapping):
         return "text", True, True
     raise TypeError(f"{hint}: not the type of an option")
+
+
+def command_line(verb_name: str, options: Any) -> list[str]:
+    """The words of a command line that has these options: arguments, then every option that is not at its default.
+
+    Args:
+        options: an instance of an options class.
+    """
+    arguments: list[str] = []
+    words: list[str] = []
+    for entry in options_of(cast("Hashable", type(options))):
+        value = getattr(options, entry.name)
+        if value is None or (not entry.required and value == entry.default):
+            continue
+        if entry.mapping:
+            items = [f"{name}={json.dumps(item)}" for name, item in value.items()]
+        else:
+            items = [str(item) for item in (value if entry.many else (value,))]
+        if entry.positional:
+            arguments += items
+        elif entry.kind == "flag":
+            words.append(entry.flag)
+        else:
+            words += [word for item in items for word in (entry.flag, item)]
+    return ["rebasin", verb_name, *arguments, *words]
 
 
 P = ParamSpec("P")

@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 
+from rebasin_cli.cli.command import VerbCommand
 from rebasin_cli.errors import UsageError
-from rebasin_cli.options import AnyPaths, OptionalPath, argument, option, options_class, options_of, verb
+from rebasin_cli.options import AnyPaths, OptionalPath, argument, command_line, option, options_class, options_of, verb
+from rebasin_cli.verbs.interpolate import InterpolateOptions
 
 
 @options_class
@@ -81,3 +84,29 @@ def test_the_python_function_has_signature_and_docstring() -> None:
     assert count.__doc__.index("Args:") < count.__doc__.index("Raises:")
     with pytest.raises(TypeError):
         count("a.txt", 3)  # type: ignore[misc,arg-type]
+
+
+def test_a_command_line_has_the_arguments_and_what_is_not_at_its_default() -> None:
+    assert command_line("count", CountOptions(["a", "b c"])) == ["rebasin", "count", "a", "b c"]
+    options = CountOptions(["a"], limit=3, way="slow", out="x y", cache=False, extras={"n": 1, "name": "one"})
+    words = ["--limit", "3", "--way", "slow", "--out", "x y", "--no-cache", "--extras", "n=1", "--extras", 'name="one"']
+    assert command_line("count", options) == ["rebasin", "count", "a", *words]
+
+
+def test_a_command_line_is_read_back_as_the_same_options() -> None:
+    options = InterpolateOptions(
+        ["a.pt", "b.pt"],
+        data="test.npz",
+        model="net.py:build",
+        model_args={"width": 8, "norm": "none", "bias": None},
+        inputs=("1,3,8,8", "ids=1,16:int64"),
+        steps=3,
+        repair=True,
+        out="new.json",
+    )
+    read: list[InterpolateOptions] = []
+    command = VerbCommand("interpolate", 0, "", InterpolateOptions, lambda found, _: read.append(found))
+    app = typer.Typer(add_completion=False)
+    app.command()(command.parser_function())
+    typer.main.get_command(app)(command_line("interpolate", options)[2:], standalone_mode=False)
+    assert read == [options]
