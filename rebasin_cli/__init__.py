@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from rebasin_cli.compat import Interpolation as Interpolation
+    from rebasin_cli.compat import LerpSimple as LerpSimple
     from rebasin_cli.errors import RebasinError as RebasinError
-    from rebasin_cli.interpolation.faces import Interpolation as Interpolation
     from rebasin_cli.permutation import Permutations as Permutations
     from rebasin_cli.spec import PermutationSpec as PermutationSpec
     from rebasin_cli.verbs.align import align as align
@@ -23,8 +24,8 @@ if TYPE_CHECKING:
     from rebasin_cli.verbs.coordinate_descent import PermutationCoordinateDescent as PermutationCoordinateDescent
     from rebasin_cli.verbs.inspect import InspectResult as InspectResult
     from rebasin_cli.verbs.inspect import inspect as inspect
+    from rebasin_cli.verbs.interpolate import InterpolateResult as InterpolateResult
     from rebasin_cli.verbs.interpolate import interpolate as interpolate
-    from rebasin_cli.verbs.interpolate_result import InterpolateResult as InterpolateResult
     from rebasin_cli.verbs.trace import TraceResult as TraceResult
     from rebasin_cli.verbs.trace import trace as trace
     from rebasin_cli.verbs.verify import VerifyResult as VerifyResult
@@ -34,8 +35,9 @@ _HOMES = {
     "AlignResult": "verbs.align_result",
     "ApplyResult": "verbs.apply",
     "InspectResult": "verbs.inspect",
-    "InterpolateResult": "verbs.interpolate_result",
-    "Interpolation": "interpolation.faces",
+    "InterpolateResult": "verbs.interpolate",
+    "Interpolation": "compat",
+    "LerpSimple": "compat",
     "PermutationCoordinateDescent": "verbs.coordinate_descent",
     "PermutationSpec": "spec",
     "Permutations": "permutation",

@@ -1,27 +1,28 @@
-"""`rebasin align`, and the sweep that it can run straight afterwards."""
+"""`rebasin align`, which can run `rebasin interpolate` on its result."""
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from rebasin_cli.cli.command import VerbCommand
 from rebasin_cli.cli.output import Output
-from rebasin_cli.errors import UsageError
-from rebasin_cli.options import option, options_class
+from rebasin_cli.errors import DataError, OutputError, UsageError
+from rebasin_cli.options import command_line, option, options_class
 from rebasin_cli.verbs.align import AlignOptions, run_align
-from rebasin_cli.verbs.interpolate_after import SweepAfter
+from rebasin_cli.verbs.align_reports import result_beside
+from rebasin_cli.verbs.interpolate import InterpolateOptions, InterpolateResult, check_repair, run_interpolate
 from rebasin_cli.verbs.output_paths import check_outputs
 
 if TYPE_CHECKING:
     from rebasin_cli.verbs.align_result import AlignResult
-    from rebasin_cli.verbs.interpolate_result import InterpolateResult
 
 
 @options_class
 class AlignCommandOptions(AlignOptions):
-    """Those of the verb, and of a sweep that follows."""
+    """Those of the verb, and of the sweep after it."""
 
     interpolate: str | None = option(
         "After the alignment, evaluate the line between the two checkpoints on this data.",
@@ -35,11 +36,11 @@ class AlignCommandOptions(AlignOptions):
     )
     repair: bool = option("--repair of 'rebasin interpolate'.", group="Interpolation", default=False)
 
-    def sweep(self) -> SweepAfter | None:
-        """The sweep that was asked for.
+    def sweep(self) -> InterpolateOptions | None:
+        """The options of the sweep that was asked for.
 
         Raises:
-            UsageError: it cannot follow this alignment.
+            UsageError: the sweep is impossible after this alignment.
         """
         if self.interpolate is None:
             if self.recalibrate is not None or self.repair:
@@ -53,7 +54,8 @@ class AlignCommandOptions(AlignOptions):
                 hint="run 'rebasin align' and then 'rebasin interpolate'",
             )
         key, ema = self.state_of_a
-        return SweepAfter(
+        return InterpolateOptions(
+            report=self.files.report,
             data=self.interpolate,
             steps=self.steps,
             recalibrate=self.recalibrate,
@@ -69,12 +71,36 @@ class AlignCommandOptions(AlignOptions):
         )
 
 
+def _check_sweep(sweep: InterpolateOptions, align: AlignCommandOptions) -> None:
+    """Refuse before the long alignment what the sweep would refuse after it.
+
+    Raises:
+        UsageError: REPAIR without data.
+        DataError: there is no data at a path.
+        OutputError: the result of the sweep exists.
+    """
+    check_repair(sweep)
+    for data in (sweep.data, sweep.recalibrate):
+        if data is not None and ":" not in data and not os.path.exists(data):
+            raise DataError(f"{data}: no such file or directory", path=data)
+    result = result_beside(align.files.report)
+    if result.exists() and not sweep.force:
+        raise OutputError(
+            f"{result}: the result of the sweep exists",
+            path=result,
+            hint="choose another name with -o, or --force to overwrite it",
+            slug="exists",
+        )
+    outputs = {**align.files.named(), "result of the sweep": result}
+    check_outputs(outputs, (align.a, align.b), force=True, mkdir=align.mkdir)
+
+
 def _run(options: AlignCommandOptions, output: Output) -> None:
     sweep = options.sweep()
     if not options.dry_run:  # before torch is imported: a refusal should not take seconds
         check_outputs(options.files.named(), [options.a, options.b], force=options.force, mkdir=options.mkdir)
         if sweep is not None:
-            sweep.check(options.files, (options.a, options.b), mkdir=options.mkdir)
+            _check_sweep(sweep, options)
     with output.working() as progress:
         result = run_align(replace(options, progress=progress))
     between = None if sweep is None else _sweep(sweep, result, output)
@@ -103,16 +129,16 @@ def _run(options: AlignCommandOptions, output: Output) -> None:
     )
 
 
-def _sweep(sweep: SweepAfter, aligned: AlignResult, output: Output) -> InterpolateResult:
-    """Run it. If it is interrupted, the alignment is kept, and the message says how to continue."""
-    assert aligned.report is not None
+def _sweep(sweep: InterpolateOptions, aligned: AlignResult, output: Output) -> InterpolateResult:
+    """Run it on the alignment. If it is interrupted, the alignment is kept, and the message says how to resume it."""
+    sweep = replace(sweep, model_args=aligned.model_args, inputs=aligned.inputs, input_file=aligned.input_file)
     try:
         with output.working() as progress:
-            return sweep.run(aligned, progress)
+            return run_interpolate(replace(sweep, progress=progress))
     except KeyboardInterrupt:
         from rebasin_cli.report.text import shell
 
-        command = shell(sweep.words(aligned.report))
+        command = shell(command_line("interpolate", replace(sweep, force=False)))  # --force would start again
         print(f"{aligned.out} is written; resume the interpolation with: {command}", file=sys.stderr)
         raise
 

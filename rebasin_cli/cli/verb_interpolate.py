@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from rebasin_cli.cli.command import VerbCommand
 from rebasin_cli.cli.output import Output
 from rebasin_cli.cli.ranks import this_rank
 from rebasin_cli.errors import GateExceeded
 from rebasin_cli.options import option, options_class
-from rebasin_cli.verbs.interpolate import InterpolateOptions, run_interpolate
-
-if TYPE_CHECKING:
-    from rebasin_cli.verbs.interpolate_result import InterpolateResult
+from rebasin_cli.verbs.interpolate import InterpolateOptions, InterpolateResult, run_interpolate
 
 
 @options_class

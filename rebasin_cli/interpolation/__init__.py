@@ -1,7 +1,14 @@
-"""The line between checkpoints, evaluated in one pass; recalibration, REPAIR, and faces for Python users."""
+"""The line between checkpoints: its networks, the curves and barriers of a sweep, its result file.
 
-from rebasin_cli.interpolation.faces import Interpolation, LerpSimple
-from rebasin_cli.interpolation.path import Line, Point, grid
-from rebasin_cli.interpolation.sweep import Barrier, Best, Sweep, SweepPoint
+`interpolation.LerpSimple` and `interpolation.Interpolation` are here for users of the library `rebasin`; see `compat`.
+"""
 
-__all__ = ["Barrier", "Best", "Interpolation", "LerpSimple", "Line", "Point", "Sweep", "SweepPoint", "grid"]
+from typing import Any
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("LerpSimple", "Interpolation"):
+        import rebasin_cli
+
+        return getattr(rebasin_cli, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

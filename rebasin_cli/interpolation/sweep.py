@@ -1,4 +1,4 @@
-"""What a sweep says: the points of each curve, the barrier, the best network.
+"""The results of a sweep: the points of each curve, the barrier, the best network.
 
 Barrier = max over lam of `loss(lam) - ((1 - lam) loss(A) + lam loss(B))`; for accuracy with the sign turned.
 A line through more than two checkpoints has the largest of its segments' barriers.
@@ -12,13 +12,13 @@ from pathlib import Path
 
 from torch import Tensor
 
-from rebasin_cli.execution.measure import FIELDS, values
-from rebasin_cli.interpolation.places import Places
+from rebasin_cli.execution.evaluation import FIELDS, values
+from rebasin_cli.interpolation.line import SweepNetworks
 
 
 @dataclass(frozen=True, slots=True)
 class SweepPoint:
-    """One network on a curve, `lam` in [0, 1] within its segment. None: not finite, or not measured."""
+    """One network on a curve, `lam` in [0, 1] within its segment. None means not finite or not measured."""
 
     segment: int
     lam: float
@@ -32,7 +32,7 @@ class SweepPoint:
 
 @dataclass(frozen=True, slots=True)
 class Barrier:
-    """None where the ends, or what lies between, were not measured or are not finite."""
+    """None where a point of the curve was not measured or is not finite."""
 
     loss: float | None
     accuracy: float | None
@@ -40,7 +40,7 @@ class Barrier:
 
 @dataclass(frozen=True, slots=True)
 class Best:
-    """The network of lowest loss, the ends included; `path` is where it was saved."""
+    """The network with the lowest loss, checkpoints included; `path` is where it was saved."""
 
     curve: str
     segment: int
@@ -61,11 +61,11 @@ class Sweep:
     skipped: int
 
 
-def summarize(places: Places, sums: Mapping[str, Tensor]) -> Sweep:
+def summarize(networks: SweepNetworks, sums: Mapping[str, Tensor]) -> Sweep:
     """Curves, barriers and the best network from sums by network."""
     curves = {
         curve: tuple(_point(segment=point.segment, lam=point.lam, sums=sums[name]) for point, name in row)
-        for curve, row in places.curves.items()
+        for curve, row in networks.curves.items()
     }
     any_sums = next(iter(sums.values()))
     return Sweep(
@@ -83,14 +83,18 @@ def _point(segment: int, lam: float, sums: Tensor) -> SweepPoint:
 
 
 def barrier(points: Sequence[SweepPoint]) -> Barrier:
-    """The barriers of one curve; at least 0, since the ends lie on the straight line themselves."""
+    """The barriers of one curve; at least 0, because the maximum includes the ends."""
     losses = [(point.segment, point.lam, point.loss) for point in points]
     accuracies = [(point.segment, point.lam, None if point.accuracy is None else -point.accuracy) for point in points]
     return Barrier(highest_rise(losses), highest_rise(accuracies))
 
 
 def highest_rise(points: Sequence[tuple[int, float, float | None]]) -> float | None:
-    """The largest height of a value over the straight line between its segment's ends; (segment, lam, value) each."""
+    """The largest rise above the linear interpolation of the values at the segment's ends.
+
+    Args:
+        points: (segment, lam, value) each.
+    """
     found: list[float] = []
     for segment in sorted({segment for segment, _, _ in points}):
         row = {lam: value for number, lam, value in points if number == segment}
@@ -105,7 +109,7 @@ def highest_rise(points: Sequence[tuple[int, float, float | None]]) -> float | N
 
 
 def best(curves: Mapping[str, Sequence[SweepPoint]]) -> Best | None:
-    """The network of lowest finite loss; of equals the first, so an end rather than a copy of it."""
+    """The network with the lowest finite loss; the first of several equal ones."""
     found: Best | None = None
     for curve, points in curves.items():
         for point in points:

@@ -9,7 +9,7 @@ from rebasin_cli.interpolation.sweep import Barrier, Best, SweepPoint
 from rebasin_cli.report.layout import Document, Facts, Part, Rows, document, facts, rows, text
 from rebasin_cli.report.sparkline import sparkline
 from rebasin_cli.report.text import counted, number, printable, share
-from rebasin_cli.verbs.interpolate_result import InterpolateResult
+from rebasin_cli.verbs.interpolate import InterpolateResult
 
 NO_BARRIER = 0.01
 """A rise of the loss below this share of the ends' mean loss is reported as no barrier."""

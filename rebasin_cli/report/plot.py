@@ -16,7 +16,7 @@ from rebasin_cli.report.interpolate import CURVES
 from rebasin_cli.report.text import number
 
 if TYPE_CHECKING:
-    from rebasin_cli.verbs.interpolate_result import InterpolateResult
+    from rebasin_cli.verbs.interpolate import InterpolateResult
 
 FORMATS = (".svg", ".png", ".pdf")
 STYLES = {

@@ -1,4 +1,4 @@
-"""The report of an alignment, found again: which files `interpolate` works on when none are named."""
+"""Reading align reports: they name the files that `interpolate` works on when the user names none."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LARGEST = 64 * 2**20
 
 @dataclass(frozen=True, slots=True)
 class AlignReport:
-    """What a report says that a later verb needs: the files, and the model with its arguments and input."""
+    """The parts of a report that a later verb needs: the files, and the model with its arguments and input."""
 
     path: Path
     a: Path
@@ -29,7 +29,7 @@ class AlignReport:
 
 
 def newest_report(directory: Path) -> AlignReport:
-    """The report in this directory that was written last; of equals the last by name.
+    """The newest report in this directory; of several with the same time, the last by name.
 
     Raises:
         UsageError: there is none.
@@ -39,20 +39,20 @@ def newest_report(directory: Path) -> AlignReport:
         if _document(path) is not None:
             return read_report(path)
     raise UsageError(
-        "no checkpoints were given, and the current directory holds no report of an alignment",
+        "no checkpoints were given, and the current directory has no align report",
         hint="run 'rebasin align A B --model SPEC' here first, or name the checkpoints: rebasin interpolate A B …",
     )
 
 
 def read_report(path: Path) -> AlignReport:
-    """Read a report that `align` wrote.
+    """Read a report written by `align`.
 
     Raises:
-        UsageError: it is none, it is that of a failed or a dry run, or a file it names is gone.
+        UsageError: it is no such report, it is that of a failed or a dry run, or a file that it names is missing.
     """
     data = _document(path)
     if data is None:
-        raise UsageError(f"{path}: not the report of an alignment that wrote its output")
+        raise UsageError(f"{path}: not an align report, or that of a failed or a dry run")
     return AlignReport(
         path=path,
         a=_existing(path, str(data["a"])),
@@ -65,7 +65,7 @@ def read_report(path: Path) -> AlignReport:
 
 
 def _looks_right(path: Path) -> bool:
-    """Whether it is worth reading as a whole."""
+    """Whether it can be an align report, from its size and its first bytes."""
     try:
         with path.open("rb") as stream:
             return SCHEMA.encode() in stream.read(4096) and path.stat().st_size <= LARGEST
@@ -86,17 +86,15 @@ def _document(path: Path) -> Mapping[str, Any] | None:
 
 
 def _existing(report: Path, name: str) -> Path:
-    """The file as the report names it: from here, or from where the report lies."""
+    """The file that the report names, relative to the current directory or to that of the report."""
     for path in (Path(name), report.parent / name):
         if path.exists():
             return path
-    raise UsageError(
-        f"{name}: this file, which the report {report} names, is gone", hint="name the checkpoints instead"
-    )
+    raise UsageError(f"{name}: named by the report {report}, but missing", hint="name the checkpoints instead")
 
 
 def _inputs(described: str) -> tuple[str, ...]:
-    """The input in words, as `--input` reads it; nothing where it cannot be read back."""
+    """The report's description of the input as values of `--input`; empty where `--input` cannot express it."""
     parts = tuple(part.strip() for part in described.split(", ") if part.strip())
     return parts if all(re.fullmatch(r"(\w+=)?\d+(x\d+)*(:\w+)?", part) for part in parts) else ()
 

@@ -1,72 +1,37 @@
-"""`interpolate`: what lies on the line between checkpoints, before and after alignment."""
+"""`interpolate`: evaluate the networks on the line between checkpoints, before and after alignment.
+
+Everything that needs torch is imported where it is used, because `rebasin --help` reads the options.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rebasin_cli.checkpoint import split_name
-from rebasin_cli.errors import UsageError
+from rebasin_cli.errors import DataError, ModelError, UsageError
 from rebasin_cli.options import AnyPaths, OptionalPath, argument, option, options_class, verb
 from rebasin_cli.progress import Progress, Silent
-from rebasin_cli.verbs.align_reports import AlignReport, newest_report, read_report, result_beside
-from rebasin_cli.verbs.early_checks import check_inputs
+from rebasin_cli.verbs.align_reports import newest_report, read_report, result_beside
+from rebasin_cli.verbs.document import envelope, pretty
+from rebasin_cli.verbs.output_paths import check_outputs, optional_path, split_name
 from rebasin_cli.verbs.shared_options import DATA_HELP, MODEL_HELP, ModelInput, Seed, StateInFile, Writing
 
 if TYPE_CHECKING:
-    from rebasin_cli.verbs.interpolate_result import InterpolateResult
+    from rebasin_cli.data import Source
+    from rebasin_cli.execution.dataset_pass import RunningSums
+    from rebasin_cli.execution.model_slot import Adjustment
+    from rebasin_cli.interpolation.result_file import ResultFile
+    from rebasin_cli.interpolation.saving import NetworkFile
+    from rebasin_cli.interpolation.sweep import Barrier, Best, Sweep, SweepPoint
 
-
-@dataclass(frozen=True, slots=True)
-class Subjects:
-    """What the line runs through, and the model of it."""
-
-    checkpoints: tuple[Path, ...]
-    aligned: Path | None
-    report: Path | None
-    model: str
-    model_args: Mapping[str, Any]
-    inputs: tuple[str, ...]
-
-
-def find_subjects(
-    checkpoints: Sequence[Path],
-    report: Path | None,
-    model: str | None,
-    model_args: Mapping[str, Any] | None,
-    inputs: Sequence[str],
-) -> Subjects:
-    """The checkpoints that were named, or those of an align report: the one named, or the newest here.
-
-    Raises:
-        UsageError: one checkpoint only, checkpoints beside a report, or no model where no report names one.
-    """
-    if checkpoints:
-        if report is not None:
-            raise UsageError("checkpoints and --report cannot both be given: the report names its own")
-        if len(checkpoints) == 1:
-            raise UsageError(f"{checkpoints[0]}: need at least two checkpoints", hint="or none, to use an align report")
-        if model is None:
-            raise UsageError("--model is missing", hint="for instance --model torchvision:resnet50")
-        return Subjects(tuple(checkpoints), None, None, model, dict(model_args or {}), tuple(inputs))
-    found: AlignReport = newest_report(Path()) if report is None else read_report(report)
-    return Subjects(
-        (found.a, found.b),
-        found.out,
-        found.path,
-        model or found.model,
-        {**found.model_args, **(model_args or {})},
-        tuple(inputs) or found.inputs,
-    )
-
-
-def default_result(subjects: Subjects) -> Path:
-    """`<report's stem>-interpolation.json` beside the report; without one, named after the last checkpoint, here."""
-    if subjects.report is not None:
-        return result_beside(subjects.report)
-    return Path(f"{split_name(subjects.checkpoints[-1])[0]}-interpolation.json")
+IDENTITY_OPTIONS = (
+    *("data", "steps", "mode", "loss", "metric", "recalibrate", "recalibrate_limit", "repair", "transform"),
+    *("limit", "batch_size", "skip_corrupt", "amp", "seed"),
+)
+"""Options that decide the numbers of a sweep, besides the checkpoints and the model."""
 
 
 @options_class
@@ -165,6 +130,105 @@ class InterpolateOptions(ModelInput, StateInFile, Writing, Seed):
     progress: Progress | None = field(default=None, repr=False, compare=False)
 
 
+@dataclass(frozen=True, slots=True)
+class InterpolateResult:
+    """The outcome of one sweep, field for field the `data` of its JSON.
+
+    `checkpoints` are the files along the naive curve; `a` is the first and `b` the last of them. `aligned` is B
+    aligned, at the end of the matched curve, or None. `recalibration` is None, or `{"method", "data"}`. `n` counts the
+    samples that every network was run on, `skipped` those that could not be read. `resumed` says that sums of an
+    earlier run were used. It is not part of the JSON, so that an interrupted run ends with the same file as any other.
+    """
+
+    a: Path
+    b: Path
+    aligned: Path | None
+    checkpoints: tuple[Path, ...]
+    report: Path | None
+    model: str
+    model_args: Mapping[str, Any]
+    data: str
+    mode: str
+    steps: int
+    loss: str
+    metric: str
+    recalibration: Mapping[str, Any] | None
+    seed: int
+    amp: bool
+    n: int
+    skipped: int
+    curves: Mapping[str, tuple[SweepPoint, ...]]
+    barrier: Mapping[str, Barrier]
+    best: Best | None
+    saved: tuple[Path, ...]
+    sha256: Mapping[str, str]
+    run: Mapping[str, Any]
+    progress: Mapping[str, Any]
+    out: Path
+    warnings: tuple[str, ...]
+    resumed: bool
+
+    def to_json(self) -> dict[str, Any]:
+        left_out = ("warnings", "resumed")
+        return {entry.name: getattr(self, entry.name) for entry in fields(self) if entry.name not in left_out}
+
+    @property
+    def gated_barrier(self) -> float | None:
+        """The loss barrier that `--fail-above` applies to: that of the matched curve, or else of the naive one."""
+        return self.barrier["matched" if "matched" in self.barrier else "naive"].loss
+
+
+@dataclass(frozen=True, slots=True)
+class Subjects:
+    """The checkpoints of a sweep and their model, as named by the user or by an align report."""
+
+    checkpoints: tuple[Path, ...]
+    aligned: Path | None
+    report: Path | None
+    model: str
+    model_args: Mapping[str, Any]
+    inputs: tuple[str, ...]
+
+    @property
+    def curves(self) -> dict[str, tuple[Path, ...]]:
+        """The files along each curve."""
+        naive = {"naive": self.checkpoints}
+        return naive if self.aligned is None else {**naive, "matched": (*self.checkpoints[:-1], self.aligned)}
+
+
+def find_subjects(options: InterpolateOptions) -> Subjects:
+    """The checkpoints that were named, or those of an align report: the one named, or the newest here.
+
+    Raises:
+        UsageError: one checkpoint only, checkpoints and a report, or no model and no report that names one.
+    """
+    checkpoints, model, model_args = options.checkpoints, options.model, dict(options.model_args or {})
+    if checkpoints:
+        if options.report is not None:
+            raise UsageError("checkpoints and --report cannot both be given: the report names its own")
+        if len(checkpoints) == 1:
+            raise UsageError(f"{checkpoints[0]}: need at least two checkpoints", hint="or none, to use an align report")
+        if model is None:
+            raise UsageError("--model is missing", hint="for instance --model torchvision:resnet50")
+        return Subjects(checkpoints, None, None, model, model_args, options.inputs)
+    found = newest_report(Path()) if options.report is None else read_report(options.report)
+    model_args, inputs = {**found.model_args, **model_args}, options.inputs or found.inputs
+    return Subjects((found.a, found.b), found.out, found.path, model or found.model, model_args, inputs)
+
+
+def default_result(subjects: Subjects) -> Path:
+    """`<report's stem>-interpolation.json` beside the report; without one, named after the last checkpoint, here."""
+    if subjects.report is not None:
+        return result_beside(subjects.report)
+    return Path(f"{split_name(subjects.checkpoints[-1])[0]}-interpolation.json")
+
+
+def check_repair(options: InterpolateOptions) -> None:
+    """Raise a UsageError if `repair` is given without `recalibrate`."""
+    if options.repair and options.recalibrate is None:
+        raise UsageError("--repair needs data to measure on", hint="pass training data with --recalibrate DATA")
+
+
 def run_interpolate(options: InterpolateOptions) -> InterpolateResult:
     """Evaluate the networks on the line through checkpoints.
 
@@ -174,54 +238,261 @@ def run_interpolate(options: InterpolateOptions) -> InterpolateResult:
     Raises:
         RebasinError: of the kind, and with the exit code, that fits what went wrong.
     """
-    subjects = find_subjects(options.checkpoints, options.report, options.model, options.model_args, options.inputs)
-    if options.repair and options.recalibrate is None:
-        raise UsageError(
-            "--repair needs data to measure on", hint="give images of the training set with --recalibrate DATA"
+    subjects = find_subjects(options)
+    check_repair(options)
+    return _Run(options, subjects).run()
+
+
+class _Run:
+    """One sweep: check, open, measure statistics, evaluate, save, write. Each step sets what the next ones need."""
+
+    def __init__(self, options: InterpolateOptions, subjects: Subjects) -> None:
+        from rebasin_cli.data.ranks import launched
+        from rebasin_cli.execution.subject import ModelChoice
+
+        self.options, self.subjects = options, subjects
+        self.choice = ModelChoice(
+            subjects.model, subjects.model_args, subjects.inputs, options.input_file, options.seed
         )
-    check_inputs(
-        subjects.checkpoints,
-        model=subjects.model,
-        data=(options.data, options.recalibrate),
-        input_file=options.input_file,
-    )
+        self.out = default_result(subjects) if options.out is None else options.out
+        self.progress: Progress = (options.progress or Silent()) if launched()[0] == 0 else Silent()
+        self.warnings: list[str] = []
+        self.adjustments: dict[str, Adjustment] = {}
 
-    from rebasin_cli.execution.subject import ModelChoice
-    from rebasin_cli.verbs.interpolate_run import InterpolateRequest, SweepRun
+    def run(self) -> InterpolateResult:
+        """All steps. An interrupted run keeps its sums; one that cannot succeed leaves no files."""
+        self._check_outputs()
+        self._open()
+        self.file = self._result_file()
+        try:
+            sweep = self._measure()
+        except (DataError, ModelError):
+            self.file.withdraw()
+            raise
+        except BaseException:
+            self.file.save()
+            raise
+        return self._finish(sweep)
 
-    request = InterpolateRequest(
-        checkpoints=subjects.checkpoints,
-        aligned=subjects.aligned,
-        report=subjects.report,
-        choice=ModelChoice(subjects.model, subjects.model_args, subjects.inputs, options.input_file, options.seed),
-        input_stated=bool(options.inputs) or options.input_file is not None,
-        data=options.data,
-        steps=options.steps,
-        mode="slerp" if options.mode == "slerp" else "lerp",
-        loss=options.loss,
-        metric=options.metric,
-        recalibrate=options.recalibrate,
-        recalibrate_limit=options.recalibrate_limit,
-        repair=options.repair,
-        transform=options.transform,
-        limit=options.limit,
-        batch_size=options.batch_size,
-        workers=options.workers,
-        skip_corrupt=options.skip_corrupt,
-        device=options.device,
-        amp=options.amp,
-        seed=options.seed,
-        key=options.key,
-        ema=options.ema,
-        ignore_extra=options.ignore_extra,
-        out=default_result(subjects) if options.out is None else options.out,
-        save_best=options.save_best,
-        save_all=options.save_all,
-        plot=options.plot,
-        force=options.force,
-        mkdir=options.mkdir,
-    )
-    return SweepRun(request, options.progress or Silent()).run()
+    @cached_property
+    def all_networks(self) -> list[NetworkFile]:
+        """The files of `--save-all`."""
+        from rebasin_cli.interpolation.saving import files_of_all
+
+        if self.options.save_all is None:
+            return []
+        suffix = split_name(self.subjects.checkpoints[-1])[1]
+        return files_of_all(self.subjects.curves, self.options.steps, self.options.save_all, suffix)
+
+    @property
+    def checkpoint_outputs(self) -> dict[str, Path]:
+        """Every checkpoint that will be written, by its role."""
+        best = {} if self.options.save_best is None else {"best network": self.options.save_best}
+        return best | {f"network {file.path.name}": file.path for file in self.all_networks}
+
+    def _check_outputs(self) -> None:
+        """Refuse outputs before any input is read."""
+        from rebasin_cli.interpolation.result_file import check_result_file
+
+        options, result = self.options, {"result": self.out}
+        others = self.checkpoint_outputs | ({} if options.plot is None else {"plot": options.plot})
+        # What only looks like a path (the name of a loader) does no harm among the inputs.
+        data = (optional_path(options.data), optional_path(options.recalibrate))
+        named = (self.subjects.aligned, self.subjects.report, options.input_file, *data)
+        inputs = (*self.subjects.checkpoints, *(path for path in named if path is not None))
+        check_outputs(result, inputs, force=True, mkdir=options.mkdir)
+        check_outputs(others, inputs, force=options.force, mkdir=options.mkdir)
+        check_outputs({**result, **others}, (), force=True, mkdir=options.mkdir)
+        check_result_file(self.out, self._asked(), force=options.force)
+
+    def _asked(self) -> dict[str, Any]:
+        """The part of the run's identity that the command line gives."""
+        subjects, options = self.subjects, self.options
+        found: dict[str, Any] = {
+            "checkpoints": [str(path) for path in subjects.checkpoints],
+            "aligned": None if subjects.aligned is None else str(subjects.aligned),
+            "model": subjects.model,
+        }
+        found |= {name: getattr(options, name) for name in IDENTITY_OPTIONS}
+        return found if options.recalibrate else {**found, "recalibrate_limit": None}
+
+    def _open(self) -> None:
+        """Open checkpoints, model and data."""
+        from rebasin_cli.data.ranks import launched, ranks_for
+        from rebasin_cli.execution.device import resolve_device
+        from rebasin_cli.interpolation.models import SweepModels
+
+        options = self.options
+        _, world, local = launched()
+        device = resolve_device(options.device)
+        if device.type == "cuda" and world > 1 and device.index is None:
+            device = resolve_device(f"cuda:{local}")
+        self.ranks = ranks_for(device)
+        self.progress.phase("reading")
+        if self.subjects.report is not None:
+            self.progress.note(f"using alignment report {self.subjects.report}")
+        self.models = SweepModels.open(
+            self.subjects.curves,
+            self.choice,
+            key=options.key,
+            ema=options.ema,
+            ignore_extra=options.ignore_extra,
+            mode="slerp" if options.mode == "slerp" else "lerp",
+            steps=options.steps,
+            device=device,
+            amp=options.amp,
+            progress=self.progress,
+        )
+        outputs = {"result": self.out, **self.checkpoint_outputs}
+        check_outputs(outputs, self.models.files, force=True, mkdir=options.mkdir)
+        self._open_data()
+
+    def _open_data(self) -> None:
+        from rebasin_cli.data import DataOptions, open_data
+        from rebasin_cli.data.user_loader import load_callable
+        from rebasin_cli.execution.evaluation import Measure
+        from rebasin_cli.execution.recalibration import batch_norms
+        from rebasin_cli.interpolation.data import SweepData, model_view
+
+        options = self.options
+        loss, metric = (None if name is None else load_callable(name) for name in (options.loss, options.metric))
+        self.measure = Measure(loss, metric)
+        view = model_view(self.models, self.choice, options.transform)
+        reading = DataOptions(
+            options.limit, options.seed, options.batch_size, options.workers, options.skip_corrupt, shuffle=False
+        )
+        evaluation, statistics = open_data(options.data, reading, view), None
+        if options.recalibrate is not None:
+            shuffled = replace(reading, limit=options.recalibrate_limit, shuffle=True)
+            statistics = open_data(options.recalibrate, shuffled, view)
+        self.data = SweepData(evaluation, statistics)
+        if self.models.subject.note:
+            self.warnings.append(self.models.subject.note)
+        self.progress.note(f"data: {evaluation.description}")
+        norms = batch_norms(self.models.slot.module)
+        if norms and options.recalibrate is None:
+            self.warnings.append(
+                f"BatchNorm statistics ({len(norms)} layers) are invalid for interpolated weights: "
+                "re-estimate them with --recalibrate TRAINING_DATA"
+            )
+
+    def _result_file(self) -> ResultFile:
+        from rebasin_cli.interpolation.result_file import ResultFile
+
+        self.identity = {**self._asked(), **self.models.identity(), **self.data.identity()}
+        file = ResultFile(
+            self.out,
+            self.identity,
+            render=lambda data, error: pretty(envelope("interpolate", data, error=error)),
+            force=self.options.force,
+            ranks=self.ranks,
+        )
+        file.save_regularly()
+        if file.resumed:
+            done = len(file.evaluation.batches) and min(file.evaluation.batches.values())
+            state = "run already complete" if file.evaluation.finished else f"evaluated up to batch {done}"
+            self.progress.note(f"resuming {self.out}: {state}")
+        return file
+
+    def _measure(self) -> Sweep:
+        from rebasin_cli.execution.evaluation import evaluate
+        from rebasin_cli.execution.recalibration import Recalibration
+        from rebasin_cli.interpolation.sweep import summarize
+
+        slot, networks, file, data = self.models.slot, self.models.networks, self.file, self.data
+        saves = self.options.save_best is not None or self.options.save_all is not None
+        if data.statistics is not None and (saves or not file.evaluation.finished):
+            self.progress.phase("measuring statistics")
+            counter = self._counter(file.statistics, len(networks.inner), data.statistics)
+            recalibration = Recalibration(
+                slot, data.statistics, networks.all, repair=self.options.repair, ranks=self.ranks
+            )
+            self.adjustments = recalibration.run(file.statistics, counter)
+        self.progress.phase("evaluating")
+        sums = evaluate(
+            slot,
+            data.evaluation,
+            networks.all,
+            self.measure,
+            file.evaluation,
+            adjustments=self.adjustments,
+            ranks=self.ranks,
+            progress=self._counter(file.evaluation, len(networks.all), data.evaluation),
+        )
+        return summarize(networks, sums)
+
+    def _counter(self, running: RunningSums, networks: int, source: Source) -> Callable[[int, str], None]:
+        """Reports how many (network, batch) pairs are done."""
+        count = source.batch_count
+
+        def report(_: int, name: str) -> None:
+            bound = float("inf") if count is None else count
+            done = sum(min(batches, bound) for batches in running.batches.values())
+            self.progress.step(done, None if count is None else networks * count, name)
+
+        return report
+
+    def _finish(self, sweep: Sweep) -> InterpolateResult:
+        """Save networks and write the result."""
+        saved: tuple[Path, ...] = ()
+        if (self.options.save_best or self.options.save_all) and self.ranks.first:
+            self.progress.phase("saving")
+            saved = self._save(sweep)
+        if sweep.best is not None and self.options.save_best is not None:
+            sweep = replace(sweep, best=replace(sweep.best, path=self.options.save_best))
+        result = self._result(sweep, saved)
+        self.file.complete(pretty(envelope("interpolate", result, warnings=result.warnings)))
+        return result
+
+    def _save(self, sweep: Sweep) -> tuple[Path, ...]:
+        from rebasin_cli.interpolation.line import Point
+        from rebasin_cli.interpolation.saving import NetworkFile, save_networks
+
+        options, best, files = self.options, sweep.best, self.all_networks
+        if options.save_best is not None and best is not None:
+            files = [NetworkFile(best.curve, Point(best.segment, best.lam), options.save_best), *files]
+        return save_networks(
+            files, self.models, self.adjustments, seed=options.seed, force=options.force, mkdir=options.mkdir
+        )
+
+    def _result(self, sweep: Sweep, saved: tuple[Path, ...]) -> InterpolateResult:
+        options, subjects, recalibration = self.options, self.subjects, None
+        if self.data.statistics is not None:
+            method = "REPAIR" if options.repair else "BatchNorm, cumulative average"
+            recalibration = {"method": method, "data": self.data.statistics.description}
+        if any(not point.finite for points in sweep.curves.values() for point in points):
+            self.warnings.append("some networks on the line give values that are not finite")
+        if sweep.skipped:
+            self.warnings.append(f"{sweep.skipped} samples could not be read and were skipped")
+        return InterpolateResult(
+            a=subjects.checkpoints[0],
+            b=subjects.checkpoints[-1],
+            aligned=subjects.aligned,
+            checkpoints=subjects.checkpoints,
+            report=subjects.report,
+            model=subjects.model,
+            model_args=dict(self.models.subject.factory.args),
+            data=self.data.evaluation.description,
+            mode=options.mode,
+            steps=options.steps,
+            loss=options.loss or "cross-entropy",
+            metric=options.metric or "accuracy",
+            recalibration=recalibration,
+            seed=options.seed,
+            amp=options.amp,
+            n=sweep.n,
+            skipped=sweep.skipped,
+            curves=sweep.curves,
+            barrier=sweep.barrier,
+            best=sweep.best,
+            saved=saved,
+            sha256=self.models.sha256,
+            run=self.identity,
+            progress=self.file.progress(),
+            out=self.out,
+            warnings=tuple(self.warnings),
+            resumed=self.file.resumed,
+        )
 
 
 interpolate = verb(InterpolateOptions, run_interpolate)

@@ -1,4 +1,4 @@
-"""What the network between two is worth on test images: as it is, with BatchNorm measured anew, and repaired.
+"""What the network between two is worth on test images: as it is, with recalibrated, and repaired.
 
 The ends see the same images, so differences have standard errors that are smaller than those of the accuracies.
 """
@@ -15,18 +15,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rebasin_cli.data import DataOptions, open_data
+from rebasin_cli.data.preset import model_transform
 from rebasin_cli.data.source import ModelView
-from rebasin_cli.data.transform import model_transform
-from rebasin_cli.interpolation.adjustment import NOTHING, Adjustment
-from rebasin_cli.interpolation.body import Body
-from rebasin_cli.interpolation.ledger import Ledger
-from rebasin_cli.interpolation.path import Line, Point, grid
-from rebasin_cli.interpolation.places import lay_out
-from rebasin_cli.interpolation.recalibrate import Recalibration
+from rebasin_cli.execution.dataset_pass import RunningSums
+from rebasin_cli.execution.model_slot import NO_ADJUSTMENT, Adjustment, ModelSlot
+from rebasin_cli.execution.recalibration import Recalibration
+from rebasin_cli.interpolation.line import Line, NetworkOnLine, SweepNetworks, grid, sweep_networks
 
 Tensors = Mapping[str, Tensor]
 TREATMENTS = ("as it is", "recalibrated", "repaired")
-MIDDLE = Point(0, 0.5)
 
 
 class Judge:
@@ -39,7 +36,7 @@ class Judge:
     """
 
     def __init__(self, module: nn.Module, model: str, images: Path, limit: int | None, measured_on: int) -> None:
-        self.body = Body(module, torch.device("cpu"))
+        self.slot = ModelSlot(module, torch.device("cpu"))
         self.has_norms = any(isinstance(one, nn.BatchNorm2d) for one in module.modules())
         transform, names = model_transform(model, module)
         view = ModelView(lambda batch: 10, names, transform, (1, 3, 32, 32), False)
@@ -52,18 +49,19 @@ class Judge:
     @torch.no_grad()
     def end(self, tensors: Tensors) -> tuple[Tensor, Tensor]:
         """Losses and hits by image, float64."""
-        return self._score(Line([tensors, tensors]), Point(0, 0.0), NOTHING)
+        return self._score(_networks(tensors, tensors).first, NO_ADJUSTMENT)
 
     @torch.no_grad()
     def midpoint(self, a: Tensors, moved: Tensors, ends: list[tuple[Tensor, Tensor]]) -> dict[str, Any]:
         """Accuracy in per cent; barriers of accuracy, in points, and loss, with standard errors; by treatment."""
         found: dict[str, Any] = {}
-        line = Line([a, moved])
+        networks = _networks(a, moved)
+        (middle,) = networks.inner
         for title in TREATMENTS:
             if title == "recalibrated" and not self.has_norms:
                 continue
-            adjustment = NOTHING if title == "as it is" else self._adjustment(line, title == "repaired")
-            losses, hits = self._score(line, MIDDLE, adjustment)
+            adjustment = NO_ADJUSTMENT if title == "as it is" else self._adjustment(networks, title == "repaired")
+            losses, hits = self._score(middle, adjustment)
             misses = 100 * (sum(end[1] for end in ends) / 2 - hits)
             rise = losses - sum(end[0] for end in ends) / 2
             found[title] = {
@@ -74,16 +72,21 @@ class Judge:
             }
         return found
 
-    def _adjustment(self, line: Line, repair: bool) -> Adjustment:
-        made = Recalibration(self.body, self.train, lay_out({"line": line}, grid(2, 2)), repair=repair).run(Ledger())
+    def _adjustment(self, networks: SweepNetworks, repair: bool) -> Adjustment:
+        made = Recalibration(self.slot, self.train, networks.all, repair=repair).run(RunningSums())
         (only,) = made.values()
         return only
 
-    def _score(self, line: Line, point: Point, adjustment: Adjustment) -> tuple[Tensor, Tensor]:
-        self.body.place(line, point, adjustment)
-        logits = torch.cat([self.body.module(batch) for batch in self.images.split(500)])
+    def _score(self, network: NetworkOnLine, adjustment: Adjustment) -> tuple[Tensor, Tensor]:
+        self.slot.load(network, adjustment)
+        logits = torch.cat([self.slot.module(batch) for batch in self.images.split(500)])
         losses = F.cross_entropy(logits, self.labels, reduction="none").double()
         return losses, (logits.argmax(1) == self.labels).double()
+
+
+def _networks(a: Tensors, b: Tensors) -> SweepNetworks:
+    """A, B and their midpoint."""
+    return sweep_networks({"line": Line([a, b])}, grid(2, 2))
 
 
 def accuracies(ends: list[tuple[Tensor, Tensor]]) -> list[float]:

@@ -30,19 +30,17 @@ def main() -> int:
     from PIL import Image
 
     from rebasin_cli.data import DataOptions, open_data
+    from rebasin_cli.data.preset import model_transform
     from rebasin_cli.data.source import ModelView
-    from rebasin_cli.data.transform import model_transform
-    from rebasin_cli.execution.measure import Measure
-    from rebasin_cli.interpolation.body import Body
-    from rebasin_cli.interpolation.evaluate import evaluate
-    from rebasin_cli.interpolation.ledger import Ledger
-    from rebasin_cli.interpolation.path import Line, grid
-    from rebasin_cli.interpolation.places import lay_out
+    from rebasin_cli.execution.dataset_pass import RunningSums
+    from rebasin_cli.execution.evaluation import Measure, evaluate
+    from rebasin_cli.execution.model_slot import ModelSlot
+    from rebasin_cli.interpolation.line import Line, grid, sweep_networks
     from rebasin_cli.model.factory import load_factory
 
     forward = 0.0
 
-    class Timed(Body):
+    class Timed(ModelSlot):
         def _run(self, batch: Any) -> Any:
             nonlocal forward
             began = time.process_time()
@@ -52,7 +50,7 @@ def main() -> int:
 
     factory = load_factory(options.model)
     a, b, c = (dict(load_factory(options.model, seed=seed).build().state_dict()) for seed in range(3))
-    body = Timed(factory.build(), torch.device("cpu"))
+    slot = Timed(factory.build(), torch.device("cpu"))
     with tempfile.TemporaryDirectory() as folder:
         generator = np.random.default_rng(0)
         for wnid in ("n01440764", "n01443537"):
@@ -60,20 +58,20 @@ def main() -> int:
             for number in range(options.images // 2):
                 pixels = generator.integers(0, 256, (options.size, options.size + 64, 3), dtype=np.uint8)
                 Image.fromarray(pixels).save(Path(folder) / wnid / f"{number}.jpg", quality=90)
-        view = ModelView(lambda _: 1000, transform=model_transform(options.model, body.module)[0])
+        view = ModelView(lambda _: 1000, transform=model_transform(options.model, slot.module)[0])
         source = open_data(folder, DataOptions(batch_size=32), view)
         began = time.process_time()
         for _ in source.batches():
             pass
         decode = time.process_time() - began
-        places = lay_out({"naive": Line([a, b]), "matched": Line([a, c])}, grid(10, 2))
+        networks = sweep_networks({"naive": Line([a, b]), "matched": Line([a, c])}, grid(10, 2))
         began = time.process_time()
-        evaluate(body, source, places, Measure(), Ledger())
+        evaluate(slot, source, networks.all, Measure(), RunningSums())
         total = time.process_time() - began
-    networks = len(places.all)
-    print(f"{networks} networks, {options.images} images: {total:.1f} s of CPU, forward passes {forward:.1f} s")
+    count = len(networks.all)
+    print(f"{count} networks, {options.images} images: {total:.1f} s of CPU, forward passes {forward:.1f} s")
     print(f"sweep / forward passes            {total / forward:.3f}")
-    print(f"decoding for each network instead {(total + (networks - 1) * decode) / forward:.3f}")
+    print(f"decoding for each network instead {(total + (count - 1) * decode) / forward:.3f}")
     return 0
 
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import shlex
+from typing import NoReturn
 
 import pytest
 
+from rebasin_cli.cli import verb_align
 from tests.interpolation.conftest import Bench
 
 ALIGN = ("align", "norm-a.safetensors", "norm-b.safetensors", "--model", "net.py:norm", "--input", "2,1,8,8")
@@ -34,6 +37,24 @@ def test_the_sweep_straight_after_is_the_verb(bench: Bench) -> None:
     assert (bench.path / RESULT).read_bytes() == straight
     assert bench.run("interpolate", "--data", "test.npz", *SWEEP, "--force").code == 0
     assert (bench.path / RESULT).read_bytes() == straight
+
+
+def test_an_interrupted_sweep_says_how_to_resume_it(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(_: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    words = (*ALIGN, "--interpolate", "test.npz", *SWEEP, "--seed", "3", "--force")
+    with monkeypatch.context() as patched:
+        patched.setattr(verb_align, "run_interpolate", interrupted)
+        found = bench.run(*words)
+    assert found.code == 130
+    (said,) = (line for line in found.err.splitlines() if "resume the interpolation with: " in line)
+    command = shlex.split(said.split("resume the interpolation with: ")[1])
+    assert "--force" not in command
+    assert bench.run(*command[1:]).code == 0
+    resumed = (bench.path / RESULT).read_bytes()
+    assert bench.run(*words).code == 0
+    assert (bench.path / RESULT).read_bytes() == resumed
 
 
 def test_json_is_one_document_with_both(bench: Bench) -> None:

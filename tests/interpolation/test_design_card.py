@@ -66,7 +66,7 @@ def test_the_two_commands_as_they_stand(tmp_path: Path) -> None:
 
     swept = run(INTERPOLATE, tmp_path)
     assert swept.returncode == 0, swept.stderr
-    assert "taking the alignment that b-aligned.json reports" in swept.stderr
+    assert "using alignment report b-aligned.json" in swept.stderr
     assert "--recalibrate" in swept.stderr  # ResNet-50 has BatchNorm
     assert "barrier after alignment" in swept.stdout
     document = json.loads((tmp_path / "b-aligned-interpolation.json").read_text())

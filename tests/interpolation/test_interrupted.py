@@ -47,20 +47,20 @@ def train():
 SAVING_OFTEN = """
 import sys
 from rebasin_cli.__main__ import main
-from rebasin_cli.interpolation import passes
-from rebasin_cli.verbs import interpolate, interpolate_file
+from rebasin_cli.execution import dataset_pass
+from rebasin_cli.interpolation import result_file
 
-keep = interpolate_file.ResultFile.keep
-
-
-def keep_and_tell(self):
-    keep(self)
-    print("kept", file=sys.stderr, flush=True)
+save = result_file.ResultFile.save
 
 
-interpolate_file.SECONDS_BETWEEN_SAVES = interpolate_file.SAVE_SHARE = 0.0
-interpolate_file.ResultFile.keep = keep_and_tell
-passes.chunk_size = lambda source, ranks: 4  # batches: both passes go through the data in several chunks
+def save_and_report(self):
+    save(self)
+    print("saved", file=sys.stderr, flush=True)
+
+
+result_file.SECONDS_BETWEEN_SAVES = result_file.SAVE_SHARE = 0.0
+result_file.ResultFile.save = save_and_report
+dataset_pass.chunk_size = lambda source, ranks: 4  # batches: both passes go through the data in several chunks
 print("started", file=sys.stderr, flush=True)
 sys.exit(main())
 """
@@ -110,7 +110,7 @@ def test_stopped_at_any_moment_it_ends_with_the_same_file(bench: Bench, stop: si
     whole = start(bench, "whole.json")
     began = time.monotonic()
     assert whole.end() == 0, whole.lines()
-    saves = whole.lines().count("kept")
+    saves = whole.lines().count("saved")
     between = (time.monotonic() - began) / saves
     chance = random.Random(stop)
     codes: list[int] = []
@@ -119,7 +119,7 @@ def test_stopped_at_any_moment_it_ends_with_the_same_file(bench: Bench, stop: si
         if codes and codes[-1] == 0:  # it came to its end before it was stopped
             (bench.path / "broken.json").unlink()
         broken = start(bench, "broken.json")
-        if broken.has_said("kept", chance.randrange(saves // 2)):
+        if broken.has_said("saved", chance.randrange(saves // 2)):
             time.sleep(chance.uniform(0.0, 2 * between))
             broken.process.send_signal(stop)
         codes.append(broken.end())

@@ -15,7 +15,7 @@ from rebasin_cli.interpolation.sweep import Barrier, Best, SweepPoint, barrier, 
 from rebasin_cli.report.formats.table import renderable
 from rebasin_cli.report.interpolate import interpolate_table, verdict
 from rebasin_cli.report.plot import INK, SIZE, STYLES, check_plot, draw_curves, picture
-from rebasin_cli.verbs.interpolate_result import InterpolateResult
+from rebasin_cli.verbs.interpolate import InterpolateResult
 
 
 def curve(*values: tuple[float | None, float]) -> tuple[SweepPoint, ...]:

@@ -1,4 +1,4 @@
-"""Mean and variance of every unit, averaged over batches: the bricks of recalibration and of REPAIR.
+"""Mean and variance of every unit, averaged over batches: what recalibration and REPAIR measure.
 
 For unit u and batches b of size w_b: the vector holds `sum w_b`, `sum w_b mean_b(u)`, `sum w_b var_b(u)`. For batches
 of one size, dividing gives the cumulative average that BatchNorm keeps with `momentum=None`; a short last batch
@@ -16,7 +16,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class Moments:
-    """Mean and (biased) variance of the units of one module, and over how many elements a unit each was taken."""
+    """Mean and (biased) variance of the units of one module; `count` is the number of elements per unit."""
 
     mean: Tensor
     variance: Tensor
@@ -28,10 +28,10 @@ class Moments:
 
 
 def moments(values: Tensor, axis: int) -> Moments:
-    """Moments along `axis` over everything else, in float32 or better.
+    """The moments of each unit along `axis`, over all other axes, in float32 or better.
 
-    The mean first, then the squares of what deviates from it: as exact as `torch.var_mean`, whose running update takes
-    5 to 15 times as long over a strided axis on the CPU.
+    Two passes, the mean and then the squared deviations: as exact as `torch.var_mean`, whose running update takes 5 to
+    15 times as long over a strided axis on the CPU.
     """
     wide = values if values.dtype == torch.float64 else values.float()
     others = [dim for dim in range(wide.dim()) if dim != axis % wide.dim()]
@@ -43,7 +43,7 @@ def moments(values: Tensor, axis: int) -> Moments:
 
 
 def merged(parts: Sequence[Moments]) -> Moments:
-    """The moments of several pieces of a batch together, about their common mean."""
+    """The moments of a batch from those of its pieces, about their common mean."""
     if len(parts) == 1:
         return parts[0]
     count = sum(part.count for part in parts)
@@ -55,7 +55,7 @@ def merged(parts: Sequence[Moments]) -> Moments:
 
 
 class Averages:
-    """Named averages as one float64 vector: for each name a weight, then rows of one number a unit.
+    """Named averages as one float64 vector: for each name a weight, then rows with one number per unit.
 
     Args:
         layout: for each name, how many rows of how many units.
@@ -66,7 +66,7 @@ class Averages:
         self.length = sum(1 + rows * units for rows, units in self.layout.values())
 
     def vector(self, batches: Sequence[tuple[float, Mapping[str, Sequence[Tensor]]]]) -> Tensor:
-        """The sums of these batches, each (weight, rows by name); a name a batch lacks adds nothing."""
+        """The sums of these batches, each (weight, rows by name); a name that a batch lacks adds nothing."""
         total = torch.zeros(self.length, dtype=torch.float64)
         for weight, rows in batches:
             start = 0
@@ -79,7 +79,7 @@ class Averages:
         return total
 
     def means(self, vector: Tensor) -> dict[str, Tensor]:
-        """The averages, (rows, units) by name; names that nothing was seen of are absent."""
+        """The averages, (rows, units) by name; names without any weight are absent."""
         found: dict[str, Tensor] = {}
         start = 0
         for name, (count, units) in self.layout.items():

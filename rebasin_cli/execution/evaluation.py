@@ -1,13 +1,13 @@
-"""What is summed over batches for each network: loss, top-1, top-5, and whatever the user's function measures.
+"""Loss, top-1 and top-5 accuracy of every network of a sweep, and the user's own metric, from one pass over the data.
 
-Everything is a float64 sum with the weight it is to be divided by, in one vector, so that sums of batches, of pieces of
-batches and of processes are added alike, and a half-done pass can be kept as numbers in a file.
+Each measure is a float64 sum and the weight by which it is divided at the end, all in one vector. So sums of batches,
+of pieces of batches and of processes are added in the same way, and an unfinished pass is plain numbers.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,20 +15,26 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from rebasin_cli.data import Batch
-from rebasin_cli.errors import DataError, one_line
+from rebasin_cli.data import Batch, Source
+from rebasin_cli.data.ranks import ALONE, Ranks
+from rebasin_cli.errors import DataError
+from rebasin_cli.execution.dataset_pass import RunningSums, run_pass
+from rebasin_cli.execution.model_slot import NO_ADJUSTMENT, Adjustment, ModelSlot, Network
+from rebasin_cli.model.failures import one_line
 
 FIELDS = ("samples", "skipped", "loss", "loss_weight", "top1", "top5", "classified", "metric", "metric_weight")
 IGNORED = -100
+"""The target that cross-entropy and accuracies leave out, as in PyTorch."""
+
 Score = Callable[[Any, Any], Any]
-"""`f(output, target)`: a mean over the batch, one value a sample, or a pair (sum, count)."""
+"""`f(output, target)`: a mean over the batch, one value per sample, or a pair (sum, count)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Values:
-    """The measures of one network. Accuracies are shares of 1; None where nothing of the kind was measured.
+    """The measures of one network. Accuracies lie in [0, 1]; None means not measured.
 
-    `loss` and `metric` are None, and `finite` False, where they are infinite or not a number.
+    `loss` and `metric` are also None where they are infinite or not a number; then `finite` is False.
     """
 
     loss: float | None
@@ -41,7 +47,7 @@ class Values:
 
 @dataclass(frozen=True, slots=True)
 class Measure:
-    """Cross-entropy and accuracies, unless the user's `loss` replaces the first; `metric` comes on top."""
+    """Cross-entropy and accuracies; the user's `loss` replaces cross-entropy, and `metric` is an additional measure."""
 
     loss: Score | None = None
     metric: Score | None = None
@@ -50,8 +56,8 @@ class Measure:
         """The vector of `FIELDS` for the outputs of one batch.
 
         Raises:
-            DataError: no loss was given and these are not a classifier's outputs and targets, or the user's function
-            fails.
+            DataError: no loss was given and cross-entropy does not apply to these outputs and targets, or the user's
+            function fails.
         """
         found = dict.fromkeys(FIELDS, 0.0)
         found["samples"], found["skipped"] = float(batch.size), float(batch.skipped)
@@ -71,7 +77,7 @@ class Measure:
             seen = f"outputs {_shape(output)} and targets {_shape(batch.target)}"
             raise DataError(
                 f"cross-entropy needs outputs (n, classes, …) and class numbers (n, …), found {seen}",
-                hint="give your own with --loss file.py:function",
+                hint="pass your own loss with --loss file.py:function",
                 slug="loss",
             )
         if self.metric is not None:
@@ -94,6 +100,43 @@ def values(sums: Tensor) -> Values:
     )
 
 
+def evaluate(
+    slot: ModelSlot,
+    source: Source,
+    networks: Sequence[Network],
+    measure: Measure,
+    running: RunningSums,
+    *,
+    adjustments: Mapping[str, Adjustment] | None = None,
+    ranks: Ranks = ALONE,
+    progress: Callable[[int, str], None] | None = None,
+) -> Mapping[str, Tensor]:
+    """Extend the running sums to the end of the data and return the vector of `FIELDS` for each network by name.
+
+    Args:
+        adjustments: changes of interpolated networks, by name; see `recalibration`.
+
+    Raises:
+        DataError: a batch cannot be read or does not fit the model.
+    """
+    by_name = {network.name: network for network in networks}
+    changed = adjustments or {}
+
+    def step(name: str, batches: Sequence[Batch]) -> Tensor:
+        total = torch.zeros(len(FIELDS), dtype=torch.float64)
+        if batches:
+            slot.load(by_name[name], changed.get(name, NO_ADJUSTMENT))
+        for batch in batches:
+            if not batch.size:
+                total[FIELDS.index("skipped")] += batch.skipped
+            for piece, output in slot.outputs(batch):
+                total += measure.sums(output, piece)
+        return total
+
+    run_pass(source, list(by_name), step, running, ranks, device=slot.device, progress=progress)
+    return running.sums
+
+
 def logits_of(output: Any) -> Tensor | None:
     """The tensor that scores classes: the output itself, its `logits` or `out`, or the first of several outputs."""
     if isinstance(output, Tensor):
@@ -108,7 +151,7 @@ def logits_of(output: Any) -> Tensor | None:
 
 
 def class_count(output: Any, target: Any) -> int | None:
-    """How many classes a classifier's output (n, classes) tells apart; None for outputs of another kind."""
+    """The number of classes of a classifier's output (n, classes); None for outputs of another kind."""
     logits = logits_of(output)
     if logits is None or logits.dim() != 2 or not isinstance(target, Tensor) or target.dim() != 1:
         return None
@@ -129,7 +172,7 @@ def _count_hits(logits: Tensor, target: Tensor, found: dict[str, float]) -> None
         five = logits.topk(5, dim=1).indices
         found["top5"] = float(((five == target.unsqueeze(1)).any(1) & counted & ~logits.isnan().any(1)).sum())
     else:
-        found["top5"] = -found["classified"]  # five guesses at five classes say nothing; negative stands for none
+        found["top5"] = -found["classified"]  # meaningless for five classes or fewer; negative means none
 
 
 def _score(function: Score, output: Any, batch: Batch, option: str) -> tuple[float, float]:
@@ -142,10 +185,10 @@ def _score(function: Score, output: Any, batch: Batch, option: str) -> tuple[flo
         if scores.dim() == 0:
             return float(scores) * batch.size, float(batch.size)
         return float(scores.sum()), float(scores.numel())
-    except Exception as error:  # the user's own code: told in its words
+    except Exception as error:  # the user's own code, so its message is quoted
         raise DataError(
             f"{option}: the function failed: {one_line(error)}",
-            hint="it takes (output, target) and returns a mean, one value a sample, or (sum, count)",
+            hint="it takes (output, target) and returns a mean, one value per sample, or (sum, count)",
             slug="user_function",
         ) from error
 

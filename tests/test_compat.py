@@ -1,4 +1,4 @@
-"""What users of the earlier library write works with the import changed; the classes for modules in memory."""
+"""Code written for the library `rebasin` works with the import changed."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def test_recalibration_is_done_where_training_data_are_given() -> None:
 
 def test_what_cannot_be_meant_is_a_usage_error() -> None:
     model = trained("plain", 0)
-    with pytest.raises(UsageError, match="two or more"):
+    with pytest.raises(UsageError, match="at least two"):
         interpolation.LerpSimple(models=[model], eval_fn=loss_of)
     with pytest.raises(UsageError, match="eval_fn"):
         interpolation.LerpSimple(models=[model, model])

@@ -1,31 +1,36 @@
-"""The result file of a sweep while it grows: what it holds of this run is used, what is another's is not touched.
+"""The result file of a sweep: sums of this run are read from it and saved in it; that of another run is not touched.
 
-The file holds who it is about (`run`) and the sums so far; the statistics of a recalibration, which are long, lie
-beside it in a hidden file until the sweep is complete.
+The file holds the identity of the run (`run`) and the sums so far. The statistics of a recalibration are long, so they
+are kept in a hidden file beside it until the sweep is complete.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from rebasin_cli.checkpoint.atomic import write_text_atomically
+from rebasin_cli.data.ranks import Ranks
 from rebasin_cli.errors import OutputError
-from rebasin_cli.interpolation.ledger import Ledger
-from rebasin_cli.verbs.document import envelope, pretty
+from rebasin_cli.execution.dataset_pass import RunningSums
 
 SECONDS_BETWEEN_SAVES = 1.0
 SAVE_SHARE = 20
-"""After a save, at least so many times what it took is spent on the work itself: the statistics of REPAIR are long."""
+"""Saving takes at most about one part in so many of the time; the statistics of REPAIR are long."""
+
 Run = Mapping[str, Any]
+"""Everything that decides the numbers of a run, by name; plain JSON data."""
+
+Rendering = Callable[[Mapping[str, Any], Mapping[str, Any]], str]
+"""The text of a result file from its data and the error that says why they are not complete."""
 
 
 def read_document(path: Path) -> Mapping[str, Any] | None:
-    """The `data` of a sweep's file, None for anything else."""
+    """The `data` of a sweep's result file; None for any other file."""
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -37,13 +42,13 @@ def read_document(path: Path) -> Mapping[str, Any] | None:
 
 
 def check_result_file(path: Path, asked: Run, *, force: bool) -> None:
-    """Refuse at once a file that cannot be of this run, from what is known before anything is read.
+    """Refuse a file that cannot be the result of this run, before any input is read.
 
     Args:
         asked: the part of the run's identity that the command line gives.
 
     Raises:
-        OutputError: something else lies there.
+        OutputError: the file exists and is no result, or that of another run.
     """
     if force or not path.exists():
         return
@@ -57,7 +62,7 @@ def _refuse_other(path: Path, found: Run, wanted: Run) -> None:
     for name, value in wanted.items():
         if found.get(name) != value:
             raise OutputError(
-                f"{path}: exists, and is the result of another run: its {name} is {_short(found.get(name))}, "
+                f"{path}: exists and is the result of another run, with {name} {_short(found.get(name))}, "
                 f"now {_short(value)}",
                 path=path,
                 hint="choose another name with -o, or --force to overwrite it",
@@ -71,66 +76,72 @@ def _short(value: Any) -> str:
 
 
 class ResultFile:
-    """Keeps the ledgers of one run in its result file.
+    """Keeps the running sums of one run in its result file.
 
     Args:
-        run: everything that decides the numbers; plain JSON data.
-        writes: whether this process writes (the first of several).
+        render: makes the text of the file of an unfinished run.
+        ranks: the processes of the run. Only the first one writes, and all continue from its sums.
+
+    Attributes:
+        resumed: sums of an earlier run are used.
 
     Raises:
-        OutputError: the file is of another run, without `force`.
+        OutputError: the file is the result of another run, and `force` is off.
     """
 
-    def __init__(self, path: Path, run: Run, *, force: bool, writes: bool) -> None:
+    def __init__(self, path: Path, run: Run, *, render: Rendering, force: bool, ranks: Ranks) -> None:
         self.path = path
+        self._render = render
         self._run = json.loads(json.dumps(run))
-        self._writes = writes
+        self._writes = ranks.first
         self._due = time.monotonic() + SECONDS_BETWEEN_SAVES
-        self._kept = 0
-        self._began = not path.exists()
-        self.evaluation = Ledger()
-        self.statistics = Ledger()
+        self._changes_saved = 0
+        self._created_here = not path.exists()
+        self.evaluation = RunningSums()
+        self.statistics = RunningSums()
         if path.exists() and not force:
-            self._take_up()
+            self._resume()
+        sums = ranks.shared((self.evaluation.to_json(), self.statistics.to_json(packed=True)))
+        self.evaluation, self.statistics = map(RunningSums.from_json, sums)
         self.resumed = bool(self.evaluation.batches or self.statistics.batches)
 
     @property
     def _beside(self) -> Path:
         return self.path.with_name(f".{self.path.name}.statistics")
 
-    def _take_up(self) -> None:
+    def _resume(self) -> None:
         found = read_document(self.path)
         if found is None:
             raise OutputError(f"{self.path}: exists", path=self.path, hint="--force overwrites it", slug="exists")
         _refuse_other(self.path, found["run"], self._run)
         with suppress(KeyError, TypeError, ValueError):
-            self.evaluation = Ledger.from_json(found["progress"]["evaluation"])
+            self.evaluation = RunningSums.from_json(found["progress"]["evaluation"])
         with suppress(OSError, KeyError, TypeError, ValueError):
             beside = json.loads(self._beside.read_text(encoding="utf-8"))
             if beside["run"] == self._run:
-                self.statistics = Ledger.from_json(beside["statistics"])
+                self.statistics = RunningSums.from_json(beside["statistics"])
 
-    def listen(self) -> None:
-        """From now on, keep the sums as they grow."""
+    def save_regularly(self) -> None:
+        """From now on, save the sums while they grow."""
         if self._writes:
-            self.evaluation.save = self.statistics.save = lambda _: self._save_sometimes()
+            self.evaluation.save = self.statistics.save = lambda _: self._save_if_due()
 
     def progress(self) -> dict[str, Any]:
         return {"complete": self.evaluation.finished, "evaluation": self.evaluation.to_json()}
 
-    def _save_sometimes(self) -> None:
+    def _save_if_due(self) -> None:
         began = time.monotonic()
         if began >= self._due:
-            self.keep()
+            self.save()
             ended = time.monotonic()
             self._due = ended + max(SECONDS_BETWEEN_SAVES, SAVE_SHARE * (ended - began))
 
-    def keep(self) -> None:
-        """Write what there is, as the file of a run that is not complete."""
+    def save(self) -> None:
+        """Write the sums so far, as the result of a run that is not complete."""
         if not self._writes or not (self.evaluation.batches or self.statistics.batches):
             return
-        if self.statistics.changes > self._kept and not self.evaluation.finished:
-            self._kept = self.statistics.changes
+        if self.statistics.changes > self._changes_saved and not self.evaluation.finished:
+            self._changes_saved = self.statistics.changes
             packed = {"run": self._run, "statistics": self.statistics.to_json(packed=True)}
             write_text_atomically(self._beside, json.dumps(packed), True)
         error = {
@@ -138,19 +149,19 @@ class ResultFile:
             "exit_code": 130,
             "message": "this run is not complete",
             "path": str(self.path),
-            "hint": "the same command goes on where it stood",
+            "hint": "run the same command again to resume it",
         }
         data = {"run": self._run, "progress": self.progress()}
-        write_text_atomically(self.path, pretty(envelope("interpolate", data, error=error)), True)
+        write_text_atomically(self.path, self._render(data, error), True)
 
     def complete(self, text: str) -> None:
-        """Write the result in its place."""
+        """Write the final result."""
         if self._writes:
             write_text_atomically(self.path, text, True)
             self._beside.unlink(missing_ok=True)
 
     def withdraw(self) -> None:
-        """Leave nothing behind of a run that began with this process and cannot succeed."""
-        if self._writes and self._began:
+        """Delete the file of a run that cannot succeed, unless the file existed before this process started."""
+        if self._writes and self._created_here:
             self.path.unlink(missing_ok=True)
             self._beside.unlink(missing_ok=True)

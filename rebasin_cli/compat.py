@@ -1,4 +1,7 @@
-"""Interpolation between modules in memory, with the user's own evaluation: `LerpSimple` and `Interpolation`."""
+"""Classes for users of the library `rebasin`, under the names and with the arguments that they have there.
+
+They interpolate between modules in memory, and the user's own function evaluates the networks.
+"""
 
 from __future__ import annotations
 
@@ -12,18 +15,15 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from rebasin_cli.checkpoint.atomic import commit_file, flush_to_disk, staged_file
-from rebasin_cli.data import BatchSource
-from rebasin_cli.data.batch_sources import IterableSource
+from rebasin_cli.checkpoint.atomic import commit_file, settle, staged_file
+from rebasin_cli.data import Source
+from rebasin_cli.data.user_loader import IterableSource
 from rebasin_cli.errors import DataError, ModelError, UsageError
-from rebasin_cli.execution.measure import Measure
-from rebasin_cli.interpolation.adjustment import NOTHING, Adjustment
-from rebasin_cli.interpolation.body import Body
-from rebasin_cli.interpolation.evaluate import evaluate
-from rebasin_cli.interpolation.ledger import Ledger
-from rebasin_cli.interpolation.path import MODES, Line, Mode, Point, grid
-from rebasin_cli.interpolation.places import Places, lay_out
-from rebasin_cli.interpolation.recalibrate import Recalibration
+from rebasin_cli.execution.dataset_pass import RunningSums
+from rebasin_cli.execution.evaluation import Measure, evaluate
+from rebasin_cli.execution.model_slot import NO_ADJUSTMENT, Adjustment, ModelSlot
+from rebasin_cli.execution.recalibration import Recalibration
+from rebasin_cli.interpolation.line import MODES, Line, Mode, Point, SweepNetworks, grid, sweep_networks
 from rebasin_cli.interpolation.sweep import SweepPoint, summarize
 
 EvalMode = Literal["min", "max"]
@@ -31,7 +31,7 @@ DeviceLike = str | torch.device
 
 
 class LineOfModels:
-    """The networks on the line through modules of one architecture, one at a time in a module of its own."""
+    """The networks on the line through modules of one architecture, loaded into a copy of the first one at a time."""
 
     def __init__(self, models: Sequence[nn.Module], device: DeviceLike | None, mode: str, steps: int) -> None:
         if mode not in MODES:
@@ -39,52 +39,53 @@ class LineOfModels:
         chosen: Mode = "slerp" if mode == "slerp" else "lerp"
         points = grid(steps, len(models))
         first = next(iter(models[0].state_dict().values()), torch.empty(0))
-        self.body = Body(copy.deepcopy(models[0]), torch.device(device or first.device), widen=False)
+        self.slot = ModelSlot(copy.deepcopy(models[0]), torch.device(device or first.device), widen=False)
         states = [{k: v for k, v in model.state_dict().items() if isinstance(v, Tensor)} for model in models]
         for number, state in enumerate(states[1:], 1):
             odd = set(state) ^ set(states[0])
             if odd:
                 raise ModelError(f"model {number} and model 0 differ in the tensor {min(odd)!r}")
         parameters = [name for name, _ in models[0].named_parameters(remove_duplicate=False)]
-        self.places: Places = lay_out({"line": Line(states, mode=chosen, parameters=parameters)}, points)
+        line = Line(states, mode=chosen, parameters=parameters)
+        self.networks: SweepNetworks = sweep_networks({"line": line}, points)
         self.adjustments: dict[str, Adjustment] = {}
 
     def recalibrate(self, train_dataloader: Iterable[Any]) -> None:
-        """New BatchNorm statistics for everything between the models, from one pass over the loader."""
+        """Re-estimate the BatchNorm statistics of all interpolated networks, in one pass over the loader."""
         source = loader_source(train_dataloader, "train_dataloader")
-        self.adjustments = Recalibration(self.body, source, self.places, repair=False).run(Ledger())
+        recalibration = Recalibration(self.slot, source, self.networks.all, repair=False)
+        self.adjustments = recalibration.run(RunningSums())
 
-    def become(self, name: str) -> nn.Module:
+    def load(self, name: str) -> nn.Module:
         """The module with the weights of this network."""
-        place = self.places.by_name[name]
-        self.body.place(place.line, place.point, self.adjustments.get(name, NOTHING))
-        return self.body.module.eval()  # the user's function may have left it otherwise
+        self.slot.load(self.networks.by_name[name], self.adjustments.get(name, NO_ADJUSTMENT))
+        return self.slot.module.eval()  # the user's function may have changed the mode
 
     def copy_of(self, name: str) -> nn.Module:
-        return copy.deepcopy(self.become(name))
+        return copy.deepcopy(self.load(name))
 
     @property
     def row(self) -> tuple[tuple[Point, str], ...]:
-        return self.places.curves["line"]
+        return self.networks.curves["line"]
 
 
 class LerpSimple:
-    """Linear interpolation between models, judged by a function of the user's.
+    """Linear interpolation between models, evaluated by a function of the user's.
 
     Args:
         models: two or more of one architecture; none of them is changed.
-        devices: one a model; the networks between are evaluated on the first. None: where the first model is.
-        eval_fn: `eval_fn(model, device)` or `eval_fn(model)` gives a number for one network.
-        eval_mode: `"min"` when less is better (a loss), `"max"` when more is (an accuracy).
-        train_dataloader: gives BatchNorm statistics to what lies between the models; not used for models without.
-        savedir: where networks are saved as `.pt` state dicts: the best, or with `save_all` every one.
+        devices: one per model; all networks are evaluated on the first. None: the device of the first model.
+        eval_fn: `eval_fn(model, device)` or `eval_fn(model)` returns a number for one network.
+        eval_mode: `"min"` if lower is better (a loss), `"max"` if higher is better (an accuracy).
+        train_dataloader: the BatchNorm statistics of interpolated networks are re-estimated on it.
+        savedir: directory for `.pt` state dicts of the best network, or with `save_all` of every one.
 
     Attributes:
         results: after `interpolate`, the value of `eval_fn` at each point: `{(segment, lam): value}`.
         best_model, best_point, best_value: the network with the best finite value, the given models included.
 
     Raises:
-        UsageError: fewer than two models, as many devices as models are not given, or an unknown `eval_mode`.
+        UsageError: fewer than two models, `len(devices) != len(models)`, no `eval_fn`, or an unknown `eval_mode`.
     """
 
     def __init__(
@@ -98,11 +99,11 @@ class LerpSimple:
         save_all: bool = False,
     ) -> None:
         if len(models) < 2:
-            raise UsageError(f"{len(models)} model given: a line needs two or more")
+            raise UsageError(f"{len(models)} model given: need at least two")
         if devices is not None and len(devices) != len(models):
             raise UsageError(f"{len(devices)} devices for {len(models)} models")
         if eval_fn is None:
-            raise UsageError("eval_fn is missing: it judges each network")
+            raise UsageError("eval_fn is missing: it evaluates each network")
         if eval_mode not in ("min", "max"):
             raise UsageError(f"eval_mode {eval_mode!r} is neither 'min' nor 'max'")
         self.models = tuple(models)
@@ -123,17 +124,17 @@ class LerpSimple:
         if self.train_dataloader is not None:
             line.recalibrate(self.train_dataloader)
         takes_device = _takes_two(self.eval_fn)
-        judged: dict[str, float] = {}
+        evaluated: dict[str, float] = {}
         for point, name in line.row:
-            if name not in judged:
-                network = line.become(name)
+            if name not in evaluated:
+                network = line.load(name)
                 with torch.no_grad():
-                    value = self.eval_fn(network, line.body.device) if takes_device else self.eval_fn(network)
-                judged[name] = float(value)
+                    value = self.eval_fn(network, line.slot.device) if takes_device else self.eval_fn(network)
+                evaluated[name] = float(value)
                 if self.savedir is not None and self.save_all:
                     save_network(network, self.savedir, point)
-                self._keep_best(judged[name], point, network)
-            self.results[(point.segment, point.lam)] = judged[name]
+                self._keep_best(evaluated[name], point, network)
+            self.results[(point.segment, point.lam)] = evaluated[name]
         if self.savedir is not None and not self.save_all and self.best_model is not None and self.best_point:
             save_network(self.best_model, self.savedir, self.best_point)
         return self.results
@@ -149,9 +150,10 @@ class Interpolation:
 
     Args:
         models: of one architecture; none of them is changed.
-        train_dataloader: gives BatchNorm statistics to what lies between; None leaves them interpolated.
+        train_dataloader: the BatchNorm statistics of interpolated networks are re-estimated on it; None: they are
+            interpolated.
         val_dataloader: batches `(inputs, class numbers)`.
-        savedir: where the best network, or with `save_all` every one, is saved as a `.pt` state dict.
+        savedir: directory for `.pt` state dicts of the best network, or with `save_all` of every one.
 
     Attributes:
         results: after `interpolate`, the metric at each point, in order: a float64 vector.
@@ -167,7 +169,7 @@ class Interpolation:
         save_all: bool = False,
     ) -> None:
         if len(models) < 2:
-            raise UsageError(f"{len(models)} model given: a line needs two or more")
+            raise UsageError(f"{len(models)} model given: need at least two")
         self.models = tuple(models)
         self.train_dataloader = train_dataloader
         self.val_dataloader = val_dataloader
@@ -185,8 +187,9 @@ class Interpolation:
         if self.train_dataloader is not None:
             line.recalibrate(self.train_dataloader)
         source = loader_source(self.val_dataloader, "val_dataloader")
-        sums = evaluate(line.body, source, line.places, Measure(), Ledger(), adjustments=line.adjustments)
-        self.points = summarize(line.places, sums).curves["line"]
+        measure, networks = Measure(), line.networks
+        sums = evaluate(line.slot, source, networks.all, measure, RunningSums(), adjustments=line.adjustments)
+        self.points = summarize(networks, sums).curves["line"]
         found = [point.loss if metric == "loss" else point.accuracy for point in self.points]
         values = [math.nan if value is None else value for value in found]
         self.results = torch.tensor(values, dtype=torch.float64)
@@ -196,31 +199,31 @@ class Interpolation:
         if self.savedir is not None:
             for number, (point, name) in enumerate(line.row):
                 if self.save_all or number == best:
-                    save_network(line.become(name), self.savedir, point)
+                    save_network(line.load(name), self.savedir, point)
 
 
-def loader_source(loader: Iterable[Any], name: str) -> BatchSource:
-    """A loader in memory as numbered batches; one that can be read only once is kept as a list."""
+def loader_source(loader: Iterable[Any], name: str) -> Source:
+    """A loader as numbered batches; an iterator, which can be read only once, is copied to a list."""
     batches = list(loader) if iter(loader) is loader else loader
     source = IterableSource(lambda: batches, batches, limit=None, seed=0, classes=None, origin=name)
     if next(iter(source.batches()), None) is None:
-        raise DataError(f"{name}: the loader gives no batch")
+        raise DataError(f"{name}: the loader has no batches")
     return source
 
 
 def save_network(network: nn.Module, savedir: Path, point: Point) -> Path:
-    """Write the state dict to `interpolated-<segment>-<lam>.pt`; the file is complete or not there."""
+    """Write the state dict to `interpolated-<segment>-<lam>.pt`, atomically."""
     savedir.mkdir(parents=True, exist_ok=True)
     path = savedir / f"interpolated-{point.segment}-{point.lam:.4f}.pt"
     with staged_file(path) as staged:
         torch.save({key: value.cpu() for key, value in network.state_dict().items()}, staged.handle)
-        flush_to_disk(staged)
+        settle(staged)
         commit_file(staged, path, force=True)
     return path
 
 
 def _takes_two(function: Callable[..., Any]) -> bool:
-    """Does the function take a device beside the model? Where nobody can tell, it does."""
+    """Whether the function takes a device besides the model; assumed where its signature is unknown."""
     try:
         parameters = inspect.signature(function).parameters.values()
     except (TypeError, ValueError):

@@ -1,4 +1,4 @@
-"""The line ends in the very tensors it goes through, and minds what cannot be blended."""
+"""The line goes through the checkpoints' own tensors, and leaves alone what cannot be interpolated."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rebasin_cli.errors import UsageError
-from rebasin_cli.interpolation.path import Line, Point, grid
+from rebasin_cli.interpolation.line import Line, Point, grid
 
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 
@@ -81,5 +81,5 @@ def test_a_line_through_three_has_two_segments() -> None:
 def test_impossible_grids_are_refused() -> None:
     with pytest.raises(UsageError, match="steps"):
         grid(0, 2)
-    with pytest.raises(UsageError, match="two or more"):
+    with pytest.raises(UsageError, match="at least two"):
         grid(3, 1)

@@ -8,13 +8,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rebasin_cli.execution.measure import Measure
-from rebasin_cli.interpolation.evaluate import evaluate
-from rebasin_cli.interpolation.faces import LineOfModels, loader_source
-from rebasin_cli.interpolation.ledger import Ledger
-from rebasin_cli.interpolation.moments import moments
-from rebasin_cli.interpolation.recalibrate import Recalibration
-from rebasin_cli.interpolation.repair_attention import hook_projection, projected
+from rebasin_cli.compat import LineOfModels, loader_source
+from rebasin_cli.execution.dataset_pass import RunningSums
+from rebasin_cli.execution.evaluation import Measure, evaluate
+from rebasin_cli.execution.moments import moments
+from rebasin_cli.execution.recalibration import Recalibration
+from rebasin_cli.execution.repair import Correction, hook_projection, projection_moments
 from rebasin_cli.interpolation.sweep import summarize
 from tests.interpolation.digits import batches, trained
 
@@ -24,16 +23,16 @@ MIDDLE = "line, lam 0.5"
 def middle_of(kind: str, *, repair: bool) -> tuple[LineOfModels, Recalibration]:
     line = LineOfModels([trained(kind, 0), trained(kind, 1)], None, "lerp", 2)
     source = loader_source(batches(0, 1200, 100), "train")
-    recalibration = Recalibration(line.body, source, line.places, repair=repair)
-    line.adjustments = recalibration.run(Ledger(chunk=5))
+    recalibration = Recalibration(line.slot, source, line.networks.all, repair=repair)
+    line.adjustments = recalibration.run(RunningSums(chunk=5))
     return line, recalibration
 
 
 def test_the_statistics_are_pytorchs_cumulative_average() -> None:
     line, _ = middle_of("norm", repair=False)
-    ours = copy.deepcopy(line.become(MIDDLE))
+    ours = copy.deepcopy(line.load(MIDDLE))
     line.adjustments = {}
-    theirs = copy.deepcopy(line.become(MIDDLE))
+    theirs = copy.deepcopy(line.load(MIDDLE))
     for layer in theirs.modules():
         if isinstance(layer, nn.BatchNorm2d):
             layer.reset_running_stats()
@@ -60,12 +59,12 @@ def test_batches_that_do_not_fit_give_the_moments_of_whole_ones(kind: str, first
             if len(inputs[0]) > fits:
                 raise torch.OutOfMemoryError("out of memory")
 
-        list(line.body.module.children())[-1].register_forward_pre_hook(too_large)
+        list(line.slot.module.children())[-1].register_forward_pre_hook(too_large)
         source = loader_source(batches(0, 600, 100), "train")
-        recalibration = Recalibration(line.body, source, line.places, repair=kind == "plain")
-        ledger = Ledger()
-        recalibration.run(ledger)
-        return recalibration._averages.means(ledger.sums[MIDDLE]), sizes
+        recalibration = Recalibration(line.slot, source, line.networks.all, repair=kind == "plain")
+        running = RunningSums()
+        recalibration.run(running)
+        return recalibration._averages.means(running.sums[MIDDLE]), sizes
 
     (whole, _), (pieces, sizes) = sums(100), sums(30)
     assert {25, 100} <= set(sizes)
@@ -77,7 +76,7 @@ def test_batches_that_do_not_fit_give_the_moments_of_whole_ones(kind: str, first
 def test_the_ends_keep_their_own_statistics() -> None:
     line, _ = middle_of("norm", repair=True)
     for name, network in (("checkpoint 0", trained("norm", 0)), ("checkpoint 1", trained("norm", 1))):
-        for one, other in zip(line.become(name).state_dict().values(), network.state_dict().values(), strict=True):
+        for one, other in zip(line.load(name).state_dict().values(), network.state_dict().values(), strict=True):
             assert torch.equal(one, other)
 
 
@@ -97,14 +96,14 @@ def test_repaired_units_have_the_moments_between_the_ends(kind: str, site: str) 
     line, recalibration = middle_of(kind, repair=True)
     assert site in [found.name for found in recalibration.sites]
     data = batches(0, 1200, 100)
-    network = copy.deepcopy(line.become(MIDDLE))
+    network = copy.deepcopy(line.load(MIDDLE))
     a, b = (hidden(trained(kind, seed), site, data) for seed in (0, 1))
     mean, std = hidden(network, site, data)
     tolerance = 0.05 * float((a[1] + b[1]).mean())
     torch.testing.assert_close(mean, (a[0] + b[0]) / 2, atol=tolerance, rtol=0)
     torch.testing.assert_close(std, (a[1] + b[1]) / 2, atol=tolerance, rtol=0)
     line.adjustments = {}
-    _, collapsed = hidden(line.become(MIDDLE), site, data)
+    _, collapsed = hidden(line.load(MIDDLE), site, data)
     assert float(collapsed.mean()) < 0.95 * float(std.mean()) or kind == "norm"
 
 
@@ -121,8 +120,8 @@ def test_repair_lifts_the_middle_of_a_plain_network() -> None:
 
     def accuracy(adjusted: bool) -> float:
         changes = line.adjustments if adjusted else None
-        sums = evaluate(line.body, source, line.places, Measure(), Ledger(), adjustments=changes)
-        return summarize(line.places, sums).curves["line"][1].accuracy or 0.0
+        sums = evaluate(line.slot, source, line.networks.all, Measure(), RunningSums(), adjustments=changes)
+        return summarize(line.networks, sums).curves["line"][1].accuracy or 0.0
 
     assert accuracy(True) > accuracy(False) + 0.1
 
@@ -133,8 +132,8 @@ def test_a_layer_without_bias_is_rescaled_only() -> None:
         return nn.Sequential(nn.Flatten(), nn.Linear(64, 8, bias=False), nn.ReLU(), nn.Linear(8, 10)).eval()
 
     line = LineOfModels([network(0), network(1)], None, "lerp", 2)
-    recalibration = Recalibration(line.body, loader_source(batches(0, 600, 60), "t"), line.places, repair=True)
-    adjustment = recalibration.run(Ledger())[MIDDLE]
+    recalibration = Recalibration(line.slot, loader_source(batches(0, 600, 60), "t"), line.networks.all, repair=True)
+    adjustment = recalibration.run(RunningSums())[MIDDLE]
     assert list(adjustment.affine) == ["1.weight"]
     assert adjustment.affine["1.weight"].shift is None
 
@@ -149,12 +148,12 @@ def encoder(seed: int) -> nn.Module:
 
 def test_attention_is_repaired_at_its_projections() -> None:
     line = LineOfModels([encoder(0), encoder(1)], None, "lerp", 2)
-    recalibration = Recalibration(line.body, loader_source(batches(0, 600, 60), "t"), line.places, repair=True)
+    recalibration = Recalibration(line.slot, loader_source(batches(0, 600, 60), "t"), line.networks.all, repair=True)
     names = [site.name for site in recalibration.sites]
     assert names == [
         f"1.layers.0.{name}" for name in ("self_attn.in_proj", "self_attn", "norm1", "linear1", "linear2", "norm2")
     ]
-    changed = recalibration.run(Ledger())[MIDDLE].affine
+    changed = recalibration.run(RunningSums())[MIDDLE].affine
     for key in ("in_proj_weight", "in_proj_bias", "out_proj.weight", "out_proj.bias"):
         assert f"1.layers.0.self_attn.{key}" in changed
 
@@ -164,17 +163,17 @@ def test_queries_keys_and_values_get_the_moments_between_the_ends() -> None:
         attention = network.get_submodule("1.layers.0.self_attn")
         assert isinstance(attention, nn.MultiheadAttention)
         x = torch.cat([x for x, _ in data]).flatten(1, 2)
-        found = projected(attention, (x, x), {"value": x})
+        found = projection_moments(attention, (x, x), {"value": x})
         return found.mean, found.variance.sqrt()
 
     ends, data = (encoder(0), encoder(1)), batches(0, 600, 60)
     line = LineOfModels(ends, None, "lerp", 2)
-    blended = copy.deepcopy(line.become(MIDDLE))
-    recalibration = Recalibration(line.body, loader_source(data, "t"), line.places, repair=True)
-    line.adjustments = recalibration.run(Ledger(chunk=3))
+    blended = copy.deepcopy(line.load(MIDDLE))
+    recalibration = Recalibration(line.slot, loader_source(data, "t"), line.networks.all, repair=True)
+    line.adjustments = recalibration.run(RunningSums(chunk=3))
     with torch.no_grad():
         (mean_a, std_a), (mean_b, std_b) = (packed(network, data) for network in ends)
-        mean, std = packed(line.become(MIDDLE), data)
+        mean, std = packed(line.load(MIDDLE), data)
         collapsed = packed(blended, data)[1]
     torch.testing.assert_close(mean, (mean_a + mean_b) / 2, atol=0.01, rtol=0)
     torch.testing.assert_close(std, (std_a + std_b) / 2, atol=0.01, rtol=0.02)
@@ -184,7 +183,7 @@ def test_queries_keys_and_values_get_the_moments_between_the_ends() -> None:
 def test_a_projection_is_put_back_also_after_a_run_that_failed() -> None:
     attention = nn.MultiheadAttention(8, 2, batch_first=True).requires_grad_(False)
     before = {key: value.clone() for key, value in attention.state_dict().items()}
-    handles = hook_projection(attention, lambda found: (2 * torch.ones(24), torch.ones(24)))
+    handles = hook_projection(attention, lambda found: Correction(2 * torch.ones(24), torch.ones(24)))
     x = torch.randn(3, 5, 8)
     with torch.inference_mode():
         attention(x, x, x)
@@ -209,4 +208,4 @@ def test_shared_weights_and_repeated_modules_are_left_alone() -> None:
 
     line = LineOfModels([Twice(), Twice()], None, "lerp", 2)
     source = loader_source(batches(0, 100, 50), "t")
-    assert [s.name for s in Recalibration(line.body, source, line.places, repair=True).sites] == ["once"]
+    assert [s.name for s in Recalibration(line.slot, source, line.networks.all, repair=True).sites] == ["once"]

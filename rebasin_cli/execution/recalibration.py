@@ -1,0 +1,201 @@
+"""The statistics of every interpolated network, measured in one pass over the data, and its adjustments.
+
+The statistics of an interpolated network are not the interpolation of the checkpoints' (Jordan et al. 2023, "variance
+collapse"). BatchNorm layers get the cumulative average of their batches' statistics; with `repair`, every other unit
+gets moments between those of the two checkpoints (see `repair`). The checkpoints themselves are not changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from rebasin_cli.data import Batch, Source
+from rebasin_cli.data.ranks import ALONE, Ranks
+from rebasin_cli.errors import DataError, RebasinError
+from rebasin_cli.execution.dataset_pass import RunningSums, run_pass
+from rebasin_cli.execution.model_slot import Adjustment, ModelSlot, Network, disable_mha_fastpath
+from rebasin_cli.execution.moments import Averages, Moments, merged, moments
+from rebasin_cli.execution.repair import RepairSite, SiteMoments, correcting, folded, observing, repair_sites
+
+NormMoments = dict[str, list[Moments]]
+"""By the name of a BatchNorm layer, the moments of its input in each of its calls."""
+
+
+def batch_norms(module: nn.Module) -> dict[str, nn.Module]:
+    """The layers that normalise by running statistics, by module name; frozen and synchronised kinds too."""
+    return {
+        name: child
+        for name, child in module.named_modules()
+        if isinstance(getattr(child, "running_mean", None), Tensor)
+        and isinstance(getattr(child, "running_var", None), Tensor)
+        and (isinstance(child, nn.modules.batchnorm._BatchNorm) or "BatchNorm" in type(child).__name__)
+    }
+
+
+@contextmanager
+def normalising_by_batch(layers: Mapping[str, nn.Module], seen: NormMoments) -> Iterator[None]:
+    """While active, every layer normalises by its input's own statistics, which are appended to `seen[name]`.
+
+    So the layers behind it get the inputs that they will have after recalibration. The layers stay in eval mode, and
+    the batch's statistics replace the running ones. This works for every kind of BatchNorm, and nothing else of
+    training mode (dropout, synchronisation) is switched on.
+    """
+
+    def before(name: str, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        found = moments(inputs[0], 1)
+        running_mean, running_var = layer.running_mean, layer.running_var
+        assert isinstance(running_mean, Tensor)
+        assert isinstance(running_var, Tensor)
+        running_mean.copy_(found.mean)
+        running_var.copy_(found.variance)
+        seen.setdefault(name, []).append(found)
+
+    handles = [
+        layer.register_forward_pre_hook(lambda layer, inputs, name=name: before(name, layer, inputs))
+        for name, layer in layers.items()
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+class Recalibration:
+    """Measures the statistics of all interpolated networks of a sweep.
+
+    Args:
+        slot: where networks are loaded.
+        source: shuffled batches; statistics of batches that hold one class only would be wrong.
+        networks: all networks of the sweep, checkpoints included.
+        repair: also give every unit that is not a BatchNorm's input the moments between the checkpoints'.
+
+    Raises:
+        DataError: there is no data.
+    """
+
+    def __init__(
+        self, slot: ModelSlot, source: Source, networks: Sequence[Network], *, repair: bool, ranks: Ranks = ALONE
+    ) -> None:
+        self._slot, self._source, self._ranks = slot, source, ranks
+        self._ends = {network.end: network for network in networks if network.end is not None}
+        self._inner = {network.name: network for network in networks if network.end is None}
+        self._norms = batch_norms(slot.module)
+        self.sites: tuple[RepairSite, ...] = self._find_sites() if repair else ()
+        layout = {f"norm {name}": (2, _units(layer.running_mean)) for name, layer in self._norms.items()}
+        layout |= {f"site {site.name}": (6, site.units) for site in self.sites}
+        self._averages = Averages(layout)
+        self._end_moments: dict[int, list[SiteMoments]] = {}
+
+    def run(self, running: RunningSums, progress: Callable[[int, str], None] | None = None) -> dict[str, Adjustment]:
+        """Extend the running sums to the end of the data; return the adjustments of interpolated networks by name."""
+        if not self._averages.length:
+            return {}
+        with disable_mha_fastpath():
+            run_pass(
+                self._source,
+                list(self._inner),
+                self._step,
+                running,
+                self._ranks,
+                prepare=self._observe_ends if self.sites else None,
+                device=self._slot.device,
+                progress=progress,
+            )
+        return {name: self._adjustment(network, running.sums[name]) for name, network in self._inner.items()}
+
+    def _find_sites(self) -> tuple[RepairSite, ...]:
+        """The same in every process, because each of them looks at the first batch."""
+        sites: tuple[RepairSite, ...] = ()
+        error: RebasinError | None = None
+        try:
+            batch = next(iter(self._source.batches(0)), None)
+            if batch is None or not batch.size:
+                raise DataError(f"{self._source.description}: no samples to measure statistics on")
+            self._slot.load(next(iter(self._ends.values())))
+            with disable_mha_fastpath():
+                sites = repair_sites(self._slot, batch, self._norms.values())
+        except RebasinError as caught:
+            error = caught
+        self._ranks.agree(error)
+        return sites
+
+    def _observe_ends(self, batches: Sequence[Batch]) -> None:
+        """Measure the checkpoints' moments on each batch of the chunk: they give the targets of REPAIR."""
+        self._end_moments = {}
+        for end, network in self._ends.items():
+            self._slot.load(network)
+            self._end_moments[end] = []
+            for batch in batches:
+                seen: SiteMoments = {}
+                with observing(self._slot.module, self.sites, seen):
+                    self._end_moments[end].append(_run_in_pieces(self._slot, batch, {}, seen)[1])
+
+    def _step(self, name: str, batches: Sequence[Batch]) -> Tensor:
+        network = self._inner[name]
+        self._slot.load(network)
+        return self._averages.vector([self._measured(network, batch, i) for i, batch in enumerate(batches)])
+
+    def _measured(self, network: Network, batch: Batch, number: int) -> tuple[float, Mapping[str, Sequence[Tensor]]]:
+        """The batch's weight and rows, as `Averages.vector` takes them; `number` is its place in the chunk."""
+        norms: NormMoments = {}
+        seen: SiteMoments = {}
+        a: SiteMoments = {}
+        b: SiteMoments = {}
+        with ExitStack() as stack:
+            stack.enter_context(normalising_by_batch(self._norms, norms))
+            if self.sites:
+                a, b = (self._end_moments[end][number] for end in network.between)
+                stack.enter_context(correcting(self._slot.module, self.sites, seen, a, b, network.lam))
+            norms, seen = _run_in_pieces(self._slot, batch, norms, seen)
+        rows: dict[str, Sequence[Tensor]] = {}
+        for name, found in norms.items():
+            means = torch.stack([one.mean for one in found]).mean(0)
+            rows[f"norm {name}"] = (means, torch.stack([one.unbiased for one in found]).mean(0))
+        for name, one in seen.items():
+            row = (one, a[name], b[name])
+            rows[f"site {name}"] = [value for each in row for value in (each.mean, each.variance)]
+        return float(batch.size), rows
+
+    def _adjustment(self, network: Network, sums: Tensor) -> Adjustment:
+        means = self._averages.means(sums)
+        replaced: dict[str, Tensor] = {}
+        for name in self._norms:
+            rows = means.get(f"norm {name}")
+            if rows is not None:
+                replaced[f"{name}.running_mean"], replaced[f"{name}.running_var"] = rows[0], rows[1]
+        rows_by_site = {site.name: means[f"site {site.name}"] for site in self.sites if f"site {site.name}" in means}
+        return Adjustment(replaced, folded(self.sites, rows_by_site, network.lam))
+
+
+def _run_in_pieces(
+    slot: ModelSlot, batch: Batch, norms: NormMoments, seen: SiteMoments
+) -> tuple[NormMoments, SiteMoments]:
+    """Run the batch and merge what the hooks put into `norms` and `seen` for each of its pieces.
+
+    A batch is split into pieces where it does not fit in memory. Moments of an attempt that failed are dropped.
+    """
+
+    def forget(*_: object) -> None:
+        norms.clear()
+        seen.clear()
+
+    handle = slot.module.register_forward_pre_hook(forget)
+    try:
+        pieces = [(dict(norms), dict(seen)) for _ in slot.outputs(batch)]
+    finally:
+        handle.remove()
+    if not pieces:
+        return {}, {}
+    calls = {name: zip(*(piece[0][name] for piece in pieces), strict=True) for name in pieces[0][0]}
+    together = {name: [merged(call) for call in found] for name, found in calls.items()}
+    return together, {name: merged([piece[1][name] for piece in pieces]) for name in pieces[0][1]}
+
+
+def _units(running_mean: object) -> int:
+    assert isinstance(running_mean, Tensor)
+    return running_mean.numel()

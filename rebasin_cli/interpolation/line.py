@@ -1,0 +1,186 @@
+"""The line through checkpoints: the weights at `lam`, and the networks of a sweep.
+
+`lerp`: (1 - lam) A + lam B, tensor by tensor. `slerp` (Shoemake 1985, for each parameter flattened to a vector):
+sin((1 - lam) t)/sin t A + sin(lam t)/sin t B with t the angle between A and B; where t is near 0 or pi it is `lerp`.
+Running statistics are always interpolated by `lerp`. At lam 0 and 1 the tensors are those of A and B, bit for bit.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from rebasin_cli.errors import UsageError
+
+Mode = Literal["lerp", "slerp"]
+MODES: tuple[Mode, ...] = ("lerp", "slerp")
+NEARLY_PARALLEL = 1e-4
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """A point on the line: `lam` in [0, 1] between checkpoint number `segment` and the next."""
+
+    segment: int
+    lam: float
+
+    @property
+    def end(self) -> int | None:
+        """The number of the checkpoint at this point, or None between two."""
+        if self.lam == 0.0:
+            return self.segment
+        return self.segment + 1 if self.lam == 1.0 else None
+
+
+def grid(steps: int, checkpoints: int) -> tuple[Point, ...]:
+    """`steps + 1` values of lam on each segment of the line through that many checkpoints.
+
+    Raises:
+        UsageError: fewer than one step or two checkpoints.
+    """
+    if steps < 1:
+        raise UsageError(f"--steps {steps}: must be at least 1")
+    if checkpoints < 2:
+        raise UsageError(f"{checkpoints} checkpoint given: need at least two")
+    return tuple(Point(segment, number / steps) for segment in range(checkpoints - 1) for number in range(steps + 1))
+
+
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which values of this dtype are combined: float32 or better; integers and booleans stay."""
+    if dtype.is_complex or not dtype.is_floating_point:
+        return dtype
+    return dtype if dtype.itemsize >= 4 else torch.float32
+
+
+class Line:
+    """The line through two or more checkpoints, tensors by model key.
+
+    Args:
+        checkpoints: lazily reading mappings with the same shapes; dtypes may differ. Keys that some of them lack (older
+            files lack some counters) are left out.
+        parameters: keys that `slerp` applies to; the others (buffers) are interpolated by `lerp`.
+    """
+
+    def __init__(
+        self, checkpoints: Sequence[Mapping[str, Tensor]], *, mode: Mode = "lerp", parameters: Collection[str] = ()
+    ) -> None:
+        self.checkpoints = tuple(checkpoints)
+        self.mode = mode
+        self.keys = tuple(key for key in checkpoints[0] if all(key in other for other in checkpoints[1:]))
+        self._by_slerp = frozenset(parameters) if mode == "slerp" else frozenset()
+        self._angles: dict[tuple[int, str], float] = {}
+
+    def tensor(self, key: str, point: Point, device: torch.device | None = None) -> Tensor:
+        """The tensor at a point: at an end the checkpoint's own, elsewhere in `compute_dtype` of the wider of the two.
+
+        Integers and booleans are not interpolated: they are those of the nearer end, or of A in the middle.
+        """
+        end = point.end
+        if end is not None:
+            return _on(self.checkpoints[end][key], device)
+        a = _on(self.checkpoints[point.segment][key], device)
+        b = _on(self.checkpoints[point.segment + 1][key], device)
+        if not (a.dtype.is_floating_point or a.dtype.is_complex):
+            return a if point.lam <= 0.5 else b
+        dtype = torch.promote_types(compute_dtype(a.dtype), compute_dtype(b.dtype))
+        a, b = a.to(dtype), b.to(dtype)
+        if key not in self._by_slerp:
+            return torch.lerp(a, b, point.lam)
+        angle = self._angle(key, point.segment, a, b)
+        if not NEARLY_PARALLEL < angle < math.pi - NEARLY_PARALLEL:
+            return torch.lerp(a, b, point.lam)
+        sine = math.sin(angle)
+        return a * (math.sin((1 - point.lam) * angle) / sine) + b * (math.sin(point.lam * angle) / sine)
+
+    def _angle(self, key: str, segment: int, a: Tensor, b: Tensor) -> float:
+        """Angle between the two, in [0, pi]; 0 where one is zero."""
+        if (segment, key) not in self._angles:
+            x, y = a.double().flatten(), b.double().flatten()
+            norms = float(x.norm() * y.norm())
+            cosine = float(x @ y) / norms if norms > 0 and math.isfinite(norms) else 1.0
+            self._angles[(segment, key)] = math.acos(max(-1.0, min(1.0, cosine)))
+        return self._angles[(segment, key)]
+
+
+def _on(tensor: Tensor, device: torch.device | None) -> Tensor:
+    return tensor if device is None else tensor.to(device)
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkOnLine:
+    """One network of a sweep; a `Network` for whatever runs it.
+
+    `end` is the number of a checkpoint among all checkpoints of the sweep, or None for an interpolated network, and
+    `between` holds the numbers of the checkpoints at the ends of its segment.
+    """
+
+    name: str
+    line: Line
+    point: Point
+    end: int | None
+    between: tuple[int, int]
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return self.line.keys
+
+    @property
+    def lam(self) -> float:
+        return self.point.lam
+
+    def tensor(self, key: str, device: torch.device | None = None) -> Tensor:
+        return self.line.tensor(key, self.point, device)
+
+
+@dataclass(frozen=True)
+class SweepNetworks:
+    """All networks of a sweep, each once, and for each curve its points with the name of the network there."""
+
+    all: tuple[NetworkOnLine, ...]
+    curves: Mapping[str, tuple[tuple[Point, str], ...]]
+
+    @cached_property
+    def by_name(self) -> dict[str, NetworkOnLine]:
+        return {network.name: network for network in self.all}
+
+    @property
+    def first(self) -> NetworkOnLine:
+        """The first checkpoint."""
+        return self.all[0]
+
+    @property
+    def inner(self) -> tuple[NetworkOnLine, ...]:
+        """The interpolated networks."""
+        return tuple(network for network in self.all if network.end is None)
+
+
+def sweep_networks(lines: Mapping[str, Line], points: Sequence[Point]) -> SweepNetworks:
+    """The networks at `points` on each of the lines, by curve name; the checkpoints come first.
+
+    Two curves that share a checkpoint (the same mapping object) share its evaluation, and so do two segments that meet
+    in a checkpoint of a longer line.
+    """
+    numbers: dict[int, int] = {}
+    for line in lines.values():
+        for checkpoint in line.checkpoints:
+            numbers.setdefault(id(checkpoint), len(numbers))
+    found: dict[str, NetworkOnLine] = {}
+    curves: dict[str, tuple[tuple[Point, str], ...]] = {}
+    for curve, line in lines.items():
+        row = []
+        for point in points:
+            number = point.end
+            end = None if number is None else numbers[id(line.checkpoints[number])]
+            segment = f", segment {point.segment + 1}" if len(line.checkpoints) > 2 else ""
+            name = f"checkpoint {end}" if end is not None else f"{curve}{segment}, lam {point.lam!r}"
+            left, right = line.checkpoints[point.segment], line.checkpoints[point.segment + 1]
+            found.setdefault(name, NetworkOnLine(name, line, point, end, (numbers[id(left)], numbers[id(right)])))
+            row.append((point, name))
+        curves[curve] = tuple(row)
+    return SweepNetworks(tuple(sorted(found.values(), key=lambda network: network.end is None)), curves)

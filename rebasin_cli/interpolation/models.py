@@ -1,0 +1,97 @@
+"""The checkpoints of a sweep, the model that runs the networks, and the networks themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rebasin_cli.execution.closeness import check_finite
+from rebasin_cli.execution.model_slot import ModelSlot
+from rebasin_cli.execution.pair import Source, file_shapes
+from rebasin_cli.execution.subject import ModelChoice, Subject, open_subject
+from rebasin_cli.execution.weights import Weights
+from rebasin_cli.interpolation.line import Line, Mode, SweepNetworks, grid, sweep_networks
+from rebasin_cli.progress import Progress
+
+Curves = Mapping[str, Sequence[Path]]
+"""The checkpoints along each curve, by its name; all curves have the same number of checkpoints."""
+
+
+@dataclass
+class SweepModels:
+    """All checkpoints of the curves, each opened once, and the networks on the lines through them."""
+
+    curves: Curves
+    weights: Mapping[Path, Weights]
+    subject: Subject
+    slot: ModelSlot
+    networks: SweepNetworks
+
+    @staticmethod
+    def open(
+        curves: Curves,
+        choice: ModelChoice,
+        *,
+        key: str | None,
+        ema: bool,
+        ignore_extra: bool,
+        mode: Mode,
+        steps: int,
+        device: torch.device,
+        amp: bool,
+        progress: Progress,
+    ) -> SweepModels:
+        """Open the files by their headers, match them with the model, then check every tensor once.
+
+        Args:
+            key, ema: which state dict of each file is read, see `Source`.
+            steps: intervals on each segment, see `grid`.
+
+        Raises:
+            CheckpointError, ModelError: a file cannot be read, or does not fit the model.
+            NumericalError: a tensor holds NaN or infinities.
+        """
+        files = dict.fromkeys(path for row in curves.values() for path in row)
+        opened = {path: Source(path, key, ema).open() for path in files}
+        first_curve = next(iter(curves.values()))
+        subject = open_subject(choice, file_shapes(opened[first_curve[-1]]))
+        weights = {
+            path: Weights.of(checkpoint, subject, ignore_extra=ignore_extra) for path, checkpoint in opened.items()
+        }
+        _check_all_finite(weights, progress)
+        slot = ModelSlot(subject.factory.build(), device, amp=amp)
+        lines = {
+            curve: Line([weights[path] for path in row], mode=mode, parameters=subject.parameters)
+            for curve, row in curves.items()
+        }
+        return SweepModels(curves, weights, subject, slot, sweep_networks(lines, grid(steps, len(first_curve))))
+
+    @cached_property
+    def sha256(self) -> dict[str, str]:
+        """SHA-256 of every file, by its path as the user named it."""
+        return {str(path): held.checkpoint.sha256() for path, held in self.weights.items()}
+
+    @property
+    def files(self) -> list[Path]:
+        """Every file that the checkpoints consist of."""
+        return [file for held in self.weights.values() for file in held.checkpoint.files]
+
+    def identity(self) -> dict[str, Any]:
+        """Everything about the models that decides the numbers."""
+        args = {name: repr(value) for name, value in sorted(self.subject.factory.args.items())}
+        return {"model_args": args, "sha256": self.sha256}
+
+
+def _check_all_finite(weights: Mapping[Path, Weights], progress: Progress) -> None:
+    total = sum(len(held) for held in weights.values())
+    done = 0
+    for held in weights.values():
+        for key in held:
+            check_finite(held[key], held.keys_in_file.to_file[key], held.checkpoint.path)
+            done += 1
+            progress.step(done, total)
