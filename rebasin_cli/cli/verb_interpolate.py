@@ -9,13 +9,13 @@ from rebasin_cli.cli.command import VerbCommand
 from rebasin_cli.cli.output import Output
 from rebasin_cli.cli.ranks import this_rank
 from rebasin_cli.errors import GateExceeded
-from rebasin_cli.options import option, options_class
+from rebasin_cli.options import command_line, option, options_class
 from rebasin_cli.verbs.interpolate import InterpolateOptions, InterpolateResult, run_interpolate
 
 
 @options_class
 class InterpolateCommandOptions(InterpolateOptions):
-    """Those of the verb, and the exit code that a script may ask for."""
+    """Those of the verb, and the limit above which the exit code is 9."""
 
     fail_above: float | None = option(
         "Exit with code 9 if the loss barrier is higher than this: that of the aligned pair, where there is one.",
@@ -36,7 +36,8 @@ def _run(options: InterpolateCommandOptions, output: Output) -> None:
         except KeyboardInterrupt:
             from rebasin_cli.report.text import shell
 
-            print(f"finished points are kept; resume with: {shell(['rebasin', *sys.argv[1:]])}", file=sys.stderr)
+            command = shell(command_line("interpolate", replace(options, force=False)))  # --force would start again
+            print(f"the results so far are kept; resume with: {command}", file=sys.stderr)
             raise
         if options.plot is not None and this_rank() == 0:
             from rebasin_cli.report.plot import draw_curves
@@ -60,8 +61,8 @@ def _exceeded(result: InterpolateResult, limit: float | None) -> GateExceeded | 
     barrier = result.gated_barrier
     if limit is None or (barrier is not None and barrier <= limit):
         return None
-    seen = "is not finite" if barrier is None else f"is {barrier:.6g}"
-    error = GateExceeded(f"the loss barrier {seen}, above the limit of {limit:g}", path=result.out)
+    seen = "is not finite, so it" if barrier is None else f"of {barrier:.6g}"
+    error = GateExceeded(f"the loss barrier {seen} exceeds --fail-above {limit:g}", path=result.out)
     error.result = result  # type: ignore[attr-defined]
     return error
 

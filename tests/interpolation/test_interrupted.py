@@ -127,8 +127,8 @@ def test_stopped_at_any_moment_it_ends_with_the_same_file(bench: Bench, stop: si
         resumed += "resuming" in said
         if codes[-1] == 130:
             assert "interrupted" in said
-    told = {signal.SIGKILL: -9, signal.SIGINT: 130, signal.SIGTERM: 143}[stop]
-    assert set(codes) <= {0, told, -stop}, said  # the last where Python itself was already going down
+    stopped = {signal.SIGKILL: -9, signal.SIGINT: 130, signal.SIGTERM: 143}[stop]
+    assert set(codes) <= {0, stopped, -stop}, said  # the last where Python itself was already going down
     last = start(bench, "broken.json")  # chunked as before, even where nothing was saved
     assert last.end() == 0, last.lines()
     assert resumed or "resuming" in last.file.read_text()

@@ -178,9 +178,9 @@ def test_a_language_model_is_measured_by_the_users_functions(bench: Bench) -> No
     for point in data["curves"]["naive"]:
         assert point["n"] == 12
         assert point["metric"] == pytest.approx(math.exp(point["loss"]), rel=0.05)
-    told = bench.run(*line, *words[:2], *OUTPUT)
-    assert told.code == 5
-    assert "--loss" in told.err
+    refused = bench.run(*line, *words[:2], *OUTPUT)
+    assert refused.code == 5
+    assert "--loss" in refused.err
 
 
 def test_segmentation_counts_pixels_and_leaves_out_the_ignored(bench: Bench) -> None:

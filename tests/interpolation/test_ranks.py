@@ -1,4 +1,4 @@
-"""Under `torchrun` two processes share the batches and give the numbers of one; only the first speaks."""
+"""Under `torchrun` two processes share the batches and give the numbers of one; only the first prints."""
 
 from __future__ import annotations
 

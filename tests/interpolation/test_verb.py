@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from rebasin_cli.cli import verb_interpolate
 from rebasin_cli.verbs.interpolate import interpolate
 from tests.interpolation.conftest import Bench
 
@@ -81,6 +83,22 @@ def test_a_result_of_another_run_is_left_alone(bench: Bench) -> None:
     assert "resuming" in bench.run(*PLAIN, "--steps", "2", "-o", "r.json").err
     assert (bench.path / "r.json").read_bytes() == before
     assert bench.run(*PLAIN, "--steps", "3", "-o", "r.json", "--force").code == 0
+
+
+def test_an_interrupted_sweep_says_how_to_resume_it(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(_: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    words = (*PLAIN, "--steps", "2", "-o", "r 1.json")
+    with monkeypatch.context() as patched:
+        patched.setattr(verb_interpolate, "run_interpolate", interrupted)
+        found = bench.run(*words, "--force")
+    assert found.code == 130
+    assert bench.run(*words).code == 0
+    before = (bench.path / "r 1.json").read_bytes()
+    resumed = bench.run(*shlex.split(found.err.split("resume with: ")[1].splitlines()[0])[1:])
+    assert (resumed.code, "resuming r 1.json" in resumed.err) == (0, True)
+    assert (bench.path / "r 1.json").read_bytes() == before
 
 
 def test_the_best_network_is_what_was_measured(bench: Bench) -> None:
