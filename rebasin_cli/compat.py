@@ -15,9 +15,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from rebasin_cli.checkpoint.atomic import commit_file, settle, staged_file
-from rebasin_cli.data import Source
-from rebasin_cli.data.user_loader import IterableSource
+from rebasin_cli.checkpoint.atomic import commit_file, flush_to_disk, staged_file
+from rebasin_cli.data import BatchSource
+from rebasin_cli.data.batch_sources import IterableSource
 from rebasin_cli.errors import DataError, ModelError, UsageError
 from rebasin_cli.execution.dataset_pass import RunningSums
 from rebasin_cli.execution.evaluation import Measure, evaluate
@@ -202,7 +202,7 @@ class Interpolation:
                     save_network(line.load(name), self.savedir, point)
 
 
-def loader_source(loader: Iterable[Any], name: str) -> Source:
+def loader_source(loader: Iterable[Any], name: str) -> BatchSource:
     """A loader as numbered batches; an iterator, which can be read only once, is copied to a list."""
     batches = list(loader) if iter(loader) is loader else loader
     source = IterableSource(lambda: batches, batches, limit=None, seed=0, classes=None, origin=name)
@@ -217,7 +217,7 @@ def save_network(network: nn.Module, savedir: Path, point: Point) -> Path:
     path = savedir / f"interpolated-{point.segment}-{point.lam:.4f}.pt"
     with staged_file(path) as staged:
         torch.save({key: value.cpu() for key, value in network.state_dict().items()}, staged.handle)
-        settle(staged)
+        flush_to_disk(staged)
         commit_file(staged, path, force=True)
     return path
 

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rebasin_cli.data import Batch, Source
+from rebasin_cli.data import Batch, BatchSource
 from rebasin_cli.data.ranks import Ranks
 from rebasin_cli.errors import DataError, RebasinError
 
@@ -107,7 +107,7 @@ def _unpack(value: Any) -> Tensor:
 
 
 def run_pass(
-    source: Source,
+    source: BatchSource,
     names: Sequence[str],
     step: Step,
     running: RunningSums,
@@ -148,7 +148,7 @@ def run_pass(
     running.finish()
 
 
-def chunk_size(source: Source, ranks: Ranks, limit_bytes: int = CHUNK_BYTES) -> int:
+def chunk_size(source: BatchSource, ranks: Ranks, limit_bytes: int = CHUNK_BYTES) -> int:
     """The number of batches in a chunk, from the size of the first batch; the same in every process.
 
     Raises:
@@ -170,7 +170,7 @@ def chunk_size(source: Source, ranks: Ranks, limit_bytes: int = CHUNK_BYTES) -> 
 class _Chunks:
     """This process' share of the batches, read one chunk at a time."""
 
-    def __init__(self, source: Source, start: int, ranks: Ranks) -> None:
+    def __init__(self, source: BatchSource, start: int, ranks: Ranks) -> None:
         self._batches: Iterator[Batch] = iter(source.batches(start, rank=ranks.rank, world=ranks.world))
         self._ahead: Batch | None = None
 

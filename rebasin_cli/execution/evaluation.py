@@ -15,12 +15,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from rebasin_cli.data import Batch, Source
+from rebasin_cli.data import Batch, BatchSource
 from rebasin_cli.data.ranks import ALONE, Ranks
-from rebasin_cli.errors import DataError
+from rebasin_cli.errors import DataError, one_line
 from rebasin_cli.execution.dataset_pass import RunningSums, run_pass
 from rebasin_cli.execution.model_slot import NO_ADJUSTMENT, Adjustment, ModelSlot, Network
-from rebasin_cli.model.failures import one_line
 
 FIELDS = ("samples", "skipped", "loss", "loss_weight", "top1", "top5", "classified", "metric", "metric_weight")
 IGNORED = -100
@@ -102,7 +101,7 @@ def values(sums: Tensor) -> Values:
 
 def evaluate(
     slot: ModelSlot,
-    source: Source,
+    source: BatchSource,
     networks: Sequence[Network],
     measure: Measure,
     running: RunningSums,

@@ -17,9 +17,8 @@ from torch.nn import functional as F
 from torch.utils._pytree import tree_leaves
 
 from rebasin_cli.data import Batch
-from rebasin_cli.errors import DataError
+from rebasin_cli.errors import DataError, one_line
 from rebasin_cli.execution.evaluation import IGNORED, class_count, logits_of
-from rebasin_cli.model.failures import one_line
 
 Tensors = Mapping[str, Tensor]
 

@@ -15,8 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from rebasin_cli.data import Batch
-from rebasin_cli.errors import DataError, ModelError, ResourceError
-from rebasin_cli.model.failures import one_line
+from rebasin_cli.errors import DataError, ModelError, ResourceError, one_line
 
 
 class Network(Protocol):

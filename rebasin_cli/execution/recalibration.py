@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch import Tensor, nn
 
-from rebasin_cli.data import Batch, Source
+from rebasin_cli.data import Batch, BatchSource
 from rebasin_cli.data.ranks import ALONE, Ranks
 from rebasin_cli.errors import DataError, RebasinError
 from rebasin_cli.execution.dataset_pass import RunningSums, run_pass
@@ -79,7 +79,7 @@ class Recalibration:
     """
 
     def __init__(
-        self, slot: ModelSlot, source: Source, networks: Sequence[Network], *, repair: bool, ranks: Ranks = ALONE
+        self, slot: ModelSlot, source: BatchSource, networks: Sequence[Network], *, repair: bool, ranks: Ranks = ALONE
     ) -> None:
         self._slot, self._source, self._ranks = slot, source, ranks
         self._ends = {network.end: network for network in networks if network.end is not None}

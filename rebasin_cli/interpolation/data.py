@@ -6,9 +6,9 @@ import hashlib
 from dataclasses import dataclass
 from typing import Any
 
-from rebasin_cli.data import Batch, Source, Transform, model_class_names
-from rebasin_cli.data.preset import model_transform, user_transform
+from rebasin_cli.data import Batch, BatchSource, ImageTransform, model_class_names
 from rebasin_cli.data.source import ModelView
+from rebasin_cli.data.transform import model_transform, user_transform
 from rebasin_cli.errors import DataError, ModelError
 from rebasin_cli.execution.evaluation import class_count
 from rebasin_cli.execution.subject import ModelChoice, example_for
@@ -19,8 +19,8 @@ from rebasin_cli.interpolation.models import SweepModels
 class SweepData:
     """`statistics` is None where nothing is recalibrated."""
 
-    evaluation: Source
-    statistics: Source | None
+    evaluation: BatchSource
+    statistics: BatchSource | None
 
     def identity(self) -> dict[str, Any]:
         """Everything about the data that decides the numbers; as a digest, because a list of files can be long."""
@@ -49,7 +49,7 @@ def model_view(models: SweepModels, choice: ModelChoice, transform: str | None) 
         classes_of=lambda batch: _classes(models, batch),
         names=model_class_names(module) or names,
         transform=chosen,
-        input_shape=None if isinstance(chosen, Transform) else _input_shape(models, choice),
+        input_shape=None if isinstance(chosen, ImageTransform) else _input_shape(models, choice),
         input_certain=input_stated or _zoo_knows_input(models),
     )
 

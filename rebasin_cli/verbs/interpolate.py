@@ -11,16 +11,18 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rebasin_cli.checkpoint import split_name
 from rebasin_cli.errors import DataError, ModelError, UsageError
 from rebasin_cli.options import AnyPaths, OptionalPath, argument, option, options_class, verb
 from rebasin_cli.progress import Progress, Silent
 from rebasin_cli.verbs.align_reports import newest_report, read_report, result_beside
-from rebasin_cli.verbs.document import envelope, pretty
-from rebasin_cli.verbs.output_paths import check_outputs, optional_path, split_name
+from rebasin_cli.verbs.document import Result, envelope, pretty
+from rebasin_cli.verbs.early_checks import check_inputs
+from rebasin_cli.verbs.output_paths import check_outputs, optional_path
 from rebasin_cli.verbs.shared_options import DATA_HELP, MODEL_HELP, ModelInput, Seed, StateInFile, Writing
 
 if TYPE_CHECKING:
-    from rebasin_cli.data import Source
+    from rebasin_cli.data import BatchSource
     from rebasin_cli.execution.dataset_pass import RunningSums
     from rebasin_cli.execution.model_slot import Adjustment
     from rebasin_cli.interpolation.result_file import ResultFile
@@ -131,7 +133,7 @@ class InterpolateOptions(ModelInput, StateInFile, Writing, Seed):
 
 
 @dataclass(frozen=True, slots=True)
-class InterpolateResult:
+class InterpolateResult(Result):
     """The outcome of one sweep, field for field the `data` of its JSON.
 
     `checkpoints` are the files along the naive curve; `a` is the first and `b` the last of them. `aligned` is B
@@ -240,6 +242,8 @@ def run_interpolate(options: InterpolateOptions) -> InterpolateResult:
     """
     subjects = find_subjects(options)
     check_repair(options)
+    data = (options.data, options.recalibrate)
+    check_inputs(subjects.checkpoints, model=subjects.model, data=data, input_file=options.input_file)
     return _Run(options, subjects).run()
 
 
@@ -349,7 +353,7 @@ class _Run:
 
     def _open_data(self) -> None:
         from rebasin_cli.data import DataOptions, open_data
-        from rebasin_cli.data.user_loader import load_callable
+        from rebasin_cli.data.batch_sources import load_callable
         from rebasin_cli.execution.evaluation import Measure
         from rebasin_cli.execution.recalibration import batch_norms
         from rebasin_cli.interpolation.data import SweepData, model_view
@@ -421,7 +425,7 @@ class _Run:
         )
         return summarize(networks, sums)
 
-    def _counter(self, running: RunningSums, networks: int, source: Source) -> Callable[[int, str], None]:
+    def _counter(self, running: RunningSums, networks: int, source: BatchSource) -> Callable[[int, str], None]:
         """Reports how many (network, batch) pairs are done."""
         count = source.batch_count
 

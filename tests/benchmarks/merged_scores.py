@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rebasin_cli.data import DataOptions, open_data
-from rebasin_cli.data.preset import model_transform
 from rebasin_cli.data.source import ModelView
+from rebasin_cli.data.transform import model_transform
 from rebasin_cli.execution.dataset_pass import RunningSums
 from rebasin_cli.execution.model_slot import NO_ADJUSTMENT, Adjustment, ModelSlot
 from rebasin_cli.execution.recalibration import Recalibration

@@ -30,8 +30,8 @@ def main() -> int:
     from PIL import Image
 
     from rebasin_cli.data import DataOptions, open_data
-    from rebasin_cli.data.preset import model_transform
     from rebasin_cli.data.source import ModelView
+    from rebasin_cli.data.transform import model_transform
     from rebasin_cli.execution.dataset_pass import RunningSums
     from rebasin_cli.execution.evaluation import Measure, evaluate
     from rebasin_cli.execution.model_slot import ModelSlot
