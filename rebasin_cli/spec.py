@@ -50,6 +50,25 @@ class Site:
 
 
 @dataclass(frozen=True, slots=True)
+class Tap:
+    """Where the units of some groups can be observed: one axis of what an operation reads or returns.
+
+    Args:
+        ordinal: index of the operation among those that are counted (`tracing.operations.is_counted`).
+        operand: name of the observed argument; None for the first result.
+        axis: the axis of that tensor.
+        length: of that axis in the trace.
+        sites: for each group observed here, its name and its site; all sites lie on this axis.
+    """
+
+    ordinal: int
+    operand: str | None
+    axis: int
+    length: int
+    sites: tuple[tuple[str, Site], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class ParentBlock:
     """A nested group lives in block `block` of the group named `group`: when the blocks move, it moves along."""
 

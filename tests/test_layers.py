@@ -109,8 +109,8 @@ def test_a_package_is_imported_only_where_it_belongs(package: str, allowed: tupl
 
 def test_dispatch_modes_have_one_base_and_live_in_two_places() -> None:
     texts = {str(path.relative_to(PACKAGE)): path.read_text("utf-8") for path in modules()}
-    assert {name for name, text in texts.items() if "(TorchDispatchMode)" in text} == {"tracing/operations.py"}
-    users = {name for name, text in texts.items() if "(Operations):" in text}
+    assert {name for name, text in texts.items() if "(TorchDispatchMode)" in text} == {"tracing/dispatch.py"}
+    users = {name for name, text in texts.items() if "(OperationMode):" in text}
     assert {name for name in users if not name.startswith("tracing/")} == {"execution/widening.py"}
 
 

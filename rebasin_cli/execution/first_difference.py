@@ -20,7 +20,7 @@ from rebasin_cli.execution.forward import State, run
 from rebasin_cli.execution.noise import TOLERANCE
 from rebasin_cli.execution.widening import Rounding
 from rebasin_cli.model.example_input import ExampleInput
-from rebasin_cli.tracing.outputs import opened
+from rebasin_cli.tracing.tracer import opened
 
 Heard = list[tuple[str, Tensor]]
 """The path of each module and the sums over its outputs, shape (4,), in the order in which the modules finished."""

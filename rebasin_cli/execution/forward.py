@@ -22,8 +22,8 @@ from rebasin_cli.errors import ModelError
 from rebasin_cli.execution.widening import Rounding, Wide, cast, is_large
 from rebasin_cli.model.example_input import ExampleInput
 from rebasin_cli.model.state import state_tensors, ties
-from rebasin_cli.tracing.outputs import opened
-from rebasin_cli.tracing.weightless import unchanged_attributes
+from rebasin_cli.tracing.fake_tensors import unchanged_attributes
+from rebasin_cli.tracing.tracer import opened
 
 State = Mapping[str, Tensor]
 """Tensors by state-dict key, of any precision; may be made when they are asked for."""

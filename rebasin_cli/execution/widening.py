@@ -14,7 +14,7 @@ from torch import Tensor
 from torch._ops import OpOverload
 from torch.utils._pytree import tree_map, tree_map_only
 
-from rebasin_cli.tracing.operations import Operations
+from rebasin_cli.tracing.dispatch import OperationMode
 
 LARGE = 1 << 19
 """Numbers above which a weight is widened in pieces of about this size (4 MB of float64)."""
@@ -107,7 +107,7 @@ def cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return tensor.to(dtype) if tensor.is_floating_point() else tensor
 
 
-class Wide(Operations):  # type: ignore[no-untyped-call]
+class Wide(OperationMode):  # type: ignore[no-untyped-call]
     """Rewrites every request for a narrower floating type, and widens every narrower tensor that comes in."""
 
     takes_apart = False  # a convolution wants arguments of one type before it shows what it is made of

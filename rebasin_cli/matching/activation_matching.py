@@ -21,8 +21,7 @@ from rebasin_cli.matching.search import Effort, search
 from rebasin_cli.matching.weighing import PLAIN, weigh
 from rebasin_cli.matching.weight_matching import weight_matching
 from rebasin_cli.permutation import Permutations
-from rebasin_cli.spec import PermutationSpec
-from rebasin_cli.tracing.capture import Tap
+from rebasin_cli.spec import PermutationSpec, Tap
 
 TOLERANCE = 1e-6
 

@@ -12,7 +12,8 @@ from rebasin_cli.data.ranks import ALONE, Ranks
 from rebasin_cli.errors import DataError, ModelError, RebasinError
 from rebasin_cli.matching.covariance import CrossCovariance
 from rebasin_cli.model.example_input import ExampleInput
-from rebasin_cli.tracing.capture import OtherPath, Tap, capture
+from rebasin_cli.spec import Tap
+from rebasin_cli.tracing.capture import OtherPath, capture
 
 
 def correlations(

@@ -14,8 +14,7 @@ from math import sqrt
 import torch
 from torch import Tensor
 
-from rebasin_cli.spec import AxisGroup, PermutationSpec, Site
-from rebasin_cli.tracing.capture import Tap
+from rebasin_cli.spec import AxisGroup, PermutationSpec, Site, Tap
 
 PREFIX = "activations at operation "
 

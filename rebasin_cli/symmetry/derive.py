@@ -11,7 +11,7 @@ from math import prod
 
 import numpy as np
 
-from rebasin_cli.spec import AxisGroup, ParentBlock, PermutationSpec, PinnedAxis, Site
+from rebasin_cli.spec import AxisGroup, ParentBlock, PermutationSpec, PinnedAxis, Site, Tap
 from rebasin_cli.symmetry.analysis import Analysis, UnknownOp
 from rebasin_cli.symmetry.colouring import first_places
 from rebasin_cli.symmetry.families import IRREGULAR
@@ -23,9 +23,7 @@ from rebasin_cli.symmetry.readout import FibreSite, Readout
 from rebasin_cli.symmetry.relations import Relations
 from rebasin_cli.symmetry.solver import Closure
 from rebasin_cli.symmetry.taps import choose_taps
-from rebasin_cli.tracing.capture import Tap
-from rebasin_cli.tracing.collector import collector_paused
-from rebasin_cli.tracing.graph import Trace
+from rebasin_cli.tracing.graph import Trace, collector_paused
 
 OVERWRITTEN = "the model does not read these numbers: they are overwritten, or give a shape only"
 ALONE = "the order of these numbers does not matter, and nothing else moves with them"

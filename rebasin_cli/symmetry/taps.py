@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from rebasin_cli.spec import Site
+from rebasin_cli.spec import Site, Tap
 from rebasin_cli.symmetry.movements import Irregular
 from rebasin_cli.symmetry.positions import Layout, Picked
 from rebasin_cli.symmetry.readout import FibreSite, Readout
 from rebasin_cli.symmetry.relations import Relations
 from rebasin_cli.symmetry.solver import Closure
-from rebasin_cli.tracing.capture import Tap, counts
+from rebasin_cli.tracing.capture import counts
 from rebasin_cli.tracing.graph import Ref, Trace
 
 CONTRACTIONS = frozenset(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,31 +11,9 @@ from torch._ops import OpOverload
 
 from rebasin_cli.errors import ModelError
 from rebasin_cli.model.example_input import ExampleInput
-from rebasin_cli.spec import Site
+from rebasin_cli.spec import Tap
+from rebasin_cli.tracing.dispatch import OperationMode, operator, plain_operations, tensors_in
 from rebasin_cli.tracing.graph import Trace
-from rebasin_cli.tracing.operations import Operations
-from rebasin_cli.tracing.schema import operator, tensors_in
-from rebasin_cli.tracing.tracer import plain_operations
-
-
-@dataclass(frozen=True, slots=True)
-class Tap:
-    """One axis of what an operation reads or gives, and the groups whose units lie along it.
-
-    Args:
-        ordinal: which operation, counted over those that count (`counts`).
-        operand: name of the argument that is looked at; None for the first result.
-        axis: the axis of that tensor.
-        length: of that axis in the trace.
-        sites: for each group that the tap speaks for, its name and its site; sites lie on this axis alone.
-    """
-
-    ordinal: int
-    operand: str | None
-    axis: int
-    length: int
-    sites: tuple[tuple[str, Site], ...]
-
 
 _UNCOUNTED = frozenset(
     f"aten.{name}"
@@ -93,7 +70,7 @@ def capture(
         raise OtherPath(f"the model did {mode.place} operations where it did {len(expected)} when it was traced")
 
 
-class _Capture(Operations):  # type: ignore[no-untyped-call]
+class _Capture(OperationMode):  # type: ignore[no-untyped-call]
     def __init__(self, expected: Sequence[str], taps: Collection[Tap], on_tensor: OnTensor) -> None:
         super().__init__()
         self.expected, self.on_tensor = expected, on_tensor

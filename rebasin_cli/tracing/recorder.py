@@ -1,59 +1,54 @@
-"""Records every ATen operation of a forward pass: values, calls, constants."""
+"""Records a forward pass: every ATen operation, the values it reads and returns, and the module that asked for it."""
 
 from __future__ import annotations
 
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._ops import OpOverload
-from torch._subclasses.fake_tensor import (
-    DataDependentOutputException,
-    DynamicOutputShapeException,
-    FakeTensor,
-    FakeTensorMode,
-    UnsupportedFakeTensorException,
-    UnsupportedOperatorException,
-)
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.utils._pytree import tree_leaves
 
 from rebasin_cli.tracing.aliases import AliasTable, ViewStep
-from rebasin_cli.tracing.code_place import code_place
-from rebasin_cli.tracing.graph import DECIDING, Call, Ref, Value
-from rebasin_cli.tracing.operations import Operations
-from rebasin_cli.tracing.schema import Operator, operator, tensors_in
-from rebasin_cli.tracing.weightless_kernels import WeightlessKernels
+from rebasin_cli.tracing.dispatch import OperationMode, Operator, operator, tensors_in
+from rebasin_cli.tracing.graph import DECIDING, Call, ModuleCall, ModuleInfo, Ref, Value
 
-NUMBERS_NEEDED = (
-    DataDependentOutputException,
-    DynamicOutputShapeException,
-    UnsupportedFakeTensorException,
-    UnsupportedOperatorException,
-)
-"""Raised where the model's code asks a weightless tensor for its numbers."""
+RunOperation = Callable[[OpOverload, Any, dict[str, Any], list[Tensor]], Any]
+"""Runs an operation: its overload, positional and named arguments, and all tensors among them in order."""
 
 
-class Recorder(Operations):  # type: ignore[no-untyped-call]
-    """Runs operations as they come, on fakes where one takes part, and keeps the record.
+class Recorder(OperationMode):  # type: ignore[no-untyped-call]
+    """Runs each operation and records it.
+
+    Args:
+        run: runs an operation that at least one fake tensor takes part in; the others run as they are.
 
     Attributes:
         values, calls: the record so far.
         constants: numbers of the values that depend on neither parameters nor inputs.
-        scope: set by whoever follows the modules; gives the path of the module that is running.
+        modules: tells which module is running; without it, all operations belong to the model itself.
     """
 
-    def __init__(self, mode: FakeTensorMode | None) -> None:
+    def __init__(self, run: RunOperation | None = None) -> None:
         super().__init__()
-        self._weightless = None if mode is None else WeightlessKernels(mode)
+        self._run_on_fakes = run
         self.values: list[Value] = []
         self.calls: list[Call] = []
         self.constants: dict[int, Tensor] = {}
         self._variable: set[int] = set()
         self._path = ""
         self.aliases = AliasTable(self.new_value, self._emit, self.scope, self.values.__getitem__)
-        self.follow: Any = None
+        self.modules: ModuleScope | None = None
 
     def scope(self) -> str:
-        return "" if self.follow is None else str(self.follow.path)
+        return "" if self.modules is None else self.modules.path
 
     def new_value(self, value: Value) -> int:
         self.values.append(value)
@@ -103,9 +98,9 @@ class Recorder(Operations):  # type: ignore[no-untyped-call]
         return out
 
     def _run(self, func: OpOverload, args: Any, kwargs: Any, tensors: list[Tensor]) -> Any:
-        if self._weightless is None or not any(isinstance(tensor, FakeTensor) for tensor in tensors):
+        if self._run_on_fakes is None or not any(isinstance(tensor, FakeTensor) for tensor in tensors):
             return func(*args, **kwargs)
-        return self._weightless.run(func, args, kwargs, tensors)
+        return self._run_on_fakes(func, args, kwargs, tensors)
 
     def _keep_numbers(self, tensors: list[Tensor]) -> None:
         """An in-place operation is coming: constants whose memory it may change keep a copy of their numbers."""
@@ -119,7 +114,7 @@ class Recorder(Operations):  # type: ignore[no-untyped-call]
         leaves = list(tensors_in(out))
         described = tuple(Value(tuple(leaf.shape), leaf.dtype) for leaf in leaves)
         results = tuple(self.new_value(value) for value in described)
-        spot = code_place() if form.name in DECIDING else ""
+        spot = _code_place() if form.name in DECIDING else ""
         call = Call(form.name, form.overload, arguments, results, self.scope(), place=spot)
         self.calls.append(call)
         # what is drawn has other numbers in the next pass
@@ -164,3 +159,86 @@ def _referred(nested: Any, refs: dict[int, Ref]) -> Any:
     if isinstance(nested, (tuple, list)):
         return type(nested)(_referred(item, refs) for item in nested)
     return nested
+
+
+class ModuleScope:
+    """Follows the modules of one forward pass.
+
+    Args:
+        root: the model.
+        value_of: gives the value index of a tensor, or None for a tensor that was not recorded.
+
+    Attributes:
+        failed: path of the innermost module that did not return; empty while all did.
+    """
+
+    def __init__(self, root: nn.Module, value_of: Callable[[Tensor], int | None]) -> None:
+        self._names = {id(module): name for name, module in root.named_modules()}
+        self._root = root
+        self._value_of = value_of
+        self._stack: list[tuple[str, tuple[int, ...]]] = []
+        self._calls: list[ModuleCall] = []
+        self._counts: Counter[str] = Counter()
+        self.failed = ""
+
+    @property
+    def path(self) -> str:
+        """Path of the module that is running now; empty for the model itself."""
+        return self._stack[-1][0] if self._stack else ""
+
+    @property
+    def calls(self) -> tuple[ModuleCall, ...]:
+        return tuple(self._calls)
+
+    @property
+    def modules(self) -> tuple[ModuleInfo, ...]:
+        return tuple(
+            ModuleInfo(name, type(module).__name__, self._counts[name]) for name, module in self._root.named_modules()
+        )
+
+    @contextmanager
+    def following(self) -> Iterator[None]:
+        """Hooks on every module for the duration of the context."""
+        handles = []
+        for module in self._root.modules():
+            handles.append(module.register_forward_pre_hook(self._enter, with_kwargs=True))
+            handles.append(module.register_forward_hook(self._leave, with_kwargs=True, always_call=True))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _values(self, nested: Any) -> tuple[int, ...]:
+        found = (self._value_of(leaf) for leaf in tree_leaves(nested) if isinstance(leaf, Tensor))
+        return tuple(value for value in found if value is not None)
+
+    def _enter(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        name = self._names.get(id(module), self.path)
+        self._counts[name] += 1
+        self._stack.append((name, self._values((args, kwargs))))
+
+    def _leave(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        if not self._stack:
+            return
+        name, inputs = self._stack.pop()
+        if output is None:
+            self.failed = self.failed or name
+            return
+        outputs = self._values(output)
+        leaf = next(module.children(), None) is None
+        self._calls.append(ModuleCall(name, type(module).__name__, inputs, outputs, leaf))
+
+
+_NOT_THE_MODEL = (str(Path(torch.__file__).parent), str(Path(__file__).parents[1]))
+
+
+def _code_place() -> str:
+    """`file:line` of the innermost frame that is neither in PyTorch nor in this package; empty if there is none."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        file = frame.f_code.co_filename
+        if not file.startswith(_NOT_THE_MODEL) and not file.startswith("<"):
+            return f"{file}:{frame.f_lineno}"
+        frame = frame.f_back
+    return ""

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -13,12 +11,21 @@ from torch.utils._pytree import tree_leaves
 
 from rebasin_cli.errors import ModelError, RebasinError
 from rebasin_cli.model.example_input import ExampleInput
-from rebasin_cli.tracing.collector import collector_paused
-from rebasin_cli.tracing.graph import Trace
-from rebasin_cli.tracing.module_scope import ModuleScope
-from rebasin_cli.tracing.outputs import opened
-from rebasin_cli.tracing.recorder import NUMBERS_NEEDED, Recorder
-from rebasin_cli.tracing.weightless import fake_mode, fake_state, is_state_buffer, unchanged_attributes
+from rebasin_cli.tracing.dispatch import plain_operations
+from rebasin_cli.tracing.fake_tensors import (
+    NUMBERS_NEEDED,
+    FakeKernels,
+    fake_mode,
+    fake_state,
+    is_state_buffer,
+    unchanged_attributes,
+)
+from rebasin_cli.tracing.graph import Trace, collector_paused
+from rebasin_cli.tracing.recorder import ModuleScope, Recorder
+
+ASIDE = ("hidden_state", "attentions", "cache", "key_values", "model_output")
+"""Parts of these names are no answer where there are logits."""
+
 
 SECOND_TRY_BYTES = 4 << 30
 """A pass that fails without weights is tried with them if they take no more than this."""
@@ -73,9 +80,9 @@ def _record(module: nn.Module, example: ExampleInput, *, weightless: bool) -> Tr
     was_training = [m for m in module.modules() if m.training]
     module.eval()
     mode = fake_mode() if weightless else None
-    recorder = Recorder(mode)
+    recorder = Recorder(None if mode is None else FakeKernels(mode).run)
     scope = ModuleScope(module, recorder.aliases.read)
-    recorder.follow = scope
+    recorder.modules = scope
     try:
         with fake_state(module, mode) if mode is not None else unchanged_attributes(module), torch.no_grad():
             state, trainable, owners = _register_state(module, recorder)
@@ -140,19 +147,20 @@ def _tensors(nested: Any) -> list[Tensor]:
     return [leaf for leaf in tree_leaves(opened(nested)) if isinstance(leaf, Tensor)]
 
 
-@contextlib.contextmanager
-def plain_operations() -> Iterator[None]:
-    """Fused fast paths off: what they fuse must be seen. PyTorch's own log of failures too: the error says it all."""
-    fastpath = torch.backends.mha.get_fastpath_enabled()
-    onednn = torch._C._get_mkldnn_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    torch._C._set_mkldnn_enabled(False)
-    log = logging.getLogger("torch._subclasses.fake_tensor")
-    silent, log.disabled = log.disabled, True
-    try:
-        with torch.jit._fuser.optimized_execution(False):
-            yield
-    finally:
-        log.disabled = silent
-        torch._C._set_mkldnn_enabled(onednn)
-        torch.backends.mha.set_fastpath_enabled(fastpath)
+def opened(nested: Any) -> Any:
+    """Output objects of other libraries (dataclasses with tensors) as plain containers."""
+    if isinstance(nested, Mapping):
+        return {key: opened(value) for key, value in _answers(nested).items()}
+    if hasattr(nested, "to_tuple"):
+        return opened(nested.to_tuple())
+    if isinstance(nested, (list, tuple)):
+        return [opened(value) for value in nested]
+    if hasattr(nested, "__dataclass_fields__"):
+        return opened({name: getattr(nested, name) for name in nested.__dataclass_fields__})
+    return nested
+
+
+def _answers(named: Mapping[Any, Any]) -> dict[Any, Any]:
+    if not any("logits" in str(name) for name in named):
+        return dict(named)
+    return {name: value for name, value in named.items() if not any(word in str(name) for word in ASIDE)}

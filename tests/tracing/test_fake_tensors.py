@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from rebasin_cli.model.example_input import ExampleInput
 from rebasin_cli.model.factory import load_factory
-from rebasin_cli.tracing.schema import operator, tensors_in
+from rebasin_cli.tracing.dispatch import operator, tensors_in
+from rebasin_cli.tracing.fake_tensors import FakeKernels
 from rebasin_cli.tracing.tracer import trace_model
-from rebasin_cli.tracing.weightless_kernels import WeightlessKernels
 
 TORCHVISION = ("densenet121", "efficientnet_b0", "googlenet", "maxvit_t", "shufflenet_v2_x0_5", "swin_v2_t", "vit_b_32")
 
@@ -21,9 +21,9 @@ TORCHVISION = ("densenet121", "efficientnet_b0", "googlenet", "maxvit_t", "shuff
 def compared(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Every call that changes nothing is made by PyTorch's mode as well; the overloads that were compared."""
     seen: list[str] = []
-    run = WeightlessKernels.run
+    run = FakeKernels.run
 
-    def both(self: WeightlessKernels, func: Any, args: Any, kwargs: Any, tensors: list[Tensor]) -> Any:
+    def both(self: FakeKernels, func: Any, args: Any, kwargs: Any, tensors: list[Tensor]) -> Any:
         out = run(self, func, args, kwargs, tensors)
         if not operator(func).mutable:
             expected = self._by_mode(func, args, kwargs, tensors)
@@ -34,7 +34,7 @@ def compared(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             seen.append(operator(func).overload)
         return out
 
-    monkeypatch.setattr(WeightlessKernels, "run", both)
+    monkeypatch.setattr(FakeKernels, "run", both)
     return seen
 
 

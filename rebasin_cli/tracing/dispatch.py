@@ -1,0 +1,186 @@
+"""How operations reach a dispatch mode: one at a time, without fused paths, with their arguments by name.
+
+Higher-order operators (`flex_attention`, `cond`, `scan`, …) are decomposed into the operations that they call. So are
+composite operators, which arrive undecomposed in inference mode and inside higher-order operators.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._ops import HigherOrderOperator, OpOverload
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from rebasin_cli.errors import ModelError
+
+_FLEX, _DIRECTLY = "torch.nn.attention.flex_attention", "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG"
+"""By this switch `flex_attention` calls its operator itself; otherwise by the compiler, which no mode can follow."""
+
+
+class OperationMode(TorchDispatchMode):
+    """Base of modes that see every operation, `operation` being called for each.
+
+    Attributes:
+        takes_apart: whether composed operations that arrive whole are shown as what they are made of.
+    """
+
+    supports_higher_order_operators = True
+    takes_apart = True
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._switches: list[bool | None] = []
+
+    def operation(self, func: OpOverload, args: Any, kwargs: dict[str, Any]) -> Any:
+        """What `func` gives for these arguments."""
+        raise NotImplementedError
+
+    def __torch_dispatch__(self, func: Any, types: Iterable[type], args: Any = (), kwargs: Any = None) -> Any:
+        if isinstance(func, HigherOrderOperator):
+            with self:
+                return _written_out(func)(*args, **(kwargs or {}))
+        if self.takes_apart and _is_composite(func):
+            with self:
+                return func.decompose(*args, **(kwargs or {}))
+        return self.operation(func, args, kwargs or {})
+
+    def __enter__(self) -> Any:
+        flex = sys.modules.get(_FLEX)
+        self._switches.append(getattr(flex, _DIRECTLY, None))
+        if self._switches[-1] is not None:
+            setattr(flex, _DIRECTLY, True)
+        return super().__enter__()  # type: ignore[no-untyped-call]
+
+    def __exit__(self, *raised: Any) -> None:
+        super().__exit__(*raised)  # type: ignore[no-untyped-call]
+        before = self._switches.pop()
+        if before is not None:
+            setattr(sys.modules[_FLEX], _DIRECTLY, before)
+
+
+@lru_cache(maxsize=4096)
+def _is_composite(func: OpOverload) -> bool:
+    if func.namespace == "prim":  # what a tensor is asked about itself; the dispatcher does not know these
+        return False
+    return bool(torch._C._dispatch_has_kernel_for_dispatch_key(func._name, "CompositeImplicitAutograd"))
+
+
+def _written_out(func: HigherOrderOperator) -> Callable[..., Any]:
+    """The operator's plain implementation, which calls its functions and other operators.
+
+    Raises:
+        ModelError: it has none.
+    """
+    name: str = func._name
+    own: dict[str, Callable[..., Any]] = {"cond": _branch, "while_loop": _loop}
+    kernel = own.get(name) or func.py_kernels.get(torch._C.DispatchKey.CompositeExplicitAutograd)
+    if kernel is None:
+        raise ModelError(f"the operator {name} takes functions and cannot be followed into them")
+    return kernel
+
+
+def _branch(condition: Any, yes: Callable[..., Any], no: Callable[..., Any], operands: tuple[Any, ...] = ()) -> Any:
+    return (yes if condition else no)(*operands)
+
+
+def _loop(
+    condition: Callable[..., Any], body: Callable[..., Any], carried: tuple[Any, ...], beside: tuple[Any, ...] = ()
+) -> Any:
+    while condition(*carried, *beside):
+        carried = body(*carried, *beside)
+    return carried
+
+
+@dataclass(frozen=True, slots=True)
+class Operator:
+    """One overload of an operator.
+
+    Args:
+        schema: the schema's own name (`aten::add_`).
+        name: namespace and operator without overload and without the underscore of an in-place form (`aten.add`).
+        overload: namespace, operator and overload (`aten.add_.Tensor`).
+        arguments: name, whether it can be given by name alone, and default, of every argument in order.
+        mutable: whether it changes any argument.
+        written: names of the arguments that it changes.
+        outs: names of the arguments that serve only to be written to.
+        viewed: the argument that the results look at, for a view operation; None for all others.
+        drawn: whether it draws random numbers.
+    """
+
+    schema: str
+    name: str
+    overload: str
+    arguments: tuple[tuple[str, bool, Any], ...]
+    mutable: bool
+    written: tuple[str, ...]
+    outs: frozenset[str]
+    viewed: str | None
+    drawn: bool
+
+    def bind(self, args: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Every argument by its name, defaults filled in."""
+        given = len(args)
+        return {
+            name: kwargs[name] if name in kwargs else args[place] if place < given and not by_name else default
+            for place, (name, by_name, default) in enumerate(self.arguments)
+        }
+
+
+@lru_cache(maxsize=4096)
+def operator(func: OpOverload) -> Operator:
+    """What the schema of `func` says."""
+    schema = func._schema
+    full = schema.name.replace("::", ".")
+    aliases = [(a.name, a.alias_info) for a in schema.arguments if a.alias_info is not None]
+    looks = any(r.alias_info is not None and not r.alias_info.is_write for r in schema.returns)
+    return Operator(
+        schema=schema.name,
+        name=full[:-1] if full.endswith("_") and not full.endswith("__") else full,
+        overload=f"{full}.{schema.overload_name or 'default'}",
+        arguments=tuple(
+            (a.name, a.kwarg_only, a.default_value if a.has_default_value() else None) for a in schema.arguments
+        ),
+        mutable=schema.is_mutable,
+        written=tuple(name for name, alias in aliases if alias.is_write),
+        outs=frozenset(argument.name for argument in schema.arguments if argument.is_out),
+        viewed=aliases[0][0] if looks and aliases else None,
+        drawn=torch.Tag.nondeterministic_seeded in func.tags,
+    )
+
+
+def tensors_in(nested: Any) -> Iterator[Tensor]:
+    """All tensors among an operation's arguments or results, in order, repeats kept."""
+    if isinstance(nested, Tensor):
+        yield nested
+    elif isinstance(nested, (tuple, list)):
+        for item in nested:
+            yield from tensors_in(item)
+    elif isinstance(nested, dict):
+        for item in nested.values():
+            yield from tensors_in(item)
+
+
+@contextmanager
+def plain_operations() -> Iterator[None]:
+    """Fused fast paths off: what they fuse must be seen. PyTorch's own log of failures too: the error says it all."""
+    fastpath = torch.backends.mha.get_fastpath_enabled()
+    onednn = torch._C._get_mkldnn_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    torch._C._set_mkldnn_enabled(False)
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    silent, log.disabled = log.disabled, True
+    try:
+        with torch.jit._fuser.optimized_execution(False):
+            yield
+    finally:
+        log.disabled = silent
+        torch._C._set_mkldnn_enabled(onednn)
+        torch.backends.mha.set_fastpath_enabled(fastpath)
