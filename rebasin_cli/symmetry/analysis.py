@@ -20,10 +20,11 @@ from rebasin_cli.symmetry.reading import Reading
 from rebasin_cli.symmetry.registry import PICKING_RULES, RULES, Op, constant_layout, fixed_results, hold_all
 from rebasin_cli.symmetry.relations import Relations
 from rebasin_cli.symmetry.rules.picking import carried, pin_told
-from rebasin_cli.symmetry.rules.pointwise import is_pointwise, pointwise
+from rebasin_cli.symmetry.rules.pointwise import pointwise
 from rebasin_cli.symmetry.segments import Cut, find_cuts
 from rebasin_cli.symmetry.solver import Closure, solve
 from rebasin_cli.tracing.graph import Call, Trace
+from rebasin_cli.tracing.operations import is_pointwise
 
 INPUT = "the model's input keeps its order"
 OUTPUT = "the model's output keeps its order"

@@ -15,31 +15,7 @@ import numpy as np
 from rebasin_cli.symmetry.positions import Block, Ids, Layout, Leaf
 from rebasin_cli.symmetry.relations import Relations
 from rebasin_cli.tracing.graph import SCATTER, Call, Trace, refs_in
-
-_VIEWS = (
-    "_reshape_alias", "_unsafe_view", "alias", "chunk", "contiguous", "detach", "expand", "flatten", "lift_fresh",
-    "movedim", "narrow", "permute", "reshape", "select", "slice", "split", "split_with_sizes", "squeeze", "t",
-    "tensor_split", "transpose", "unbind", "unflatten", "unsafe_chunk", "unsafe_split", "unsafe_split_with_sizes",
-    "unsqueeze", "view",
-)  # fmt: skip
-_COPIES = ("_to_copy", "cat", "clone", "constant_pad_nd", "flip", "lift_fresh_copy", "repeat", "roll", "stack")
-_PICKS = ("_unsafe_index", "index", "index_select")
-
-ARRANGING = frozenset(f"aten.{name}" for name in (*_VIEWS, *_COPIES)) | {"rebasin.scatter"}
-"""Operations that only bring positions elsewhere: what is read is what others read of their results."""
-
-PICKING = frozenset(f"aten.{name}" for name in _PICKS)
-"""Operations that do so where their indices are constant."""
-
-OVERWRITING = {"aten.copy": "self", "aten.fill": "self", "aten.zero": "self"}
-"""Operations that replace every number of the argument named."""
-
-SHAPE_ONLY = frozenset(
-    f"aten.{name}"
-    for made in ("bernoulli", "empty", "full", "ones", "rand", "randint", "randn", "zeros")
-    for name in (f"{made}_like", f"new_{made}", f"new_{made}_strided")
-)
-"""Operations that ask their first argument for its shape and type only."""
+from rebasin_cli.tracing.operations import ARRANGEMENT, OVERWRITES, PICK, SHAPE_ONLY, has
 
 
 def numbers_read(trace: Trace) -> frozenset[int]:
@@ -54,12 +30,12 @@ def numbers_read(trace: Trace) -> frozenset[int]:
 
 def _counts(trace: Trace, call: Call, name: str) -> bool:
     """Whether the results' numbers can depend on those of one argument."""
-    if call.name in SHAPE_ONLY:
+    if has(call.name, SHAPE_ONLY):
         return name != "self"
     if call.name == SCATTER and name == "base":  # the view that was changed may be all of it
         base, part = (prod(trace.values[call.arguments[which].value].shape) for which in ("base", "part"))
         return bool(base > part)
-    return OVERWRITING.get(call.name) != name
+    return not (name == "self" and has(call.name, OVERWRITES))
 
 
 @dataclass(slots=True)
@@ -70,9 +46,9 @@ class Reading:
 
     def note(self, call: Call, layout_of: Callable[[int], Layout], constants: Collection[int]) -> None:
         """Note what a call reads, once its rule has been applied."""
-        if call.name in ARRANGING:
+        if call.name == SCATTER or has(call.name, ARRANGEMENT):  # what is read is what others read of its results
             return
-        if call.name in PICKING and all(
+        if has(call.name, PICK) and all(
             v in constants for v in refs_in([call.arguments.get("indices"), call.arguments.get("index")])
         ):
             return

@@ -23,6 +23,7 @@ from rebasin_cli.symmetry.readout import FibreSite, Readout
 from rebasin_cli.symmetry.relations import Relations
 from rebasin_cli.symmetry.solver import Closure
 from rebasin_cli.tracing.graph import Call, Ref, Trace
+from rebasin_cli.tracing.operations import DROP, SEGMENT, has, segments
 
 MOST_PIECES = 1024
 """Largest number of pieces that a parameter is cut into."""
@@ -60,7 +61,7 @@ class Cut:
                 if span[0] <= start < span[1]
             ]
             layout = concatenate(relations, pieces, self.axis)
-            if call.name in ("aten.select", "aten.unbind"):
+            if has(call.name, DROP):
                 drop = [place for place in range(len(layout.dims)) if place != self.axis]
                 axes = tuple(layout.axes[place] for place in drop) if layout.leaf is not None else ()
                 layout = replace(layout, dims=tuple(layout.dims[place] for place in drop), axes=axes)
@@ -118,30 +119,17 @@ def _cut(trace: Trace, leaf: Leaf, value: int, calls: Sequence[Call]) -> Cut | N
 def _axis(call: Call, rank: int) -> int | None:
     """The axis along which a call takes segments of its first argument."""
     axis = call.arguments.get("dim", 0)
-    return axis % rank if call.name in _TAKING and rank and isinstance(axis, int) else None
+    return axis % rank if has(call.name, SEGMENT) and rank and isinstance(axis, int) else None
 
 
 def _taken(call: Call, shape: Sequence[int], axis: int, size: int) -> list[Span] | None:
     """What a call takes of its first argument along this axis, result by result; None for any other use."""
     if _axis(call, len(shape)) != axis or not isinstance(call.arguments.get("self"), Ref):
         return None
-    given = call.arguments
-    if call.name == "aten.select":
-        start = int(given["index"]) % size
-        return [(start, start + 1)]
-    if call.name == "aten.slice":
-        start, end, step = slice(given.get("start"), given.get("end"), int(given.get("step", 1))).indices(size)
-        return [(start, end)] if step == 1 and start < end else None
-    if call.name == "aten.unbind":
-        return [(start, start + 1) for start in range(size)]
-    sizes = given.get("split_sizes")
-    if sizes is None:
-        step = int(given["split_size"])
-        sizes = [min(step, size - start) for start in range(0, size, step)]
-    return list(itertools.pairwise(np.cumsum([0, *sizes]).tolist()))
-
-
-_TAKING = frozenset(f"aten.{name}" for name in ("select", "slice", "split", "split_with_sizes", "unbind"))
+    found = segments(call.arguments, size)
+    if any(segment.step != 1 or not segment for segment in found):
+        return None
+    return [(segment.start, segment.stop) for segment in found]
 
 
 def _in_the_whole(

@@ -11,13 +11,8 @@ from rebasin_cli.symmetry.positions import Layout, Picked
 from rebasin_cli.symmetry.readout import FibreSite, Readout
 from rebasin_cli.symmetry.relations import Relations
 from rebasin_cli.symmetry.solver import Closure
-from rebasin_cli.tracing.capture import counts
 from rebasin_cli.tracing.graph import Ref, Trace
-
-CONTRACTIONS = frozenset(
-    f"aten.{name}" for name in ("addmm", "baddbmm", "bmm", "convolution", "linear", "mm", "native_layer_norm")
-)
-"""Operations that read units: what goes into them is what the units say to the rest of the network."""
+from rebasin_cli.tracing.operations import OBSERVED, has, is_counted
 
 TAPS_PER_GROUP = 4
 """A residual stream is seen at many places; so many of them, spread over the pass, speak for it."""
@@ -92,14 +87,14 @@ def _visible(trace: Trace, layouts: Mapping[int, Layout], read: bool) -> Iterabl
     live = {id(call) for call in trace.live}
     weights = set(trace.state.values())
     for call in trace.calls:
-        counted = not call.synthetic and counts(call.overload)
+        counted = not call.synthetic and is_counted(call.overload)
         ordinal += counted
         if not counted or id(call) not in live:
             continue
         values: list[tuple[str | None, int]] = []
         if not read and call.results and call.results[0] is not None:
             values.append((None, call.results[0]))
-        elif read and call.name in CONTRACTIONS:
+        elif read and has(call.name, OBSERVED):
             values.extend((name, ref.value) for name, ref in call.arguments.items() if isinstance(ref, Ref))
         for name, value in values:
             layout = layouts.get(value)

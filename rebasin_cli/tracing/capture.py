@@ -14,25 +14,11 @@ from rebasin_cli.model.example_input import ExampleInput
 from rebasin_cli.spec import Tap
 from rebasin_cli.tracing.dispatch import OperationMode, operator, plain_operations, tensors_in
 from rebasin_cli.tracing.graph import Trace
-
-_UNCOUNTED = frozenset(
-    f"aten.{name}"
-    for name in (
-        *("_reshape_alias", "_unsafe_view", "alias", "clone", "contiguous", "detach", "empty", "expand", "lift_fresh"),
-        *("permute", "reshape", "squeeze", "t", "transpose", "unsqueeze", "view"),
-    )
-)
-"""Operations that come and go with the batch size and with strides, not with what the model does."""
-
+from rebasin_cli.tracing.operations import is_counted
 
 _AFFINE, _TWO_STEPS, _SECOND_STEP = "aten.addmm.default", "aten.mm.default", "aten.add.Tensor"
 _OPERANDS = {"mat1": "self"}
 """A linear layer is one operation where its input is contiguous and two where it is not, as in attention on batches."""
-
-
-def counts(overload: str) -> bool:
-    """Whether an operation is counted when a pass is followed by number."""
-    return not overload.startswith("prim.") and overload.rpartition(".")[0] not in _UNCOUNTED
 
 
 class OtherPath(ModelError):
@@ -43,7 +29,7 @@ class OtherPath(ModelError):
 
 def called_operations(trace: Trace) -> list[str]:
     """Overloads of the counted operations in the order in which the model called them."""
-    return [call.overload for call in trace.calls if not call.synthetic and counts(call.overload)]
+    return [call.overload for call in trace.calls if not call.synthetic and is_counted(call.overload)]
 
 
 OnTensor = Callable[[Tap, Tensor], None]
@@ -82,7 +68,7 @@ class _Capture(OperationMode):  # type: ignore[no-untyped-call]
 
     def operation(self, func: OpOverload, args: Any, kwargs: dict[str, Any]) -> Any:
         name = operator(func).overload
-        if not counts(name):
+        if not is_counted(name):
             return func(*args, **kwargs)
         if name == self.pending:  # the bias of an affine map made in two steps: correlations do not see it
             self.pending = None

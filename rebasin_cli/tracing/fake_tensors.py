@@ -28,6 +28,7 @@ from torch._subclasses.fake_tensor import (
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from rebasin_cli.tracing.dispatch import Operator, operator
+from rebasin_cli.tracing.operations import META, VIEW, has
 
 NUMBERS_NEEDED = (
     DataDependentOutputException,
@@ -40,26 +41,6 @@ NUMBERS_NEEDED = (
 _BATCH_NORM = "aten::native_batch_norm"
 _SHAPES_FOR_BFLOAT16 = ("aten::_grouped_mm",)
 _CPU = torch.device("cpu")
-VIEWS = frozenset(
-    f"aten::{name}"
-    for name in (
-        *("alias", "detach", "expand", "permute", "select", "slice", "split", "split_with_sizes", "squeeze", "t"),
-        *("transpose", "unbind", "unsqueeze", "view"),
-    )
-)
-"""Operators that return views: their meta kernels are called directly, whose results share the argument's memory."""
-
-DIRECT = frozenset(
-    f"aten::{name}"
-    for name in (
-        *("_unsafe_view", "cat", "clone", "constant_pad_nd", "roll", "stack"),
-        *("add", "add_", "addmm", "bmm", "convolution", "div", "exp", "linalg_vector_norm", "mm", "mul", "sub", "sum"),
-        *("gelu", "hardsigmoid", "hardswish_", "hardtanh_", "relu", "relu_", "sigmoid", "silu_", "tanh", "_softmax"),
-        *("avg_pool2d", "max_pool2d_with_indices", "mean", "native_group_norm", "native_layer_norm"),
-    )
-)
-"""Further operators whose meta kernels are called directly where their arguments' shapes are met for the first time."""
-
 _UNKNOWN = (
     torch.Tag.dynamic_output_shape,
     torch.Tag.data_dependent_output,
@@ -171,13 +152,14 @@ class FakeKernels:
         """The operation's result, all tensors of which are fakes; `tensors` are those among the arguments in order."""
         form = operator(func)
         weightless = all(type(tensor) is FakeTensor for tensor in tensors)
-        if form.schema in VIEWS and weightless:
+        direct = weightless and has(form.name, META)
+        if direct and has(form.name, VIEW):  # shares the argument's memory, which a remembered result would not
             return self._directly(func, args, kwargs)
         key = _key(form, args, kwargs)
         known = self._known.get(key)
         if known is not None:
             return known.again(self._mode, tensors)
-        if weightless and form.schema in DIRECT:
+        if direct:
             out = self._directly(func, args, kwargs)
         elif weightless and form.schema == _BATCH_NORM and not form.bind(args, kwargs)["training"]:
             out = self._normalised(args[0])

@@ -16,15 +16,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from rebasin_cli.tracing.operations import DECIDES, has
+
 SCATTER = "rebasin.scatter"
 """The name of the synthetic call that writes a changed view back into the value it was a view of."""
-
-
-DECIDING = frozenset(
-    f"aten.{name}"
-    for name in ("_local_scalar_dense", "_unique2", "allclose", "equal", "is_nonzero", "masked_select", "nonzero")
-)
-"""Operations that tell the model's code numbers, or how many: what it does next may depend on them."""
 
 
 class Ref(NamedTuple):
@@ -52,7 +47,7 @@ class Call:
         results: value indices of the tensors returned, flattened; None where a result is not a tensor.
         scope: path of the module that was speaking (empty for the model itself).
         synthetic: made while resolving views, not called by the model.
-        place: file and line of the model's code, for operations that tell it numbers (`DECIDING`).
+        place: file and line of the model's code, for operations that return numbers to it (`DECIDES`).
         inputs: value indices of all tensor arguments, in order, repeats kept.
     """
 
@@ -134,7 +129,7 @@ class Trace:
         return tuple(
             call
             for call in self.calls
-            if call.name in DECIDING and any(value not in self.constants for value in call.inputs)
+            if has(call.name, DECIDES) and any(value not in self.constants for value in call.inputs)
         )
 
     @cached_property

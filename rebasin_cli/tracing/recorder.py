@@ -18,7 +18,8 @@ from torch.utils._pytree import tree_leaves
 
 from rebasin_cli.tracing.aliases import AliasTable, ViewStep
 from rebasin_cli.tracing.dispatch import OperationMode, Operator, operator, tensors_in
-from rebasin_cli.tracing.graph import DECIDING, Call, ModuleCall, ModuleInfo, Ref, Value
+from rebasin_cli.tracing.graph import Call, ModuleCall, ModuleInfo, Ref, Value
+from rebasin_cli.tracing.operations import DECIDES, has
 
 RunOperation = Callable[[OpOverload, Any, dict[str, Any], list[Tensor]], Any]
 """Runs an operation: its overload, positional and named arguments, and all tensors among them in order."""
@@ -114,7 +115,7 @@ class Recorder(OperationMode):  # type: ignore[no-untyped-call]
         leaves = list(tensors_in(out))
         described = tuple(Value(tuple(leaf.shape), leaf.dtype) for leaf in leaves)
         results = tuple(self.new_value(value) for value in described)
-        spot = _code_place() if form.name in DECIDING else ""
+        spot = _code_place() if has(form.name, DECIDES) else ""
         call = Call(form.name, form.overload, arguments, results, self.scope(), place=spot)
         self.calls.append(call)
         # what is drawn has other numbers in the next pass

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from rebasin_cli.symmetry.rules.pointwise import is_pointwise
 from rebasin_cli.tracing.graph import Call, Trace
+from rebasin_cli.tracing.operations import is_pointwise
 
 CARRYING = frozenset(f"aten.{name}" for name in ("cat", "copy", "embedding", "index", "index_select", "stack"))
 """Operations beside the pointwise ones whose results have the units of their parameters."""

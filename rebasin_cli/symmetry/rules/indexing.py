@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,67 +11,25 @@ from rebasin_cli.symmetry.algebra import elementwise, reduce
 from rebasin_cli.symmetry.arrange import take
 from rebasin_cli.symmetry.positions import Layout, dimension, fixed_layout
 from rebasin_cli.symmetry.registry import Op, fixed_results, hold_all, hold_dims, resized, rule
-from rebasin_cli.symmetry.relations import Relations
+from rebasin_cli.tracing.operations import DROP, SEGMENT, has, named, segments
 
 BY_VALUE = "positions along this axis are picked by an index"
 
 
-def _slice_index(op: Op, size: int) -> np.ndarray:
-    start, end, step = op.get("start", 0), op.get("end", size), int(op.get("step", 1))
-    return np.arange(size)[slice(start, end, step)]
+@rule(*named(SEGMENT))
+def segmented(op: Op) -> list[Layout]:
+    """Segments of one dimension, which is removed where an operation selects single positions."""
+    layout = op.layout("self")
+    place = op.dim("dim", len(layout.dims))
+    taken = segments(op.call.arguments, layout.shape[place])
+    pieces = [take(op.relations, layout, place, np.array(segment, dtype=np.int64)) for segment in taken]
+    if has(op.call.name, DROP):
+        pieces = [op.relations.released(_dropped(piece, place)) for piece in pieces]
+    return pieces
 
 
 def _dropped(layout: Layout, place: int) -> Layout:
     return Layout((*layout.dims[:place], *layout.dims[place + 1 :]), layout.entries, layout.fixed)
-
-
-def segments(relations: Relations, layout: Layout, place: int, sizes: Sequence[int]) -> list[Layout]:
-    """The layout cut along one dimension into pieces of the given sizes."""
-    starts = np.cumsum([0, *sizes])
-    return [take(relations, layout, place, np.arange(a, b)) for a, b in itertools.pairwise(starts)]
-
-
-@rule("aten.slice", "aten.narrow")
-def sliced(op: Op) -> Layout:
-    layout = op.layout("self")
-    place = op.dim("dim", len(layout.dims))
-    size = layout.shape[place]
-    if op.call.name == "aten.narrow":
-        return take(op.relations, layout, place, np.arange(int(op["start"]), int(op["start"]) + int(op["length"])))
-    return take(op.relations, layout, place, _slice_index(op, size))
-
-
-@rule("aten.select")
-def selected(op: Op) -> Layout:
-    layout = op.layout("self")
-    place = op.dim("dim", len(layout.dims))
-    index = np.array([int(op["index"]) % layout.shape[place]])
-    return op.relations.released(_dropped(take(op.relations, layout, place, index), place))
-
-
-@rule("aten.unbind")
-def unbound(op: Op) -> list[Layout]:
-    layout = op.layout("self")
-    place = op.dim("dim", len(layout.dims))
-    pieces = segments(op.relations, layout, place, [1] * layout.shape[place])
-    return [op.relations.released(_dropped(piece, place)) for piece in pieces]
-
-
-@rule(
-    "aten.split",
-    "aten.split_with_sizes",
-    "aten.unsafe_split",
-    "aten.unsafe_split_with_sizes",
-    "aten.chunk",
-    "aten.unsafe_chunk",
-    "aten.tensor_split",
-    "aten.split_copy",
-    "aten.split_with_sizes_copy",
-)
-def split(op: Op) -> list[Layout]:
-    layout = op.layout("self")
-    place = op.dim("dim", len(layout.dims))
-    return segments(op.relations, layout, place, [shape[place] for shape in op.result_shapes])
 
 
 @rule("aten.flip")

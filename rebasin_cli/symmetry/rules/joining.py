@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -11,6 +10,9 @@ from rebasin_cli.symmetry.arrange import take, view
 from rebasin_cli.symmetry.concatenate import concatenate
 from rebasin_cli.symmetry.positions import Layout, permute_dims, uniform_layout
 from rebasin_cli.symmetry.registry import Op, fixed_results, hold_all, rule
+from rebasin_cli.symmetry.rules.view import transposed_order
+from rebasin_cli.tracing.graph import SCATTER
+from rebasin_cli.tracing.operations import DROP, RESHAPE, SAME, SEGMENT, TRANSPOSE, has, segments
 
 STACKED = 1 << 16
 """Joint positions up to which what is stacked or written back may move apart: it is often taken apart again."""
@@ -60,14 +62,16 @@ def padded(op: Op) -> Layout:
 @rule("aten.slice_scatter", "aten.select_scatter")
 def scattered_slice(op: Op) -> Layout:
     """A tensor with a slice of it replaced by another."""
-    base, part = op.layout("self"), op.layout("src")
+    return _segment_replaced(op, op.layout("self"), op.layout("src"), 0, drop=op.call.name == "aten.select_scatter")
+
+
+def _segment_replaced(op: Op, base: Layout, part: Layout, which: int, *, drop: bool) -> Layout:
+    """`base` with the segment that result `which` of a `SEGMENT` operation takes replaced by `part`."""
     place = op.dim("dim", len(base.dims))
-    if op.call.name == "aten.select_scatter":
+    if drop:
         part = replace(op.relations.released(part), dims=(*part.dims[:place], (), *part.dims[place:]))
-        index = np.array([int(op["index"]) % base.shape[place]])
-    else:
-        index = np.arange(base.shape[place])[slice(op.get("start", 0), op.get("end"), int(op.get("step", 1)))]
-    return replaced(op, base, part, place, index)
+    index = segments(op.call.arguments, base.shape[place])[which]
+    return replaced(op, base, part, place, np.array(index, dtype=np.int64))
 
 
 def replaced(op: Op, base: Layout, part: Layout, place: int, index: np.ndarray) -> Layout:
@@ -80,54 +84,20 @@ def replaced(op: Op, base: Layout, part: Layout, place: int, index: np.ndarray) 
     return take(op.relations, whole, place, np.argsort(np.r_[others, index], kind="stable"))
 
 
-@rule("rebasin.scatter")
+@rule(SCATTER)
 def written_back(op: Op) -> Layout | list[Layout]:
     """A value after one of its views was changed: the view undone, or the slice put back."""
     base, part, name = op.layout("base"), op.layout("part"), op["view"]
-    rank = len(base.dims)
-    if name in ("aten.slice", "aten.select"):
-        place = op.dim("dim", rank)
-        if name == "aten.select":
-            part = replace(op.relations.released(part), dims=(*part.dims[:place], (), *part.dims[place:]))
-            return replaced(op, base, part, place, np.array([int(op["index"]) % base.shape[place]]))
-        index = np.arange(base.shape[place])[slice(op.get("start", 0), op.get("end"), int(op.get("step", 1)))]
-        return replaced(op, base, part, place, index)
-    if name in ("aten.split", "aten.split_with_sizes", "aten.unbind", "aten.chunk"):
-        return _piece_back(op, base, part)
-    if name in ("aten.alias", "aten.detach", "aten.lift_fresh"):
+    if has(name, SEGMENT):
+        return _segment_replaced(op, base, part, int(op["which"]), drop=has(name, DROP))
+    if has(name, SAME):
         return part
-    if name in ("aten.t", "aten.transpose", "aten.permute"):
-        return permute_dims(op.relations.released(part), np.argsort(_order(op, name, rank)).tolist())
-    reshaping = name in ("aten.view", "aten._unsafe_view", "aten._reshape_alias", "aten.unsqueeze", "aten.squeeze")
-    if reshaping and np.prod(part.shape) == np.prod(base.shape):
+    if has(name, TRANSPOSE):
+        order = transposed_order(op, len(base.dims))
+        return permute_dims(op.relations.released(part), np.argsort(order).tolist())
+    if has(name, RESHAPE) and np.prod(part.shape) == np.prod(base.shape):
         return view(op.relations, part, base.shape)
     reason = "a view that is changed in place is not understood"
     for layout in (base, part):
         hold_all(op.relations, layout, reason)
     return fixed_results(op, reason)
-
-
-def _piece_back(op: Op, base: Layout, part: Layout) -> Layout:
-    place = op.dim("dim", len(base.dims))
-    if op["view"] == "aten.unbind":
-        part = replace(op.relations.released(part), dims=(*part.dims[:place], (), *part.dims[place:]))
-        return replaced(op, base, part, place, np.array([int(op["which"])]))
-    sizes: Sequence[int]
-    if op["view"] == "aten.split":
-        start = int(op["split_size"]) * int(op["which"])
-    elif op["view"] == "aten.split_with_sizes":
-        sizes = op["split_sizes"]
-        start = sum(sizes[: int(op["which"])])
-    else:
-        start = -(-base.shape[place] // int(op["chunks"])) * int(op["which"])
-    return replaced(op, base, part, place, np.arange(start, start + part.shape[place]))
-
-
-def _order(op: Op, name: str, rank: int) -> list[int]:
-    order = list(range(rank))
-    if name == "aten.permute":
-        return op.dims("dims", rank)
-    first, second = (rank - 2, rank - 1) if name == "aten.t" else (op.dim("dim0", rank), op.dim("dim1", rank))
-    if rank > 1:
-        order[first], order[second] = second, first
-    return order

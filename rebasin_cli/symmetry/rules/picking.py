@@ -27,29 +27,16 @@ from rebasin_cli.symmetry.positions import (
 )
 from rebasin_cli.symmetry.registry import RULES, Op, picking_rule, resized
 from rebasin_cli.symmetry.relations import Relations
+from rebasin_cli.tracing.operations import SEGMENT, WHOLE, has
 
 RANKED = "what is ranked comes in the order of the ranking"
-
-SAME_NUMBERS = frozenset(
-    f"aten.{name}"
-    for name in (
-        "_reshape_alias", "_to_copy", "_unsafe_view", "alias", "clone", "contiguous", "detach", "expand", "lift_fresh",
-        "permute", "reshape", "squeeze", "t", "transpose", "unsqueeze", "view",
-    )
-)  # fmt: skip
-"""Operations after which the same rows hold the same numbers."""
-
-SOME_NUMBERS = frozenset(
-    f"aten.{name}" for name in ("narrow", "select", "slice", "split", "split_with_sizes", "unbind", "unsafe_split")
-)
-"""Operations that pick rows: the numbers mean what they meant, in other rows."""
 
 
 def carried(name: str, tells: Tells) -> Tells | None:
     """What the results of an operation tell whose argument tells this; None where the numbers were worked with."""
-    if name in SAME_NUMBERS:
+    if has(name, WHOLE):
         return tells
-    return replace(tells, token=object()) if name in SOME_NUMBERS else None
+    return replace(tells, token=object()) if has(name, SEGMENT) else None
 
 
 def pin_told(relations: Relations, tells: Tells, reason: str) -> None:

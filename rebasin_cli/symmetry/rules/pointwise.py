@@ -2,42 +2,16 @@
 
 from __future__ import annotations
 
-import torch
+import numpy as np
 
 from rebasin_cli.symmetry.algebra import elementwise
+from rebasin_cli.symmetry.arrange import take
 from rebasin_cli.symmetry.positions import Layout
 from rebasin_cli.symmetry.registry import Op, hold_all, rule
-from rebasin_cli.symmetry.rules.indexing import segments
+from rebasin_cli.tracing.operations import POINTWISE, VIEW, has, named
 
 
-@rule(
-    "aten._to_copy",
-    "aten.add",
-    "aten.addcdiv",
-    "aten.addcmul",
-    "aten.clamp",
-    "aten.clamp_max",
-    "aten.clamp_min",
-    "aten.clone",
-    "aten.complex",
-    "aten.copy",
-    "aten.div",
-    "aten.floor_divide",
-    "aten.hardswish",
-    "aten.hardtanh",
-    "aten.lerp",
-    "aten.log_sigmoid_forward",
-    "aten.masked_fill",
-    "aten.maximum",
-    "aten.minimum",
-    "aten.mul",
-    "aten.native_dropout",
-    "aten.nan_to_num",
-    "aten.polar",
-    "aten.rrelu_with_noise",
-    "aten.sub",
-    "aten.where",
-)
+@rule(*(name for name in named(POINTWISE) if not has(name, VIEW)))
 def pointwise(op: Op) -> list[Layout]:
     """Dimensions run together from the right; the result's positions are those of all arguments."""
     shape = op.result_shape
@@ -70,13 +44,5 @@ def glu(op: Op) -> Layout:
     """The first half of a dimension, gated by the second."""
     layout = op.layout("self")
     place = op.dim("dim", len(layout.dims))
-    half = layout.shape[place] // 2
-    return elementwise(op.relations, segments(op.relations, layout, place, [half, half]), op.result_shape)
-
-
-def is_pointwise(overload: str) -> bool:
-    """Whether PyTorch itself tags the operator as pointwise."""
-    namespace, name, variant = overload.split(".", 2)
-    packet = getattr(getattr(torch.ops, namespace), name, None)
-    operator = getattr(packet, variant, None)
-    return operator is not None and torch.Tag.pointwise in operator.tags
+    halves = np.arange(layout.shape[place]).reshape(2, -1)
+    return elementwise(op.relations, [take(op.relations, layout, place, half) for half in halves], op.result_shape)

@@ -8,19 +8,12 @@ from rebasin_cli.symmetry.algebra import reduce
 from rebasin_cli.symmetry.arrange import view
 from rebasin_cli.symmetry.positions import Layout, dimension, permute_dims
 from rebasin_cli.symmetry.registry import Op, fixed_results, hold_all, hold_dims, resized, rule
+from rebasin_cli.tracing.operations import EXPAND, POINTWISE, RESHAPE, SAME, TRANSPOSE, VIEW, named
 
 STRIDES = "a view by strides is not understood"
 
 
-@rule(
-    "aten.view",
-    "aten._unsafe_view",
-    "aten.reshape",
-    "aten._reshape_alias",
-    "aten.flatten",
-    "aten.unflatten",
-    "aten.view_copy",
-)
+@rule(*named(RESHAPE))
 def viewed(op: Op) -> Layout:
     layout = op.layout("self")
     if "dtype" in op.call.arguments:  # the bits of each number seen as another type
@@ -30,66 +23,33 @@ def viewed(op: Op) -> Layout:
     return view(op.relations, layout, op.result_shape)
 
 
-@rule(
-    "aten.alias",
-    "aten.contiguous",
-    "aten.detach",
-    "aten.lift",
-    "aten.lift_fresh",
-    "aten.lift_fresh_copy",
-    "aten.conj",
-    "aten._conj",
-    "aten.resolve_conj",
-    "aten.resolve_neg",
-    "aten.real",
-    "aten.imag",
-    "aten._neg_view",
-)
+@rule(*named(VIEW | SAME, VIEW | POINTWISE))
 def same(op: Op) -> Layout:
     return op.layout("self")
 
 
-@rule("aten.t", "aten.numpy_T", "aten.mT")
-def transposed_matrix(op: Op) -> Layout:
-    layout = op.layout("self")
-    rank = len(layout.dims)
-    return permute_dims(layout, [*range(rank - 2), rank - 1, rank - 2]) if rank > 1 else layout
-
-
-@rule("aten.transpose", "aten.swapaxes")
+@rule(*named(TRANSPOSE))
 def transposed(op: Op) -> Layout:
     layout = op.layout("self")
-    rank = len(layout.dims)
-    if rank == 0:
-        return layout
+    return permute_dims(layout, transposed_order(op, len(layout.dims)))
+
+
+def transposed_order(op: Op, rank: int) -> list[int]:
+    """The dimension of the argument that each dimension of the result is, for a tensor of this rank."""
+    if op.get("dims") is not None and rank:
+        return op.dims("dims", rank)
     order = list(range(rank))
-    first, second = op.dim("dim0", rank), op.dim("dim1", rank)
+    if rank < 2:
+        return order
+    first, second = rank - 2, rank - 1
+    for names in (("dim0", "dim1"), ("axis0", "axis1")):
+        if names[0] in op.call.arguments:
+            first, second = (op.dim(name, rank) for name in names)
     order[first], order[second] = second, first
-    return permute_dims(layout, order)
+    return order
 
 
-@rule("aten.permute")
-def permuted(op: Op) -> Layout:
-    layout = op.layout("self")
-    return permute_dims(layout, op.dims("dims", len(layout.dims)) if len(layout.dims) else [])
-
-
-@rule("aten.unsqueeze")
-def unsqueezed(op: Op) -> Layout:
-    layout = op.layout("self")
-    place = op.dim("dim", len(layout.dims) + 1)
-    axes = () if layout.leaf is None else (*layout.axes[:place], -1, *layout.axes[place:])
-    return replace(layout, dims=(*layout.dims[:place], (), *layout.dims[place:]), axes=axes)
-
-
-@rule("aten.squeeze")
-def squeezed(op: Op) -> Layout:
-    layout = op.relations.released(op.layout("self"))
-    dims = op.dims("dim", len(layout.dims))
-    return replace(layout, dims=tuple(d for place, d in enumerate(layout.dims) if place not in dims or d))
-
-
-@rule("aten.expand", "aten.expand_copy", "aten.broadcast_to")
+@rule(*named(EXPAND))
 def expanded(op: Op) -> Layout:
     """New positions along a dimension of length 1 are all the same."""
     layout, shape = op.relations.released(op.layout("self")), op.result_shape
