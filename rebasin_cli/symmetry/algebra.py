@@ -13,35 +13,34 @@ from dataclasses import replace
 from math import prod
 
 from rebasin_cli.symmetry.arrange import materialise
-from rebasin_cli.symmetry.joining import absorb, hold
 from rebasin_cli.symmetry.positions import (
     JOINT_LIMIT,
-    Block,
+    AxisLayout,
     Entry,
     Factor,
-    Layout,
+    IdBlock,
     Leaf,
-    Picked,
+    RowChoice,
     common_refinement,
     dimension,
     substitute,
 )
-from rebasin_cli.symmetry.relations import Relations
+from rebasin_cli.symmetry.relations import Relations, hold_entry, keep_finest
 
 Label = Hashable
-Operand = tuple[Layout, Sequence[Label]]
+Operand = tuple[AxisLayout, Sequence[Label]]
 
 
-def combine(relations: Relations, operands: Sequence[Operand], result: Sequence[Label]) -> Layout:
+def combine(relations: Relations, operands: Sequence[Operand], result: Sequence[Label]) -> AxisLayout:
     """The result of an operation that runs dimensions of equal label together and reduces those that it lacks."""
     aligned, factors = align(relations, operands)
     aligned = _resolve_leaves(relations, aligned, operands, result, factors)
     entries, fixed = join(relations, aligned)
     dims = tuple(factors.get(label, ()) for label in result)
-    return reduce(relations, Layout(dims, entries, fixed))
+    return reduce(relations, AxisLayout(dims, entries, fixed))
 
 
-def elementwise(relations: Relations, layouts: Sequence[Layout], shape: Sequence[int]) -> Layout:
+def elementwise(relations: Relations, layouts: Sequence[AxisLayout], shape: Sequence[int]) -> AxisLayout:
     """The result of a pointwise operation with broadcasting."""
     rank = len(shape)
     operands = [(layout, range(rank - len(layout.dims), rank)) for layout in layouts]
@@ -50,7 +49,7 @@ def elementwise(relations: Relations, layouts: Sequence[Layout], shape: Sequence
     return replace(layout, dims=dims)
 
 
-def join(relations: Relations, layouts: Sequence[Layout]) -> tuple[tuple[Entry, ...], dict[Factor, str]]:
+def join(relations: Relations, layouts: Sequence[AxisLayout]) -> tuple[tuple[Entry, ...], dict[Factor, str]]:
     """All entries of tensors that run together, over common factors: equal ones linked, coarse ones made parents."""
     fixed: dict[Factor, str] = {}
     for layout in layouts:
@@ -61,38 +60,40 @@ def join(relations: Relations, layouts: Sequence[Layout]) -> tuple[tuple[Entry, 
         for entry in layout.entries:
             met = [factor for factor in entry.factors if factor in fixed and factor not in layout.fixed]
             if met:
-                hold(relations, entry, {factor: fixed[factor] for factor in met})
+                hold_entry(relations, entry, {factor: fixed[factor] for factor in met})
             if any(factor not in fixed for factor in entry.factors):
                 pool.append(entry)
-    return tuple(absorb(relations, pool)), fixed
+    return tuple(keep_finest(relations, pool)), fixed
 
 
-def reduce(relations: Relations, layout: Layout) -> Layout:
+def reduce(relations: Relations, layout: AxisLayout) -> AxisLayout:
     """Forget the factors that no dimension holds any more; rows that are reduced become positions of their own."""
     present = set(layout.factors)
     fixed = {factor: reason for factor, reason in layout.fixed.items() if factor in present}
     pool: list[Entry] = []
     whole = True
     for entry in layout.entries:
-        kept = [f for f in entry.factors if f in present or (isinstance(f, Picked) and f.alive(present))]
+        kept = [f for f in entry.factors if f in present or (isinstance(f, RowChoice) and f.alive(present))]
         if len(kept) == len(entry.factors):
             pool.append(entry)
             continue
         whole = False
         if any(factor not in fixed for factor in kept):
             pool.append(relations.parents(entry, kept))
-    entries = tuple(pool) if whole else tuple(absorb(relations, pool))
-    return Layout(layout.dims, entries, fixed)
+    entries = tuple(pool) if whole else tuple(keep_finest(relations, pool))
+    return AxisLayout(layout.dims, entries, fixed)
 
 
-def rows_matter(relations: Relations, layout: Layout, dims: Sequence[int]) -> Layout:
+def rows_matter(relations: Relations, layout: AxisLayout, dims: Sequence[int]) -> AxisLayout:
     """The operation treats the given dimensions symmetrically, row by row (a norm, a softmax); the layout is kept."""
     layout = relations.released(layout)
     reduce(relations, replace(layout, dims=tuple(dim for place, dim in enumerate(layout.dims) if place not in dims)))
     return layout
 
 
-def align(relations: Relations, operands: Sequence[Operand]) -> tuple[list[Layout], dict[Label, tuple[Factor, ...]]]:
+def align(
+    relations: Relations, operands: Sequence[Operand]
+) -> tuple[list[AxisLayout], dict[Label, tuple[Factor, ...]]]:
     """The operands over common factors, and the factors of every label."""
     layouts = _told_apart(operands)
     factors: dict[Label, tuple[Factor, ...]] = {}
@@ -119,13 +120,13 @@ def align(relations: Relations, operands: Sequence[Operand]) -> tuple[list[Layou
     return refined, factors
 
 
-def _told_apart(operands: Sequence[Operand]) -> list[Layout]:
+def _told_apart(operands: Sequence[Operand]) -> list[AxisLayout]:
     """The operands with factors of their own where two labels meet one factor (a Gram matrix: rows and columns of the
     product are two dimensions, though their positions have the same ids).
     """
     label_of: dict[Factor, Label] = {}
     layouts = []
-    seen: dict[Picked, list[Label]] = {}
+    seen: dict[RowChoice, list[Label]] = {}
     for layout, labels in operands:
         met = [(factor, label) for label, dim in zip(labels, layout.dims, strict=False) for factor in dim]
         clash = {factor: (Factor(factor.size),) for factor, label in met if label_of.setdefault(factor, label) != label}
@@ -135,10 +136,10 @@ def _told_apart(operands: Sequence[Operand]) -> list[Layout]:
     return layouts
 
 
-def _picks_told_apart(layout: Layout, labels: Sequence[Label], seen: dict[Picked, list[Label]]) -> Layout:
+def _picks_told_apart(layout: AxisLayout, labels: Sequence[Label], seen: dict[RowChoice, list[Label]]) -> AxisLayout:
     """Picks of their own where the rows of another operand run along other labels, or in another order."""
     fresh: dict[Factor, tuple[Factor, ...]] = {}
-    for picked in {f for entry in layout.entries for f in entry.factors if isinstance(f, Picked)}:
+    for picked in {f for entry in layout.entries for f in entry.factors if isinstance(f, RowChoice)}:
         rows = [(f, label) for label, dim in zip(labels, layout.dims, strict=False) for f in dim if f in picked.place]
         ranked = sorted(rows, key=lambda row: picked.place[row[0]])
         along = [label for label, _ in itertools.groupby(label for _, label in ranked)]
@@ -146,7 +147,7 @@ def _picks_told_apart(layout: Layout, labels: Sequence[Label], seen: dict[Picked
             [row for row in rows if row[1] == label] != [row for row in ranked if row[1] == label] for label in along
         )
         if crossed or seen.setdefault(picked, along) != along:
-            fresh[picked] = (Picked(picked.size, tuple(factor for factor, _ in ranked)),)
+            fresh[picked] = (RowChoice(picked.size, tuple(factor for factor, _ in ranked)),)
     return substitute(layout, fresh) if fresh else layout
 
 
@@ -178,25 +179,25 @@ def settle_claims(relations: Relations) -> None:
         join(relations, align(relations, [(relations.decided[leaf], axes), (claim, axes)])[0])
 
 
-def settle_unused(relations: Relations) -> None:
+def settle_views(relations: Relations) -> None:
     """The same for ids that a rule took from a view of a leaf without deciding the leaf."""
     for leaf, decided in relations.decided.items():
         known = {entry.block for entry in decided.entries}
-        for entry in leaf.unused.entries:
-            if not entry.open and entry.block not in known:
-                relations.claims.append((leaf, Layout(leaf.unused.dims, (entry,))))
+        for entry in leaf.initial.entries:
+            if not entry.unresolved and entry.block not in known:
+                relations.claims.append((leaf, AxisLayout(leaf.initial.dims, (entry,))))
     settle_claims(relations)
 
 
 def _resolve_leaves(
     relations: Relations,
-    layouts: Sequence[Layout],
+    layouts: Sequence[AxisLayout],
     operands: Sequence[Operand],
     result: Sequence[Label],
     factors: Mapping[Label, tuple[Factor, ...]],
-) -> list[Layout]:
+) -> list[AxisLayout]:
     """Leaves that are used for the first time take the factors and ids of what they meet."""
-    done = [None if layout.open else relations.released(layout) for layout in layouts]
+    done = [None if layout.unresolved else relations.released(layout) for layout in layouts]
     crossed = _crossed(layouts)
     outlive = {factor for label in result for factor in factors.get(label, ())}
     for which, layout in enumerate(layouts):
@@ -206,11 +207,11 @@ def _resolve_leaves(
     return [layout for layout in done if layout is not None]
 
 
-def _crossed(layouts: Sequence[Layout]) -> set[tuple[Leaf, int]]:
+def _crossed(layouts: Sequence[AxisLayout]) -> set[tuple[Leaf, int]]:
     """Axes of open leaves that run together with another axis of the same leaf."""
     axes: dict[tuple[Leaf, Factor], set[int]] = {}
     for layout in layouts:
-        if layout.leaf is not None and layout.open:
+        if layout.leaf is not None and layout.unresolved:
             for axis, dim in zip(layout.axes, layout.dims, strict=True):
                 for factor in dim:
                     axes.setdefault((layout.leaf, factor), set()).add(axis)
@@ -219,11 +220,11 @@ def _crossed(layouts: Sequence[Layout]) -> set[tuple[Leaf, int]]:
 
 def _resolve_leaf(
     relations: Relations,
-    layout: Layout,
-    partners: Sequence[Layout],
+    layout: AxisLayout,
+    partners: Sequence[AxisLayout],
     outlive: set[Factor],
     crossed: set[tuple[Leaf, int]],
-) -> Layout:
+) -> AxisLayout:
     leaf = layout.leaf
     assert leaf is not None
     own = set(layout.factors)
@@ -236,7 +237,7 @@ def _resolve_leaf(
             touched = tuple(f for f in entry.factors if f in own)
             if any(f not in fixed for f in touched):
                 inside = len(touched) == len(entry.factors)
-                mine = entry if inside else Entry(touched, Block(prod(f.size for f in touched)))
+                mine = entry if inside else Entry(touched, IdBlock(prod(f.size for f in touched)))
                 entries.setdefault(frozenset(touched), mine)
     ordered = [
         (f, axis)
@@ -254,9 +255,9 @@ def _resolve_leaf(
             continue
         joint = joint if prod(f.size for f in joint) <= JOINT_LIMIT else [f for f in joint if f in free]
         if prod(f.size for f in joint) <= JOINT_LIMIT:
-            entries.setdefault(frozenset(joint), Entry(tuple(joint), Block(prod(f.size for f in joint))))
+            entries.setdefault(frozenset(joint), Entry(tuple(joint), IdBlock(prod(f.size for f in joint))))
     covered = set(fixed).union(*entries)
     for factor, _ in ordered:
         if factor not in covered:
-            entries[frozenset((factor,))] = Entry((factor,), Block(factor.size))
+            entries[frozenset((factor,))] = Entry((factor,), IdBlock(factor.size))
     return relations.decide(layout, tuple(entries.values()), fixed)

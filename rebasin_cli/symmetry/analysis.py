@@ -7,24 +7,35 @@ another size or another path through the model may read them.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 
+import numpy as np
 import torch
 
 from rebasin_cli.errors import ModelError, RebasinError
 from rebasin_cli.symmetry import rules as _rules  # noqa: F401  (the rules register themselves)
-from rebasin_cli.symmetry.algebra import reduce, settle_claims, settle_unused
-from rebasin_cli.symmetry.positions import Layout, Leaf, Picked, Tells, fixed_layout, free_layout
-from rebasin_cli.symmetry.reading import Reading
-from rebasin_cli.symmetry.registry import PICKING_RULES, RULES, Op, constant_layout, fixed_results, hold_all
+from rebasin_cli.symmetry.algebra import reduce, settle_claims, settle_views
+from rebasin_cli.symmetry.cuts import Cut, find_cuts
+from rebasin_cli.symmetry.positions import (
+    AxisLayout,
+    IdBlock,
+    Ids,
+    IndexMeaning,
+    Leaf,
+    RowChoice,
+    fixed_layout,
+    free_layout,
+)
+from rebasin_cli.symmetry.registry import INDEX_RULES, RULES, Op, fixed_results, hold_all
 from rebasin_cli.symmetry.relations import Relations
-from rebasin_cli.symmetry.rules.picking import carried, pin_told
+from rebasin_cli.symmetry.rules.creation import constant_layout
+from rebasin_cli.symmetry.rules.index_meaning import meaning_after, pin_indexed
 from rebasin_cli.symmetry.rules.pointwise import pointwise
-from rebasin_cli.symmetry.segments import Cut, find_cuts
 from rebasin_cli.symmetry.solver import Closure, solve
-from rebasin_cli.tracing.graph import Call, Trace
-from rebasin_cli.tracing.operations import is_pointwise
+from rebasin_cli.tracing.graph import SCATTER, Call, Trace, refs_in
+from rebasin_cli.tracing.operations import ARRANGEMENT, PICK, has, is_pointwise
 
 INPUT = "the model's input keeps its order"
 OUTPUT = "the model's output keeps its order"
@@ -72,12 +83,12 @@ class Analysis:
     pins: tuple[str, ...] = ()
     strict: bool = False
     relations: Relations = field(default_factory=Relations)
-    layouts: dict[int, Layout] = field(default_factory=dict)
+    layouts: dict[int, AxisLayout] = field(default_factory=dict)
     leaves: dict[int, Leaf] = field(default_factory=dict)
     cuts: dict[int, Cut] = field(default_factory=dict)
     unknown: list[UnknownOp] = field(default_factory=list)
     unread: list[str] = field(default_factory=list)
-    _reading: Reading = field(default_factory=Reading)
+    _reading: Reading = field(default_factory=lambda: Reading())
 
     def __post_init__(self) -> None:
         for key, value in self.trace.state.items():
@@ -96,7 +107,7 @@ class Analysis:
         for value in self.trace.inputs:
             self.layouts[value] = fixed_layout(self.trace.values[value].shape, INPUT)
 
-    def layout_of(self, value: int) -> Layout:
+    def layout_of(self, value: int) -> AxisLayout:
         if value in self.leaves:
             return self.relations.view(self.leaves[value], range(len(self.shape_of(value))))
         layout = self.layouts.get(value)
@@ -150,14 +161,14 @@ class Analysis:
             self._reading.note(call, self.layout_of, self.trace.constants)
         for value in self.trace.outputs:
             layout = self.layout_of(value)
-            if layout.tells is not None:
-                pin_told(self.relations, layout.tells, OUTPUT)
+            if layout.meaning is not None:
+                pin_indexed(self.relations, layout.meaning, OUTPUT)
             hold_all(self.relations, layout, OUTPUT)
 
     def close(self) -> Closure:
         """The solution of all relations; ids of intermediate results have a place in it too."""
         self.unread = []
-        settle_unused(self.relations)
+        settle_views(self.relations)
         for value, leaf in self.leaves.items():
             if value not in self.trace.read:
                 for axis in range(len(self.shape_of(value))):
@@ -216,9 +227,9 @@ class Analysis:
         for value in call.inputs:
             hold_all(self.relations, self.layout_of(value), DECISION)
 
-    def _apply(self, op: Op) -> list[Layout | None]:
+    def _apply(self, op: Op) -> list[AxisLayout | None]:
         call = op.call
-        picking = PICKING_RULES.get(call.name)
+        picking = INDEX_RULES.get(call.name)
         rule = RULES.get(call.name) or (pointwise if is_pointwise(call.overload) else None)
         try:
             result = picking(op) if picking is not None else None
@@ -227,7 +238,7 @@ class Analysis:
                 if rule is None:
                     return self._pin(op, f"the operation {call.name} has no rule")
                 result = rule(op)
-            found: list[Layout | None] = [result] if isinstance(result, Layout) else list(result)
+            found: list[AxisLayout | None] = [result] if isinstance(result, AxisLayout) else list(result)
             found = [self._settled(layout, told) for layout in found]
             self._check(op, found)
         except RebasinError:
@@ -239,37 +250,88 @@ class Analysis:
             )
         return found
 
-    def _told(self, op: Op) -> Tells | None:
+    def _told(self, op: Op) -> IndexMeaning | None:
         """What the arguments' numbers mean, if the results' mean it too; if not, the positions they name are pinned."""
-        given = [layout.tells for layout in op.tensors if layout.tells is not None]
-        kept = [tells for tells in given if carried(op.call.name, tells) is not None]
-        for tells in given:
-            if tells not in kept:
-                pin_told(self.relations, tells, f"positions along this axis are compared by number in {op.call.name}")
-        return carried(op.call.name, kept[0]) if kept else None
+        given = [layout.meaning for layout in op.tensors if layout.meaning is not None]
+        kept = [meaning for meaning in given if meaning_after(op.call.name, meaning) is not None]
+        for meaning in given:
+            if meaning not in kept:
+                pin_indexed(self.relations, meaning, f"index values are used in {op.call.name}")
+        return meaning_after(op.call.name, kept[0]) if kept else None
 
-    def _settled(self, layout: Layout | None, told: Tells | None) -> Layout | None:
+    def _settled(self, layout: AxisLayout | None, told: IndexMeaning | None) -> AxisLayout | None:
         """What rows picked is forgotten where the rows are no longer told apart."""
-        if layout is not None and any(isinstance(f, Picked) for entry in layout.entries for f in entry.factors):
+        if layout is not None and any(isinstance(f, RowChoice) for entry in layout.entries for f in entry.factors):
             layout = reduce(self.relations, layout)
-        return layout if layout is None or told is None else replace(layout, tells=told)
+        return layout if layout is None or told is None else replace(layout, meaning=told)
 
-    def _pin(self, op: Op, reason: str, error: Exception | None = None) -> list[Layout | None]:
+    def _pin(self, op: Op, reason: str, error: Exception | None = None) -> list[AxisLayout | None]:
         if self.strict:
             where = f" (in module {op.call.scope!r})" if op.call.scope else ""
             raise ModelError(f"{reason}{where}", hint="leave out --strict to pin what it touches") from error
         pinned = 0
         for layout in op.tensors:
-            if layout.tells is not None:
-                pin_told(self.relations, layout.tells, reason)
+            if layout.meaning is not None:
+                pin_indexed(self.relations, layout.meaning, reason)
             pinned += sum(1 for factor in layout.factors if factor not in layout.fixed)
             hold_all(self.relations, layout, reason)
         self.unknown.append(UnknownOp(op.call.overload, op.call.scope, pinned, reason))
         return list(fixed_results(op, reason))
 
-    def _check(self, op: Op, found: list[Layout | None]) -> None:
+    def _check(self, op: Op, found: list[AxisLayout | None]) -> None:
         """A rule that gives a wrong shape did not understand what it saw."""
         values = [value for value in op.call.results if value is not None]
         for value, layout in zip(values, found, strict=True):
             if layout is not None and layout.shape != self.shape_of(value):
                 raise ValueError(f"positions of shape {layout.shape} for a result of shape {self.shape_of(value)}")
+
+
+@dataclass(slots=True)
+class Reading:
+    """Ids that some operation reads."""
+
+    _blocks: set[IdBlock] = field(default_factory=set)
+
+    def note(self, call: Call, layout_of: Callable[[int], AxisLayout], constants: Collection[int]) -> None:
+        """Note what a call reads, once its rule has been applied."""
+        if call.name == SCATTER or has(call.name, ARRANGEMENT):  # what is read is what others read of its results
+            return
+        if has(call.name, PICK) and all(
+            v in constants for v in refs_in([call.arguments.get("indices"), call.arguments.get("index")])
+        ):
+            return
+        for value in call.inputs:
+            self._blocks.update(entry.block for entry in layout_of(value).entries)
+
+    def pin_unread(self, relations: Relations, leaves: Iterable[Leaf], reason: str) -> list[tuple[str, Ids]]:
+        """Pin those positions of the leaves (whose ids are all given out) that nothing reads.
+
+        Returns:
+            For every entry with such positions, the leaf's name and all ids of the entry.
+        """
+        read = np.zeros(relations.size, dtype=bool)
+        for block in self._blocks:
+            if block.ids is not None:
+                read[block.ids] = True
+        self._spread(relations, read)
+        found = []
+        for leaf in leaves:
+            for entry in relations.layout(leaf).entries:
+                ids = relations.ids(entry).ravel()
+                if not np.all(read[ids]):
+                    relations.pin(ids[~read[ids]], reason)
+                    found.append((leaf.key, ids))
+        return found
+
+    @staticmethod
+    def _spread(relations: Relations, read: np.ndarray) -> None:
+        """Who reads a position that follows another one reads that one; linked ones are read together."""
+        pairs = [*relations.functions, *relations.links, *((right, left) for left, right in relations.links)]
+        if not pairs:
+            return
+        source = np.concatenate([source for source, _ in pairs])
+        target = np.concatenate([target for _, target in pairs])
+        count = -1
+        while count != int(np.count_nonzero(read)):
+            count = int(np.count_nonzero(read))
+            read[target[read[source]]] = True

@@ -8,33 +8,32 @@ from math import prod
 
 import numpy as np
 
-from rebasin_cli.symmetry.joining import hold
 from rebasin_cli.symmetry.positions import (
     JOINT_LIMIT,
-    Block,
+    AxisLayout,
     Entry,
     Factor,
+    IdBlock,
     Ids,
-    Layout,
     all_differ,
     dimension,
     regroup,
     substitute,
 )
-from rebasin_cli.symmetry.relations import Relations
+from rebasin_cli.symmetry.relations import Relations, hold_entry
 
 TOO_MANY = "joint positions along this axis are too many to be followed one by one"
 
 
-def view(relations: Relations, layout: Layout, shape: Sequence[int]) -> Layout:
+def view(relations: Relations, layout: AxisLayout, shape: Sequence[int]) -> AxisLayout:
     """The layout under a view or reshape to `shape`; dimensions that are cut across are written out first."""
     if 0 in shape:
         return _view_of_nothing(relations, relations.released(layout), shape)
-    if layout.open and [n for n in shape if n > 1] == [n for n in layout.shape if n > 1]:
+    if layout.unresolved and [n for n in shape if n > 1] == [n for n in layout.shape if n > 1]:
         known = iter([pair for pair in zip(layout.dims, layout.axes, strict=True) if pair[0]])
         pairs = [next(known) if n > 1 else ((), -1) for n in shape]
         return replace(layout, dims=tuple(dim for dim, _ in pairs), axes=tuple(axis for _, axis in pairs))
-    if layout.open:
+    if layout.unresolved:
         return _first_view(relations, layout, shape)
     layout = relations.released(layout)
     regrouped = regroup(layout, shape)
@@ -43,7 +42,7 @@ def view(relations: Relations, layout: Layout, shape: Sequence[int]) -> Layout:
     entries, fixed = layout.entries, layout.fixed
     dims: list[tuple[Factor, ...]] = []
     for sources, targets in _matching_runs(layout.shape, shape):
-        piece = Layout(tuple(layout.dims[place] for place in sources), entries, fixed)
+        piece = AxisLayout(tuple(layout.dims[place] for place in sources), entries, fixed)
         part = regroup(piece, targets)
         if part is None:
             flat = replace(piece, dims=(piece.factors,))
@@ -52,10 +51,10 @@ def view(relations: Relations, layout: Layout, shape: Sequence[int]) -> Layout:
             raise ValueError(f"cannot view {layout.shape} as {tuple(shape)}")
         entries, fixed = part.entries, part.fixed
         dims.extend(part.dims)
-    return Layout(tuple(dims), entries, fixed)
+    return AxisLayout(tuple(dims), entries, fixed)
 
 
-def _view_of_nothing(relations: Relations, layout: Layout, shape: Sequence[int]) -> Layout:
+def _view_of_nothing(relations: Relations, layout: AxisLayout, shape: Sequence[int]) -> AxisLayout:
     """A view of a tensor without elements: its dimension of length 0 becomes the one of `shape`."""
     if layout.shape.count(0) != 1 or list(shape).count(0) != 1:
         raise ValueError(f"cannot view {layout.shape} as {tuple(shape)}")
@@ -65,23 +64,23 @@ def _view_of_nothing(relations: Relations, layout: Layout, shape: Sequence[int])
     return replace(seen, dims=(*seen.dims[:new], layout.dims[old], *seen.dims[new:]))
 
 
-def _first_view(relations: Relations, layout: Layout, shape: Sequence[int]) -> Layout:
+def _first_view(relations: Relations, layout: AxisLayout, shape: Sequence[int]) -> AxisLayout:
     """Axes of a parameter that its first use merges (heads and their units) may move jointly, not only as wholes."""
-    seen = regroup(replace(layout, leaf=None, axes=(), open=False), shape)
+    seen = regroup(replace(layout, leaf=None, axes=(), unresolved=False), shape)
     entries = list(layout.entries)
     for dim in seen.dims if seen is not None else ():
-        single = {entry.factors[0]: entry for entry in entries if len(entry.factors) == 1 and entry.open}
+        single = {entry.factors[0]: entry for entry in entries if len(entry.factors) == 1 and entry.unresolved}
         size = prod(factor.size for factor in dim)
         if len(dim) > 1 and size <= JOINT_LIMIT and all(factor in single for factor in dim):
             gone = {single[factor] for factor in dim}
-            entries = [*(entry for entry in entries if entry not in gone), Entry(dim, Block(size))]
+            entries = [*(entry for entry in entries if entry not in gone), Entry(dim, IdBlock(size))]
     return view(relations, relations.decide(layout, tuple(entries), layout.fixed), shape)
 
 
-def split_dim(relations: Relations, layout: Layout, place: int, outer: int) -> Layout:
+def split_dim(relations: Relations, layout: AxisLayout, place: int, outer: int) -> AxisLayout:
     """The layout with one dimension written as two, `outer` and the rest; an open leaf stays open."""
     shape = layout.shape
-    if layout.open and len(layout.dims[place]) <= 1:
+    if layout.unresolved and len(layout.dims[place]) <= 1:
         factors = layout.dims[place]
         parts: tuple[tuple[Factor, ...], ...] = (dimension(outer), dimension(shape[place] // outer))
         if factors and (outer == 1 or outer == shape[place]):
@@ -112,7 +111,7 @@ def _matching_runs(old: Sequence[int], new: Sequence[int]) -> Iterator[tuple[lis
         yield places, sizes
 
 
-def materialise(relations: Relations, layout: Layout, place: int) -> Layout:
+def materialise(relations: Relations, layout: AxisLayout, place: int) -> AxisLayout:
     """The layout with one dimension written as a single factor."""
     factors = layout.dims[place]
     if len(factors) <= 1:
@@ -127,14 +126,14 @@ def materialise(relations: Relations, layout: Layout, place: int) -> Layout:
     if not touched:
         if held and len(held) == len(factors):
             fixed[merged] = next(iter(held.values()))
-            return Layout(dims, others, fixed)
+            return AxisLayout(dims, others, fixed)
         if not held:
-            return Layout(dims, others, fixed)
+            return AxisLayout(dims, others, fixed)
     around = tuple(dict.fromkeys(f for entry in touched for f in entry.factors if f not in factors))
     if prod(factor.size for factor in around) * merged.size > JOINT_LIMIT:
         kept = given_up(relations, touched, factors)
-        return Layout(dims, (*others, *kept), {**fixed, merged: TOO_MANY})
-    return Layout(dims, (*others, _joint_entry(relations, touched, factors, held, merged)), fixed)
+        return AxisLayout(dims, (*others, *kept), {**fixed, merged: TOO_MANY})
+    return AxisLayout(dims, (*others, _joint_entry(relations, touched, factors, held, merged)), fixed)
 
 
 def given_up(relations: Relations, touched: Sequence[Entry], factors: Sequence[Factor]) -> list[Entry]:
@@ -142,7 +141,7 @@ def given_up(relations: Relations, touched: Sequence[Entry], factors: Sequence[F
     kept = []
     for entry in touched:
         along = [factor for factor in entry.factors if factor in factors]
-        hold(relations, entry, dict.fromkeys(along, TOO_MANY))
+        hold_entry(relations, entry, dict.fromkeys(along, TOO_MANY))
         if len(along) < len(entry.factors):
             kept.append(relations.parents(entry, [factor for factor in entry.factors if factor not in along]))
     return kept
@@ -161,17 +160,17 @@ def _joint_entry(
         if entry.factors == wanted and entry.order is None:
             return Entry((*extra, merged), entry.block)
         ids = np.ascontiguousarray(relations.ids_in_order(entry, wanted)).ravel()
-        return Entry((*extra, merged), Block(ids.size, ids))
+        return Entry((*extra, merged), IdBlock(ids.size, ids))
     count = prod(factor.size for factor in wanted)
-    fine = Entry(wanted, Block(count, relations.new_ids(count)))
+    fine = Entry(wanted, IdBlock(count, relations.new_ids(count)))
     for entry in touched:
         relations.finer(fine, entry)
     if held:
-        hold(relations, fine, held)
+        hold_entry(relations, fine, held)
     return Entry((*extra, merged), fine.block)
 
 
-def take(relations: Relations, layout: Layout, place: int, index: Ids) -> Layout:
+def take(relations: Relations, layout: AxisLayout, place: int, index: Ids) -> AxisLayout:
     """The layout after picking positions `index` along one dimension (a slice, a flip, a constant index).
 
     Positions that are picked more than once become positions of their own, each following the one it came from.
@@ -202,7 +201,7 @@ def take(relations: Relations, layout: Layout, place: int, index: Ids) -> Layout
         picked = _take_entry(relations, entry, old, kept, index) if old in entry.factors else entry
         if picked is not None:
             entries.append(picked)
-    return Layout(dims, tuple(entries), fixed)
+    return AxisLayout(dims, tuple(entries), fixed)
 
 
 def _replaced(
@@ -211,7 +210,7 @@ def _replaced(
     return (*dims[:place], dim, *dims[place + 1 :])
 
 
-def _take_outer(layout: Layout, place: int, index: Ids) -> tuple[Layout, Ids] | None:
+def _take_outer(layout: AxisLayout, place: int, index: Ids) -> tuple[AxisLayout, Ids] | None:
     """Where whole runs of the inner factors are picked, the same picking of the outermost factor alone."""
     dim = layout.dims[place]
     if len(dim) < 2:
@@ -232,7 +231,7 @@ def _take_entry(relations: Relations, entry: Entry, old: Factor, kept: tuple[Fac
     factors = (*entry.factors[:axis], *kept, *entry.factors[axis + 1 :])
     shape = tuple(factor.size for factor in factors)
     if not all_differ(index):
-        own = Block(ids.size, relations.new_ids(ids.size))
+        own = IdBlock(ids.size, relations.new_ids(ids.size))
         assert own.ids is not None
         relations.function(own.ids.reshape(ids.shape), ids)
         relations.colour(own.ids.reshape(ids.shape), _along(axis, ids.ndim, _occurrence(index)))
@@ -243,7 +242,7 @@ def _take_entry(relations: Relations, entry: Entry, old: Factor, kept: tuple[Fac
         relations.colour(relations.ids(entry), _along(axis, ids.ndim, marked))
     if not factors:
         return None
-    return Entry(factors, Block(ids.size, np.ascontiguousarray(ids.reshape(shape)).ravel()))
+    return Entry(factors, IdBlock(ids.size, np.ascontiguousarray(ids.reshape(shape)).ravel()))
 
 
 def _along(axis: int, rank: int, values: Ids) -> Ids:

@@ -57,7 +57,7 @@ def refine(relations: Relations, edges: Edges, known: Ids | None = None) -> Ids:
     linked = np.zeros(relations.size, dtype=bool)
     linked[edges.source] = linked[edges.target] = True
     open_ids = np.flatnonzero(linked & (np.bincount(colour, minlength=1)[colour] > 1))
-    # What stands alone cannot split any more: its hash stays, and tells the others apart.
+    # What stands alone cannot split any more: its hash stays, and meaning the others apart.
     place = np.full(relations.size, -1, dtype=np.int64)
     place[open_ids] = np.arange(len(open_ids))
     follows, followed = place[edges.source] >= 0, place[edges.target] >= 0

@@ -9,15 +9,14 @@ import numpy as np
 
 from rebasin_cli.symmetry.algebra import align, join
 from rebasin_cli.symmetry.arrange import TOO_MANY, given_up, materialise
-from rebasin_cli.symmetry.joining import absorb, hold
-from rebasin_cli.symmetry.positions import JOINT_LIMIT, Block, Entry, Factor, Ids, Layout, all_differ
-from rebasin_cli.symmetry.relations import Relations
+from rebasin_cli.symmetry.positions import JOINT_LIMIT, AxisLayout, Entry, Factor, IdBlock, Ids, all_differ
+from rebasin_cli.symmetry.relations import Relations, hold_entry, keep_finest
 
 _FREE = "free"
 PLACE = "positions that are laid end to end keep their order"
 
 
-def concatenate(relations: Relations, pieces: Sequence[Layout], place: int, *, apart: int = 0) -> Layout:
+def concatenate(relations: Relations, pieces: Sequence[AxisLayout], place: int, *, apart: int = 0) -> AxisLayout:
     """The positions of all pieces along dimension `place`, in order.
 
     Ids that occur twice become positions of their own, each following the one it came from.
@@ -52,22 +51,22 @@ def concatenate(relations: Relations, pieces: Sequence[Layout], place: int, *, a
     kept_fixed = {f: reason for f, reason in fixed.items() if f not in along and f not in differ}
     if not said:
         kept_fixed[merged] = next((fixed[factor] for factor in along if factor in fixed), PLACE)
-        return Layout(dims, tuple(entries), kept_fixed)
+        return AxisLayout(dims, tuple(entries), kept_fixed)
     if too_many:
         met = [entry for entry in entries if set(entry.factors) & set(along)]
         rest = [entry for entry in entries if entry not in met]
         lost = given_up(relations, met, along)
-        return Layout(dims, tuple(absorb(relations, [*rest, *lost])), {**kept_fixed, merged: TOO_MANY})
+        return AxisLayout(dims, tuple(keep_finest(relations, [*rest, *lost])), {**kept_fixed, merged: TOO_MANY})
     parts = [
         _piece_ids(relations, piece.entries, (*extra, factor), piece.fixed if differ else fixed)
         for piece, factor in zip(aligned, along, strict=True)
     ]
     joint = _joined(relations, parts)
-    entry = Entry((*extra, merged), Block(joint.size, np.ascontiguousarray(joint).ravel()))
-    return Layout(dims, (*(e for e in entries if not touched & set(e.factors)), entry), kept_fixed)
+    entry = Entry((*extra, merged), IdBlock(joint.size, np.ascontiguousarray(joint).ravel()))
+    return AxisLayout(dims, (*(e for e in entries if not touched & set(e.factors)), entry), kept_fixed)
 
 
-def _differing(relations: Relations, pieces: Sequence[Layout], along: Sequence[Factor]) -> set[Factor]:
+def _differing(relations: Relations, pieces: Sequence[AxisLayout], along: Sequence[Factor]) -> set[Factor]:
     """The factors along which the pieces do not all move alike."""
     said: list[dict[Factor, object]] = []
     for piece in pieces:
@@ -82,7 +81,7 @@ def _differing(relations: Relations, pieces: Sequence[Layout], along: Sequence[F
     return {f for f in factors if any(found.get(f, _FREE) != said[0].get(f, _FREE) for found in said)}
 
 
-def _closure(pieces: Sequence[Layout], start: set[Factor]) -> set[Factor]:
+def _closure(pieces: Sequence[AxisLayout], start: set[Factor]) -> set[Factor]:
     """These factors and all that entries speak about together with them: every entry is inside or outside."""
     touched = set(start)
     entries = [set(entry.factors) for piece in pieces for entry in piece.entries]
@@ -93,13 +92,13 @@ def _closure(pieces: Sequence[Layout], start: set[Factor]) -> set[Factor]:
         touched |= more
 
 
-def _own_factor(piece: Layout, place: int) -> Layout:
+def _own_factor(piece: AxisLayout, place: int) -> AxisLayout:
     """A piece of length 1 gets a factor of size 1, so that all pieces are alike."""
     if piece.dims[place]:
         return piece
     one = Factor(1)
     dims = (*piece.dims[:place], (one,), *piece.dims[place + 1 :])
-    return Layout(dims, piece.entries, {**piece.fixed, one: PLACE})
+    return AxisLayout(dims, piece.entries, {**piece.fixed, one: PLACE})
 
 
 def _piece_ids(
@@ -110,12 +109,12 @@ def _piece_ids(
     if len(found) == 1 and set(found[0].factors) == set(wanted):
         return relations.ids_in_order(found[0], wanted)
     count = prod(factor.size for factor in wanted)
-    fine = Entry(tuple(wanted), Block(count, relations.new_ids(count)))
+    fine = Entry(tuple(wanted), IdBlock(count, relations.new_ids(count)))
     for entry in found:
         relations.finer(fine, entry)
     held = {factor: fixed[factor] for factor in wanted if factor in fixed}
     if held:
-        hold(relations, fine, held)
+        hold_entry(relations, fine, held)
     return relations.ids(fine)
 
 

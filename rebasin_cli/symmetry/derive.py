@@ -15,11 +15,8 @@ from rebasin_cli.spec import AxisGroup, ParentBlock, PermutationSpec, PinnedAxis
 from rebasin_cli.symmetry.analysis import Analysis, UnknownOp
 from rebasin_cli.symmetry.colouring import first_places
 from rebasin_cli.symmetry.families import IRREGULAR
-from rebasin_cli.symmetry.movements import Irregular
-from rebasin_cli.symmetry.naming import group_names
-from rebasin_cli.symmetry.positions import Layout
-from rebasin_cli.symmetry.reading import numbers_read
-from rebasin_cli.symmetry.readout import FibreSite, Readout
+from rebasin_cli.symmetry.positions import AxisLayout
+from rebasin_cli.symmetry.readout import FibreSite, Irregular, Readout
 from rebasin_cli.symmetry.relations import Relations
 from rebasin_cli.symmetry.solver import Closure
 from rebasin_cli.symmetry.taps import choose_taps
@@ -112,7 +109,7 @@ def _read_out(trace: Trace, analysis: Analysis, closure: Closure) -> Derivation:
         if len(placed_sites) == 1 and len(analysis.shape_of(trace.state[only])) == 1:
             del found[group]
             alone.add((only, 0))
-    names = group_names(trace, closure, found)
+    names = _group_names(trace, closure, found)
     groups = _groups(trace, closure, found, keys, names)
     moved_axes = {(item.site.key, axis) for placed in found.values() for item in placed for axis in item.axes}
     moved = sum(prod(analysis.shape_of(trace.state[key])) for key in {key for key, _ in moved_axes})
@@ -194,7 +191,7 @@ def _pinned(
 ) -> list[PinnedAxis]:
     """Every axis of more than one position that no group moves, with the reason."""
     pinned = []
-    counted = numbers_read(trace)
+    counted = trace.numbers_read
     for key, value in trace.state.items():
         cut = analysis.cuts.get(value)
         leaves = cut.pieces if cut is not None else (analysis.leaves[value],) if value in analysis.leaves else ()
@@ -210,7 +207,7 @@ def _pinned(
     return pinned
 
 
-def _reason(relations: Relations, closure: Closure, layouts: Sequence[Layout], axis: int) -> str:
+def _reason(relations: Relations, closure: Closure, layouts: Sequence[AxisLayout], axis: int) -> str:
     for layout in layouts:
         for factor in layout.dims[axis]:
             if factor in layout.fixed:
@@ -221,3 +218,31 @@ def _reason(relations: Relations, closure: Closure, layouts: Sequence[Layout], a
         if len(known):
             return closure.reasons[int(known[0])]
     return "its units are told apart by how the model uses them"
+
+
+def _group_names(
+    trace: Trace, closure: Closure, found: dict[tuple[int, int], list[FibreSite]]
+) -> dict[tuple[int, int], str]:
+    """A name for every (family, fibre), unique in the model."""
+    names: dict[tuple[int, int], str] = {}
+    used: dict[tuple[str, bool], int] = {}
+    makers = {key: _maker(trace, placed) for key, placed in found.items()}
+    stems: dict[int, tuple[str, str]] = {}
+    for (family, fibre), maker in makers.items():
+        nested = bool(closure.families[family].parents)
+        if family not in stems:
+            count = used[maker, nested] = used.get((maker, nested), 0) + 1
+            stems[family] = maker, "" if count == 1 else f"#{count}"
+        stem, which = stems[family]
+        names[family, fibre] = f"{stem}[{fibre}]{which}" if nested else f"{stem}{which}"
+    return names
+
+
+def _maker(trace: Trace, placed: list[FibreSite]) -> str:
+    """The module whose parameter gives these units their first values: a weight whose rows they are, if there is
+    one.
+    """
+    trained = [item.site for item in placed if item.site.key in trace.trainable] or [item.site for item in placed]
+    rows = [site for site in trained if site.axis == 0 and trace.values[trace.state[site.key]].shape[1:]]
+    site = (rows or trained)[0]
+    return trace.owners.get(site.key) or site.key

@@ -21,7 +21,7 @@ Map = tuple[int, Ids]
 
 
 @dataclass(slots=True)
-class Family:
+class UnitFamily:
     """Units that may trade places, within one block of the parent if there is one.
 
     Attributes:
@@ -41,7 +41,7 @@ class Family:
     ancestors: dict[int, Ids] = field(default_factory=dict)
 
 
-def lay_out(families: list[Family]) -> None:
+def assign_fibres(families: list[UnitFamily]) -> None:
     """Give every unit its fibre and its place there, and every family its ancestors."""
     direct = direct_parents(families)
     for which in upper_first(families):
@@ -65,7 +65,7 @@ def lay_out(families: list[Family]) -> None:
         family.moves = single and bool(np.any(family.local > 0))
 
 
-def mend(relations: Relations, families: list[Family], family: Ids, number: Ids, colour: Ids) -> bool:
+def repair_blocks(relations: Relations, families: list[UnitFamily], family: Ids, number: Ids, colour: Ids) -> bool:
     """Name the blocks that two parents share, and pin what is no product of its parents; True if anything was said."""
     direct = direct_parents(families)
     above = _all_above(families, direct)
@@ -78,13 +78,13 @@ def mend(relations: Relations, families: list[Family], family: Ids, number: Ids,
             relations.pin(first_id[which], IRREGULAR)
             changed = True
         elif len(maps) > 1:
-            changed |= _mend_product(relations, families, above, first_id, which, maps, named)
+            changed |= _repair_product(relations, families, above, first_id, which, maps, named)
     return changed
 
 
-def _mend_product(
+def _repair_product(
     relations: Relations,
-    families: list[Family],
+    families: list[UnitFamily],
     above: list[list[Map]],
     first_id: list[Ids],
     which: int,
@@ -153,7 +153,7 @@ def _same_division(left: Ids, right: Ids) -> bool:
     return joint == len(np.unique(left)) == len(np.unique(right))
 
 
-def direct_parents(families: list[Family]) -> list[list[Map]]:
+def direct_parents(families: list[UnitFamily]) -> list[list[Map]]:
     """For each family its parents without those that follow from another parent."""
     direct: list[list[Map]] = [[] for _ in families]
     above: list[list[Map]] = [[] for _ in families]
@@ -172,7 +172,7 @@ def direct_parents(families: list[Family]) -> list[list[Map]]:
     return direct
 
 
-def _all_above(families: list[Family], direct: list[list[Map]]) -> list[list[Map]]:
+def _all_above(families: list[UnitFamily], direct: list[list[Map]]) -> list[list[Map]]:
     above: list[list[Map]] = [[] for _ in families]
     for which in upper_first(families):
         maps = direct[which]
@@ -187,14 +187,14 @@ def _distinct(maps: list[Map]) -> list[Map]:
     return list(found.values())
 
 
-def upper_first(families: list[Family]) -> list[int]:
+def upper_first(families: list[UnitFamily]) -> list[int]:
     """Families by size: a parent always has fewer units than those that follow it."""
     return sorted(range(len(families)), key=lambda which: families[which].size)
 
 
-def _first_ids(families: list[Family], family: Ids, number: Ids, colour: Ids) -> list[Ids]:
+def _first_ids(families: list[UnitFamily], family: Ids, number: Ids, colour: Ids) -> list[Ids]:
     """For each family, the id of every unit that has the family's smallest colour: all of one colour, so that what is
-    said of them tells no unit from another.
+    said of them meaning no unit from another.
     """
     sizes = np.array([entry.size for entry in families], dtype=np.int64)
     lowest = np.full(len(families), np.iinfo(np.int64).max)

@@ -1,4 +1,4 @@
-"""Where the positions along a tensor's axes come from: integer ids, carried by factors and entries.
+"""Where the positions along a tensor's axes come from: integer ids, meaning_after by factors and entries.
 
 Each dimension of a tensor is a product of *factors*, outer to inner. An *entry* gives ids to the joint positions of
 some
@@ -42,7 +42,7 @@ class Factor:
         return f"Factor({self.size})"
 
 
-class Picked(Factor):
+class RowChoice(Factor):
     """Which of `size` blocks a row was given (the expert of a token): a factor that no dimension holds.
 
     Every row along `rows` has one; when the blocks trade places, the numbers by which they are picked change along. An
@@ -75,7 +75,7 @@ class Picked(Factor):
         return any(all(self._is_there(part, present) for part in parts) for parts in self.parts[factor])
 
 
-class Block:
+class IdBlock:
     """Ids for `size` positions, given out when they are first needed, or adopted from the first partner met.
 
     Adoption is what keeps models small: the input axis of a weight takes over the ids of what it is multiplied with.
@@ -96,7 +96,7 @@ class Entry:
     """
 
     factors: tuple[Factor, ...]
-    block: Block
+    block: IdBlock
     order: Ids | None = None
 
     @property
@@ -104,7 +104,7 @@ class Entry:
         return tuple(factor.size for factor in self.factors)
 
     @property
-    def open(self) -> bool:
+    def unresolved(self) -> bool:
         """Whether no id was given out yet and the whole block is here in its own order."""
         return self.block.ids is None and self.order is None
 
@@ -113,7 +113,7 @@ class Entry:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Tells:
+class IndexMeaning:
     """What a tensor's numbers mean where they are more than numbers.
 
     Attributes:
@@ -124,17 +124,17 @@ class Tells:
     """
 
     kind: str
-    block: Block
+    block: IdBlock
     token: object
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Layout:
+class AxisLayout:
     """Dimensions as factors, entries with ids, and the fixed factors with their reasons.
 
     A dimension of length 1 has no factors. `leaf` and `axes` say that this is a leaf with its axes in another order;
     every other operation forgets them. While it is `open`, no use has decided how the leaf's axes factor, and what it
-    meets may. `tells` says what integers mean that are positions along an axis that moves.
+    meets may. `meaning` says what integers mean that are positions along an axis that moves.
     """
 
     dims: tuple[tuple[Factor, ...], ...]
@@ -142,8 +142,8 @@ class Layout:
     fixed: Mapping[Factor, str] = field(default_factory=dict)
     leaf: Leaf | None = None
     axes: tuple[int, ...] = ()
-    open: bool = False
-    tells: Tells | None = None
+    unresolved: bool = False
+    meaning: IndexMeaning | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -168,7 +168,7 @@ class Leaf:
     """
 
     key: str
-    unused: Layout
+    initial: AxisLayout
 
 
 def all_differ(ids: Ids) -> bool:
@@ -194,40 +194,40 @@ def dimension(size: int) -> tuple[Factor, ...]:
     return () if size == 1 else (Factor(size),)
 
 
-def uniform_layout(shape: Sequence[int]) -> Layout:
+def uniform_layout(shape: Sequence[int]) -> AxisLayout:
     """A tensor that is the same everywhere."""
-    return Layout(tuple(dimension(size) for size in shape))
+    return AxisLayout(tuple(dimension(size) for size in shape))
 
 
-def fixed_layout(shape: Sequence[int], reason: str) -> Layout:
+def fixed_layout(shape: Sequence[int], reason: str) -> AxisLayout:
     """A tensor all of whose positions keep their order."""
     layout = uniform_layout(shape)
     return replace(layout, fixed=dict.fromkeys(layout.factors, reason))
 
 
-def free_layout(shape: Sequence[int]) -> Layout:
+def free_layout(shape: Sequence[int]) -> AxisLayout:
     """A tensor each of whose axes may be reordered on its own."""
     layout = uniform_layout(shape)
-    entries = tuple(Entry((factor,), Block(factor.size)) for factor in layout.factors)
+    entries = tuple(Entry((factor,), IdBlock(factor.size)) for factor in layout.factors)
     return replace(layout, entries=entries)
 
 
-def split_factor(layout: Layout, factor: Factor, sizes: Sequence[int]) -> Layout:
+def split_factor(layout: AxisLayout, factor: Factor, sizes: Sequence[int]) -> AxisLayout:
     """The same layout with one factor written as a product of several, outer to inner."""
     parts = tuple(Factor(size) for size in sizes)
     return substitute(layout, {factor: parts})
 
 
-def substitute(layout: Layout, parts: Mapping[Factor, tuple[Factor, ...]]) -> Layout:
+def substitute(layout: AxisLayout, parts: Mapping[Factor, tuple[Factor, ...]]) -> AxisLayout:
     """The layout with factors replaced by products of the same size; a view of a leaf stays one."""
-    for picked in {f for entry in layout.entries for f in entry.factors if isinstance(f, Picked)}:
+    for picked in {f for entry in layout.entries for f in entry.factors if isinstance(f, RowChoice)}:
         for old, new in parts.items():
             if old in picked.parts:
                 picked.split(old, new)
     dims = tuple(tuple(new for old in dim for new in parts.get(old, (old,))) for dim in layout.dims)
     entries = tuple(_substitute_entry(entry, parts) for entry in layout.entries)
     fixed = {new: reason for old, reason in layout.fixed.items() for new in parts.get(old, (old,))}
-    return Layout(dims, entries, fixed, layout.leaf, layout.axes, layout.open)
+    return AxisLayout(dims, entries, fixed, layout.leaf, layout.axes, layout.unresolved)
 
 
 def _substitute_entry(entry: Entry, parts: Mapping[Factor, tuple[Factor, ...]]) -> Entry:
@@ -238,7 +238,7 @@ def _substitute_entry(entry: Entry, parts: Mapping[Factor, tuple[Factor, ...]]) 
     return Entry(factors, entry.block, order)
 
 
-def regroup(layout: Layout, shape: Sequence[int]) -> Layout | None:
+def regroup(layout: AxisLayout, shape: Sequence[int]) -> AxisLayout | None:
     """The layout, which is not open, under a view to `shape`; None where the new dimensions cut across factors that do
     not divide.
     """
@@ -264,7 +264,7 @@ def regroup(layout: Layout, shape: Sequence[int]) -> Layout | None:
             queue.insert(0, inner)
             rest = 1
         dims.append(tuple(taken))
-    return None if queue else Layout(tuple(dims), layout.entries, layout.fixed)
+    return None if queue else AxisLayout(tuple(dims), layout.entries, layout.fixed)
 
 
 def common_refinement(sizes: Sequence[Sequence[int]]) -> list[int] | None:
@@ -281,7 +281,7 @@ def common_refinement(sizes: Sequence[Sequence[int]]) -> list[int] | None:
     return result
 
 
-def permute_dims(layout: Layout, order: Sequence[int]) -> Layout:
+def permute_dims(layout: AxisLayout, order: Sequence[int]) -> AxisLayout:
     """The layout with its dimensions in another order."""
     axes = tuple(layout.axes[place] for place in order) if layout.leaf is not None else ()
     return replace(layout, dims=tuple(layout.dims[place] for place in order), axes=axes)

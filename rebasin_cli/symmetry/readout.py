@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
+from math import prod
+
+import numpy as np
 
 from rebasin_cli.spec import Site
-from rebasin_cli.symmetry.fibres import Moved, moved_by_fibres
-from rebasin_cli.symmetry.movements import Rows, movements
-from rebasin_cli.symmetry.placing import Frame, Seen
-from rebasin_cli.symmetry.positions import Factor, Ids, Layout
+from rebasin_cli.symmetry.families import UnitFamily
+from rebasin_cli.symmetry.positions import AxisLayout, Factor, Ids, all_differ, coordinates
 from rebasin_cli.symmetry.relations import Relations
+from rebasin_cli.symmetry.sites import FactorFrame, Segment, SiteCache, regular_segments
 from rebasin_cli.symmetry.solver import Closure
 
 
@@ -34,33 +37,211 @@ class Readout:
 
     closure: Closure
     relations: Relations
-    _moved: dict[bytes, list[Moved]] = field(default_factory=dict)
-    _seen: Seen = field(default_factory=dict)
+    _moved: dict[bytes, list[FibreMovement]] = field(default_factory=dict)
+    _cache: SiteCache = field(default_factory=dict)
 
-    def sites(self, key: str, layout: Layout) -> Iterator[FibreSite]:
+    def sites(self, key: str, layout: AxisLayout) -> Iterator[FibreSite]:
         """All sites of the moving families in one tensor.
 
         Raises:
             Irregular: what overlapping entries say of a family is no single movement of the tensor.
         """
-        found: dict[tuple[int, int], list[Rows]] = {}
+        found: dict[tuple[int, int], list[EntryRows]] = {}
         for entry in layout.entries:
             others = [other for other in layout.entries if other is not entry]
             shared = tuple(f for f in entry.factors if any(f in other.factors for other in others))
             ids = self.relations.ids(entry).ravel()
             for moved in self._moved_among(ids):
-                said = Rows(entry.factors, shared, moved.rows, ids, moved.run)
+                said = EntryRows(entry.factors, shared, moved.rows, ids, moved.segment)
                 found.setdefault((moved.family, moved.fibre), []).append(said)
-        frames: dict[tuple[Factor, ...], Frame] = {}
+        frames: dict[tuple[Factor, ...], FactorFrame] = {}
         for (family, fibre), parts in found.items():
-            for factors, rows, run in movements(parts):
+            for factors, rows, segment in movements(parts):
                 if factors not in frames:
-                    frames[factors] = Frame.of(layout, factors)
-                site, axes = frames[factors].site(key, rows, run, self._seen)
+                    frames[factors] = FactorFrame.of(layout, factors)
+                site, axes = frames[factors].site(key, rows, segment, self._cache)
                 yield FibreSite(family, fibre, site, axes)
 
-    def _moved_among(self, ids: Ids) -> list[Moved]:
+    def _moved_among(self, ids: Ids) -> list[FibreMovement]:
         key = blake2b(ids.tobytes()).digest()
         if key not in self._moved:
             self._moved[key] = moved_by_fibres(self.closure, ids)
         return self._moved[key]
+
+
+@dataclass(frozen=True, slots=True)
+class FibreMovement:
+    """What one fibre of one family moves.
+
+    Args:
+        family, fibre: their numbers.
+        rows: for each unit, the places that it moves: (units, places).
+        segment: the same as a segment, where it is one.
+    """
+
+    family: int
+    fibre: int
+    rows: Ids
+    segment: Segment | None
+
+
+def moved_by_fibres(closure: Closure, ids: Ids) -> list[FibreMovement]:
+    """What the fibres of all moving families move among these ids, family by family."""
+    family_of = closure.family[ids]
+    owners = np.unique(family_of).tolist()
+    return [
+        moved
+        for which in _moving(closure, owners)
+        for moved in _moved_by_family(closure, ids, family_of, which, owners)
+    ]
+
+
+def _moving(closure: Closure, owners: list[int]) -> list[int]:
+    """The moving families among the given ones and all above them."""
+    families = closure.families
+    return sorted({a for owner in owners for a in families[owner].ancestors if families[a].moves})
+
+
+def _moved_by_family(
+    closure: Closure, ids: Ids, family_of: Ids, which: int, owners: list[int]
+) -> Iterator[FibreMovement]:
+    family = closure.families[which]
+    places, units, keys = [], [], []
+    for owner in owners:
+        source = closure.families[owner]
+        if which not in source.ancestors:
+            continue
+        here = np.flatnonzero(family_of == owner)
+        number = closure.unit[ids[here]]
+        places.append(here)
+        units.append(source.ancestors[which][number])
+        keys.append(_relative_keys(closure.families, source, which, number, closure.colour[ids[here]]))
+    place, unit, key = places[0], units[0], keys[0]
+    if len(places) > 1:
+        place, unit = np.concatenate(places), np.concatenate(units)
+        width = max(len(key) for key in keys)
+        padded = [[*key, *[np.full(len(key[0]), -1)] * (width - len(key))] for key in keys]
+        key = [np.concatenate(columns) for columns in zip(*padded, strict=True)]
+    order = np.lexsort((*reversed(key), family.local[unit], family.fibre[unit]))
+    place, fibre = place[order], family.fibre[unit][order]
+    size = int(family.local.max()) + 1
+    cuts = [0, *(np.flatnonzero(fibre[1:] != fibre[:-1]) + 1).tolist(), len(fibre)]
+    alike = len({end - start for start, end in itertools.pairwise(cuts)}) == 1
+    fibres = [place.reshape(len(cuts) - 1, size, -1)] if alike else _apart(place, cuts, size)
+    numbers = iter(fibre[cuts[:-1]].tolist())
+    for rows in fibres:
+        for own, segment in zip(rows, regular_segments(rows), strict=True):
+            yield FibreMovement(which, next(numbers), own, segment)
+
+
+def _apart(place: Ids, cuts: list[int], size: int) -> list[Ids]:
+    return [place[start:end].reshape(1, size, -1) for start, end in itertools.pairwise(cuts)]
+
+
+def _relative_keys(families: list[UnitFamily], source: UnitFamily, which: int, number: Ids, colour: Ids) -> list[Ids]:
+    """What meaning apart the places that one unit of family `which` moves, alike for all units of its fibre."""
+    others = [ancestor for ancestor in source.ancestors if ancestor != which]
+    return [colour, *(families[ancestor].local[source.ancestors[ancestor][number]] for ancestor in others)]
+
+
+Movement = tuple[tuple[Factor, ...], Ids, Segment | None]
+"""Factors, for each unit the joint positions of them that it moves, and these as a segment if they are one."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class EntryRows:
+    """What one entry says of one group.
+
+    Args:
+        factors: of the entry.
+        shared: those that other entries of the tensor have too.
+        rows: for each unit, the joint positions of `factors` that it moves: (units, places).
+        ids: all ids of the entry.
+        segment: the rows as a segment, if they are one.
+    """
+
+    factors: tuple[Factor, ...]
+    shared: tuple[Factor, ...]
+    rows: Ids
+    ids: Ids
+    segment: Segment | None
+
+    @property
+    def rest(self) -> tuple[Factor, ...]:
+        return tuple(factor for factor in self.factors if factor not in self.shared)
+
+    def index(self, factors: tuple[Factor, ...]) -> Ids:
+        """Position along some of the factors, read as one axis: like `rows`."""
+        places = coordinates(self.rows, self.factors)
+        index = np.zeros(self.rows.shape, dtype=np.int64)
+        for factor in factors:
+            index = index * factor.size + places[factor]
+        return index
+
+
+class Irregular(Exception):
+    """The entries of a tensor cannot be moved together; `ids` are what has to be pinned."""
+
+    def __init__(self, ids: Ids) -> None:
+        super().__init__()
+        self.ids = ids
+
+
+def movements(parts: Sequence[EntryRows]) -> Iterator[Movement]:
+    """The sites of one group in one tensor: factors, and for each unit the joint positions of them that it moves.
+
+    Raises:
+        Irregular: see there.
+    """
+    across = [part for part in parts if part.shared and _crosses(part)]
+    for part in parts:
+        if part not in across:
+            yield part.factors, part.rows, part.segment
+    if len(across) == 1:
+        yield across[0].factors, across[0].rows, across[0].segment
+    elif across:
+        yield (*_together(across), None)
+
+
+def _crosses(part: EntryRows) -> bool:
+    """Whether units differ in where they lie along the shared factors."""
+    if part.segment is not None and part.factors[: len(part.shared)] == part.shared:
+        offset, outer, inner = part.segment
+        width = prod(factor.size for factor in part.rest)
+        if offset // width == (offset + outer * len(part.rows) * inner - 1) // width:
+            return False
+    slab = np.sort(part.index(part.shared), axis=1)
+    return bool(np.any(slab != slab[0]))
+
+
+def _together(parts: Sequence[EntryRows]) -> tuple[tuple[Factor, ...], Ids]:
+    first, inside = _blocks(parts[0])
+    insides = [inside]
+    for part in parts[1:]:
+        slab, inside = _blocks(part)
+        if part.shared != parts[0].shared or not np.array_equal(slab, first):
+            raise Irregular(part.ids)
+        insides.append(inside)
+    if all(np.array_equal(inside, np.broadcast_to(np.arange(inside.shape[2]), inside.shape)) for inside in insides):
+        return parts[0].shared, first
+    factors, rows = parts[0].shared, first[:, :, None]
+    for part, inside in zip(parts, insides, strict=True):
+        width = inside.shape[2]
+        rows = (rows[:, :, :, None] * width + inside[:, :, None, :]).reshape(*first.shape, -1)
+        factors = (*factors, *part.rest)
+    return factors, rows.reshape(len(rows), -1)
+
+
+def _blocks(part: EntryRows) -> tuple[Ids, Ids]:
+    """For each unit the slabs that it moves whole, (units, slabs), and their insides, (units, slabs, width)."""
+    slab, inside = part.index(part.shared), part.index(part.rest)
+    order = np.lexsort((inside[0], slab[0]))
+    slab, inside = slab[:, order], inside[:, order]
+    width = prod(factor.size for factor in part.rest)
+    if part.rows.shape[1] % width:
+        raise Irregular(part.ids)
+    blocks, insides = slab.reshape(len(slab), -1, width), inside.reshape(len(slab), -1, width)
+    whole = np.all(blocks == blocks[:, :, :1]) and np.all(np.sort(insides, axis=2) == np.arange(width))
+    if not whole or not all_differ(blocks[:, :, 0]):
+        raise Irregular(part.ids)
+    return blocks[:, :, 0], insides

@@ -9,33 +9,20 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from rebasin_cli.errors import ModelError
 from rebasin_cli.symmetry.algebra import reduce
-from rebasin_cli.symmetry.joining import hold
 from rebasin_cli.symmetry.positions import (
-    Block,
-    Entry,
-    Ids,
-    Layout,
+    AxisLayout,
     dimension,
     fixed_layout,
-    uniform_layout,
 )
-from rebasin_cli.symmetry.relations import Relations
+from rebasin_cli.symmetry.relations import Relations, hold_entry
 from rebasin_cli.tracing.graph import Call, Ref
 
-DIFFERS = "a constant of the model differs along this axis"
-MOST_ALIKE = 4096
-"""Longest axis of a constant along which equal positions are looked for."""
-
-MOST_NUMBERS = 1 << 20
-"""Largest constant in which they are looked for."""
-
-Result = Layout | Sequence[Layout | None]
+Result = AxisLayout | Sequence[AxisLayout | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +31,7 @@ class Op:
 
     call: Call
     relations: Relations
-    layout_of: Callable[[int], Layout]
+    layout_of: Callable[[int], AxisLayout]
     shape_of: Callable[[int], tuple[int, ...]]
     numbers_of: Callable[[int], Tensor | None]
     dtype_of: Callable[[int], torch.dtype]
@@ -60,10 +47,10 @@ class Op:
     def has(self, name: str) -> bool:
         return isinstance(self.call.arguments.get(name), Ref)
 
-    def layout(self, name: str) -> Layout:
+    def layout(self, name: str) -> AxisLayout:
         return self.layout_of(self[name].value)
 
-    def layouts(self, name: str) -> list[Layout]:
+    def layouts(self, name: str) -> list[AxisLayout]:
         """Layouts of a list of tensors."""
         return [self.layout_of(ref.value) for ref in self[name]]
 
@@ -76,7 +63,7 @@ class Op:
         return self.shape_of(self[name].value)
 
     @property
-    def tensors(self) -> list[Layout]:
+    def tensors(self) -> list[AxisLayout]:
         """Layouts of all tensor arguments."""
         return [self.layout_of(value) for value in self.call.inputs]
 
@@ -101,12 +88,12 @@ class Op:
 
 
 Rule = Callable[[Op], Result]
-PickingRule = Callable[[Op], Result | None]
+IndexRule = Callable[[Op], Result | None]
 _AnyRule = TypeVar("_AnyRule", bound=Callable[[Op], Any])
 
 RULES: dict[str, Rule] = {}
 
-PICKING_RULES: dict[str, PickingRule] = {}
+INDEX_RULES: dict[str, IndexRule] = {}
 """Rules that are asked first: they know what numbers mean that are positions, and answer None where they do not."""
 
 _replaceable: set[tuple[int, str, Callable[[Op], Any]]] = set()
@@ -122,13 +109,13 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
     return partial(_register, RULES, names)
 
 
-def picking_rule(*names: str) -> Callable[[PickingRule], PickingRule]:
+def index_rule(*names: str) -> Callable[[IndexRule], IndexRule]:
     """Register a rule for operators that make or use positions as numbers.
 
     Raises:
         ModelError: one of them has another rule.
     """
-    return partial(_register, PICKING_RULES, names)
+    return partial(_register, INDEX_RULES, names)
 
 
 def _register(table: dict[str, _AnyRule], names: Sequence[str], function: _AnyRule) -> _AnyRule:
@@ -153,7 +140,7 @@ def place_of(function: Callable[[Op], Any]) -> str:
 @contextmanager
 def temporary_rules() -> Iterator[None]:
     """Rules registered inside the context may override those registered before it, and are forgotten afterwards."""
-    tables: tuple[dict[str, Any], ...] = (RULES, PICKING_RULES)
+    tables: tuple[dict[str, Any], ...] = (RULES, INDEX_RULES)
     before = [dict(table) for table in tables]
     outer = set(_replaceable)
     _replaceable.clear()
@@ -168,10 +155,10 @@ def temporary_rules() -> Iterator[None]:
             table.update(kept)
 
 
-def hold_dims(relations: Relations, layout: Layout, dims: Sequence[int], reason: str) -> Layout:
+def hold(relations: Relations, layout: AxisLayout, dims: Sequence[int], reason: str) -> AxisLayout:
     """The layout with some dimensions made fixed: the operation depends on the order along them."""
     factors = [factor for place in dims for factor in layout.dims[place]]
-    if layout.open and not _splits_an_axis(layout, dims):
+    if layout.unresolved and not _splits_an_axis(layout, dims):
         return _hold_axes(relations, layout, dims, reason)
     layout = relations.released(layout)
     fixed = {**layout.fixed, **{factor: reason for factor in factors if factor not in layout.fixed}}
@@ -179,19 +166,19 @@ def hold_dims(relations: Relations, layout: Layout, dims: Sequence[int], reason:
     for entry in layout.entries:
         met = {factor: fixed[factor] for factor in entry.factors if factor in factors}
         if any(factor not in layout.fixed for factor in met):
-            hold(relations, entry, met if len(met) < len(entry.factors) else dict.fromkeys(entry.factors, reason))
+            hold_entry(relations, entry, met if len(met) < len(entry.factors) else dict.fromkeys(entry.factors, reason))
         if any(factor not in fixed for factor in entry.factors):
             entries.append(entry)
-    return Layout(layout.dims, tuple(entries), fixed)
+    return AxisLayout(layout.dims, tuple(entries), fixed)
 
 
-def _splits_an_axis(layout: Layout, dims: Sequence[int]) -> bool:
+def _splits_an_axis(layout: AxisLayout, dims: Sequence[int]) -> bool:
     """Whether these dimensions are some of those that one axis of the leaf was split into, and not all."""
     inside = {layout.axes[place] for place in dims}
     return any(axis in inside for place, axis in enumerate(layout.axes) if place not in dims and axis >= 0)
 
 
-def _hold_axes(relations: Relations, layout: Layout, dims: Sequence[int], reason: str) -> Layout:
+def _hold_axes(relations: Relations, layout: AxisLayout, dims: Sequence[int], reason: str) -> AxisLayout:
     """An open leaf with axes held stays open: its other axes are as unknown as before."""
     assert layout.leaf is not None
     for place in dims:
@@ -202,12 +189,14 @@ def _hold_axes(relations: Relations, layout: Layout, dims: Sequence[int], reason
     return replace(layout, entries=entries, fixed={**layout.fixed, **dict.fromkeys(factors, reason)})
 
 
-def hold_all(relations: Relations, layout: Layout, reason: str) -> Layout:
+def hold_all(relations: Relations, layout: AxisLayout, reason: str) -> AxisLayout:
     """The layout with every dimension made fixed."""
-    return hold_dims(relations, layout, range(len(layout.dims)), reason)
+    return hold(relations, layout, range(len(layout.dims)), reason)
 
 
-def resized(relations: Relations, layout: Layout, places: Sequence[int], shape: Sequence[int], reason: str) -> Layout:
+def resized(
+    relations: Relations, layout: AxisLayout, places: Sequence[int], shape: Sequence[int], reason: str
+) -> AxisLayout:
     """The layout with the given dimensions replaced by fixed ones of the result's sizes.
 
     Every new position may stem from several old ones, so what moves along the other dimensions moves alike at all.
@@ -218,35 +207,5 @@ def resized(relations: Relations, layout: Layout, places: Sequence[int], shape: 
     return replace(kept, dims=dims, fixed={**kept.fixed, **{f: reason for at in places for f in dims[at]}})
 
 
-def constant_layout(relations: Relations, numbers: Tensor) -> Layout:
-    """Layout of a constant: uniform along the axes on which its numbers do not change; elsewhere positions may trade
-    places with those that hold the same numbers (a mask's equal rows), and where there are none, the axis is fixed.
-    """
-    layout = uniform_layout(tuple(numbers.shape))
-    if not numbers.numel():
-        return layout
-    fixed, entries = {}, []
-    for place, dim in enumerate(layout.dims):
-        for factor in dim:
-            if bool(torch.all(numbers == numbers.narrow(place, 0, 1))):
-                continue
-            alike = _alike(numbers, place)
-            if alike is None:
-                fixed[factor] = DIFFERS
-            else:
-                entries.append(Entry((factor,), Block(factor.size)))
-                relations.colour(relations.ids(entries[-1]), alike)
-    return Layout(layout.dims, tuple(entries), fixed)
-
-
-def _alike(numbers: Tensor, place: int) -> Ids | None:
-    """Equal labels for positions along a dimension that hold the same numbers; None where no two do, or for many."""
-    if numbers.shape[place] > MOST_ALIKE or numbers.numel() > MOST_NUMBERS or numbers.is_complex():
-        return None
-    rows = np.ascontiguousarray(numbers.movedim(place, 0).reshape(numbers.shape[place], -1).double().numpy())
-    labels: Ids = np.unique(rows, axis=0, return_inverse=True)[1].reshape(-1).astype(np.int64)
-    return None if len(np.unique(labels)) == len(labels) else labels
-
-
-def fixed_results(op: Op, reason: str) -> list[Layout]:
+def fixed_results(op: Op, reason: str) -> list[AxisLayout]:
     return [fixed_layout(shape, reason) for shape in op.result_shapes]

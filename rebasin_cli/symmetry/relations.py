@@ -20,7 +20,7 @@ from math import prod
 
 import numpy as np
 
-from rebasin_cli.symmetry.positions import Block, Entry, Factor, Ids, Layout, Leaf, Picked, Tells
+from rebasin_cli.symmetry.positions import AxisLayout, Entry, Factor, IdBlock, Ids, IndexMeaning, Leaf, RowChoice
 
 
 @dataclass(slots=True)
@@ -43,12 +43,12 @@ class Relations:
     functions: list[tuple[Ids, Ids]] = field(default_factory=list)
     colours: list[tuple[Ids, Ids]] = field(default_factory=list)
     pins: list[tuple[Ids, str]] = field(default_factory=list)
-    sortings: list[tuple[Block, Block]] = field(default_factory=list)
-    decided: dict[Leaf, Layout] = field(default_factory=dict)
+    sortings: list[tuple[IdBlock, IdBlock]] = field(default_factory=list)
+    decided: dict[Leaf, AxisLayout] = field(default_factory=dict)
     held: dict[Leaf, dict[int, str]] = field(default_factory=dict)
-    claims: list[tuple[Leaf, Layout]] = field(default_factory=list)
-    _picked: dict[tuple[int, tuple[Factor, ...]], tuple[object, Picked]] = field(default_factory=dict)
-    _parents: dict[bytes, Block] = field(default_factory=dict)
+    claims: list[tuple[Leaf, AxisLayout]] = field(default_factory=list)
+    _picked: dict[tuple[int, tuple[Factor, ...]], tuple[object, RowChoice]] = field(default_factory=dict)
+    _parents: dict[bytes, IdBlock] = field(default_factory=dict)
     _said: set[bytes] = field(default_factory=set)
 
     def new_ids(self, count: int) -> Ids:
@@ -92,9 +92,9 @@ class Relations:
         whole = left.order is None and right.order is None
         if whole and left.block is right.block and left.factors == right.factors:
             return
-        if right.open or not left.open:
+        if right.unresolved or not left.unresolved:
             ids = self.ids_in_order(left, right.factors)
-            if right.open:
+            if right.unresolved:
                 right.block.ids = np.ascontiguousarray(ids).ravel()
             else:
                 self.link(ids, self.ids(right))
@@ -120,35 +120,35 @@ class Relations:
         key = blake2b(np.sort(rows, axis=1).tobytes()).digest() + repr(rows.shape).encode()
         block = self._parents.get(key)
         if block is None:
-            block = Block(prod(shape), self.new_ids(prod(shape)))
+            block = IdBlock(prod(shape), self.new_ids(prod(shape)))
             self._parents[key] = block
             assert block.ids is not None
             self.function(rows, block.ids[:, None])
         return Entry(tuple(kept), block)
 
-    def picked(self, tells: Tells, rows: tuple[Factor, ...]) -> Picked:
+    def picked(self, meaning: IndexMeaning, rows: tuple[Factor, ...]) -> RowChoice:
         """The factor of what these rows picked: the same one for the same numbers in the same rows."""
-        key = (id(tells.token), rows)
+        key = (id(meaning.token), rows)
         if key not in self._picked:
-            self._picked[key] = tells.token, Picked(tells.block.size, rows)
+            self._picked[key] = meaning.token, RowChoice(meaning.block.size, rows)
         return self._picked[key][1]
 
-    def layout(self, leaf: Leaf) -> Layout:
+    def layout(self, leaf: Leaf) -> AxisLayout:
         """What is known of a leaf, its axes in their own order."""
-        return self.view(leaf, range(len(leaf.unused.dims)))
+        return self.view(leaf, range(len(leaf.initial.dims)))
 
-    def view(self, leaf: Leaf, axes: Sequence[int]) -> Layout:
+    def view(self, leaf: Leaf, axes: Sequence[int]) -> AxisLayout:
         """What is known of a leaf, with its axes in this order; -1 is a new one of length 1."""
         known = self.decided.get(leaf)
         if known is None:
             held = self.held.get(leaf, {})
-            fixed = {factor: reason for axis, reason in held.items() for factor in leaf.unused.dims[axis]}
-            entries = tuple(entry for entry in leaf.unused.entries if not fixed.keys() & set(entry.factors))
-            known = Layout(leaf.unused.dims, entries, {**leaf.unused.fixed, **fixed})
+            fixed = {factor: reason for axis, reason in held.items() for factor in leaf.initial.dims[axis]}
+            entries = tuple(entry for entry in leaf.initial.entries if not fixed.keys() & set(entry.factors))
+            known = AxisLayout(leaf.initial.dims, entries, {**leaf.initial.fixed, **fixed})
         dims = tuple(known.dims[axis] if axis >= 0 else () for axis in axes)
-        return replace(known, dims=dims, leaf=leaf, axes=tuple(axes), open=leaf not in self.decided)
+        return replace(known, dims=dims, leaf=leaf, axes=tuple(axes), unresolved=leaf not in self.decided)
 
-    def decide(self, view: Layout, entries: tuple[Entry, ...], fixed: Mapping[Factor, str]) -> Layout:
+    def decide(self, view: AxisLayout, entries: tuple[Entry, ...], fixed: Mapping[Factor, str]) -> AxisLayout:
         """An open view of a leaf as a layout with these entries and fixed factors, over the view's factors.
 
         The first such layout is the leaf's; any other is a claim about it.
@@ -157,20 +157,20 @@ class Relations:
         assert leaf is not None
         dims = tuple(
             tuple(f for axis, dim in zip(view.axes, view.dims, strict=True) if axis == wanted for f in dim)
-            for wanted in range(len(leaf.unused.dims))
+            for wanted in range(len(leaf.initial.dims))
         )
         if leaf in self.decided:
-            self.claims.append((leaf, Layout(dims, entries, fixed)))
+            self.claims.append((leaf, AxisLayout(dims, entries, fixed)))
         else:
-            self.decided[leaf] = Layout(dims, entries, fixed)
+            self.decided[leaf] = AxisLayout(dims, entries, fixed)
             for axis, reason in self.held.get(leaf, {}).items():
                 if any(factor not in fixed for factor in dims[axis]):  # held after this view of it was taken
                     self._claim_held(leaf, axis, reason)
-        return Layout(view.dims, entries, fixed)
+        return AxisLayout(view.dims, entries, fixed)
 
-    def released(self, layout: Layout) -> Layout:
+    def released(self, layout: AxisLayout) -> AxisLayout:
         """The layout as such, no view of a leaf: if it was open, the leaf is what the view shows."""
-        if layout.open:
+        if layout.unresolved:
             return self.decide(layout, layout.entries, layout.fixed)
         return layout if layout.leaf is None else replace(layout, leaf=None, axes=())
 
@@ -182,7 +182,7 @@ class Relations:
 
     def _claim_held(self, leaf: Leaf, axis: int, reason: str) -> None:
         dims = self.decided[leaf].dims
-        self.claims.append((leaf, Layout(dims, (), dict.fromkeys(dims[axis], reason))))
+        self.claims.append((leaf, AxisLayout(dims, (), dict.fromkeys(dims[axis], reason))))
 
     def _is_new(self, kind: bytes, left: Ids, right: Ids) -> bool:
         digest = blake2b(kind)
@@ -193,3 +193,38 @@ class Relations:
             return False
         self._said.add(key)
         return True
+
+
+def keep_finest(relations: Relations, pool: Sequence[Entry]) -> list[Entry]:
+    """Keep the finest entries of a pool over common factors, and say how the others follow from them."""
+    kept: list[Entry] = []
+    for entry in sorted(pool, key=lambda entry: -len(entry.factors)):
+        factors = set(entry.factors)
+        implied = False
+        for other in kept:
+            common = factors & set(other.factors)
+            if not common:
+                continue
+            if common == set(other.factors):
+                relations.same(other, entry)
+                implied = True
+            elif common == factors:
+                relations.finer(other, entry)
+                implied = True
+            else:
+                rows = [factor for factor in entry.factors if factor in common]
+                relations.same(relations.parents(other, rows), relations.parents(entry, rows))
+        if not implied:
+            kept.append(entry)
+    return kept
+
+
+def hold_entry(relations: Relations, entry: Entry, fixed: Mapping[Factor, str]) -> None:
+    """Positions of an entry that lie along fixed factors keep their place there."""
+    ids = relations.ids(entry)
+    reason = next(iter(fixed.values()))
+    if all(factor in fixed for factor in entry.factors):
+        relations.pin(ids, reason)
+        return
+    shape = [factor.size if factor in fixed else 1 for factor in entry.factors]
+    relations.colour(ids, np.arange(prod(shape), dtype=np.int64).reshape(shape))

@@ -18,7 +18,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from rebasin_cli.symmetry.colouring import Edges, first_places, in_order, refine
-from rebasin_cli.symmetry.families import Family, lay_out, mend, rank_within
+from rebasin_cli.symmetry.families import UnitFamily, assign_fibres, rank_within, repair_blocks
 from rebasin_cli.symmetry.positions import Ids
 from rebasin_cli.symmetry.relations import Relations
 
@@ -42,7 +42,7 @@ class Closure:
     family: Ids
     unit: Ids
     colour: Ids
-    families: list[Family]
+    families: list[UnitFamily]
     reason: Ids
     reasons: list[str]
 
@@ -73,11 +73,11 @@ def solve(relations: Relations) -> Closure:
             continue
         family = _in_order(family_of_colour[colour], size_of[colour] == 1)
         number = np.where(size_of[colour] == 1, 0, _number_units(family, unit))
-        families = [Family(int(last) + 1) for last in _largest(number, family)]
+        families = [UnitFamily(int(last) + 1) for last in _largest(number, family)]
         _find_parents(families, edges, ~one_to_one, family, number)
-        if mend(relations, families, family, number, colour):
+        if repair_blocks(relations, families, family, number, colour):
             continue
-        lay_out(families)
+        assign_fibres(families)
         reason, reasons = _reasons(relations, edges, size_of[colour] == 1)
         return Closure(family, number, colour, families, reason, reasons)
 
@@ -126,7 +126,7 @@ def _number_units(family: Ids, unit: Ids) -> Ids:
     return rank_within(family[first_places(unit)])[unit]
 
 
-def _find_parents(families: list[Family], edges: Edges, many: NDArray[np.bool_], family: Ids, number: Ids) -> None:
+def _find_parents(families: list[UnitFamily], edges: Edges, many: NDArray[np.bool_], family: Ids, number: Ids) -> None:
     """Distinct maps from families to the families that their units follow; trivial ones left out."""
     sizes = np.array([entry.size for entry in families], dtype=np.int64)
     kept = many & (sizes[family[edges.target]] > 1)

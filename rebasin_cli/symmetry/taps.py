@@ -6,9 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from rebasin_cli.spec import Site, Tap
-from rebasin_cli.symmetry.movements import Irregular
-from rebasin_cli.symmetry.positions import Layout, Picked
-from rebasin_cli.symmetry.readout import FibreSite, Readout
+from rebasin_cli.symmetry.positions import AxisLayout, RowChoice
+from rebasin_cli.symmetry.readout import FibreSite, Irregular, Readout
 from rebasin_cli.symmetry.relations import Relations
 from rebasin_cli.symmetry.solver import Closure
 from rebasin_cli.tracing.graph import Ref, Trace
@@ -36,7 +35,7 @@ def choose_taps(
     trace: Trace,
     relations: Relations,
     closure: Closure,
-    layouts: Mapping[int, Layout],
+    layouts: Mapping[int, AxisLayout],
     names: Mapping[tuple[int, int], str],
 ) -> tuple[Tap, ...]:
     """Taps for all groups whose units lie along one axis somewhere; where weights read them is preferred."""
@@ -63,7 +62,7 @@ def choose_taps(
     )
 
 
-def _sites(readout: Readout, layout: Layout) -> list[FibreSite]:
+def _sites(readout: Readout, layout: AxisLayout) -> list[FibreSite]:
     """All sites in a result; none where they are irregular: what nobody permutes needs no site of its own."""
     try:
         return list(readout.sites("", layout))
@@ -81,7 +80,7 @@ def _best(places: Sequence[Place]) -> Sequence[Place]:
     return [places[round(last * k / (TAPS_PER_GROUP - 1))] for k in range(TAPS_PER_GROUP)]
 
 
-def _visible(trace: Trace, layouts: Mapping[int, Layout], read: bool) -> Iterable[tuple[int, str | None, int]]:
+def _visible(trace: Trace, layouts: Mapping[int, AxisLayout], read: bool) -> Iterable[tuple[int, str | None, int]]:
     """Ordinal, argument name and value of what contractions read, or of what counted operations give."""
     ordinal = -1
     live = {id(call) for call in trace.live}
@@ -99,7 +98,7 @@ def _visible(trace: Trace, layouts: Mapping[int, Layout], read: bool) -> Iterabl
         for name, value in values:
             layout = layouts.get(value)
             floating = trace.values[value].dtype.is_floating_point
-            if layout is not None and any(isinstance(f, Picked) for entry in layout.entries for f in entry.factors):
+            if layout is not None and any(isinstance(f, RowChoice) for entry in layout.entries for f in entry.factors):
                 continue  # rows of different blocks: no axis holds the units of one of them
             if layout is not None and layout.entries and layout.leaf is None and floating and value not in weights:
                 yield ordinal, name, value

@@ -18,8 +18,8 @@ from pathlib import Path
 from rebasin_cli.errors import ModelError, RebasinError, UsageError, one_line
 from rebasin_cli.model.foreign_code import failed, foreign_code, importable, load_file, place_in
 from rebasin_cli.symmetry import rules as _rules  # noqa: F401  (so that no file of the user's loads and owns them)
-from rebasin_cli.symmetry.positions import Layout
-from rebasin_cli.symmetry.registry import PICKING_RULES, RULES, Op, Result, Rule, temporary_rules
+from rebasin_cli.symmetry.positions import AxisLayout
+from rebasin_cli.symmetry.registry import INDEX_RULES, RULES, Op, Result, Rule, temporary_rules
 
 _NAME = re.compile(r"[A-Za-z_]\w*\.[A-Za-z_]\w*")
 
@@ -75,7 +75,7 @@ def _load(file: Path, found: UserRules) -> None:
     if not path.is_file():
         seen = "is a directory" if path.is_dir() else "no such file"
         raise UsageError(f"{file}: {seen}", path=file, hint="--rules takes a Python file that registers rules")
-    before, picking = dict(RULES), dict(PICKING_RULES)
+    before, picking = dict(RULES), dict(INDEX_RULES)
     root = path.resolve()
     try:
         with importable(root.parent), foreign_code():
@@ -98,8 +98,8 @@ def _load(file: Path, found: UserRules) -> None:
                 f"{_place(given, file)}: no operator can be named {name!r}", path=file, hint=hint, slug="rule-name"
             )
         RULES[name] = _guarded(name, given, file, found)
-        if name in picking and PICKING_RULES[name] is picking[name]:
-            del PICKING_RULES[name]  # it would be asked first, and the user's rule not at all where it answers
+        if name in picking and INDEX_RULES[name] is picking[name]:
+            del INDEX_RULES[name]  # it would be asked first, and the user's rule not at all where it answers
         found.files[name] = file
 
 
@@ -126,9 +126,11 @@ def _guarded(name: str, given: Rule, file: Path, found: UserRules) -> Rule:
 
 def _wrong(result: object, op: Op) -> str | None:
     """What is wrong with what a rule gave."""
-    layouts = [result] if isinstance(result, Layout) else result
-    if not isinstance(layouts, (list, tuple)) or not all(item is None or isinstance(item, Layout) for item in layouts):
-        return f"gave {type(result).__name__}, not a Layout or a list of them"
+    layouts = [result] if isinstance(result, AxisLayout) else result
+    if not isinstance(layouts, (list, tuple)) or not all(
+        item is None or isinstance(item, AxisLayout) for item in layouts
+    ):
+        return f"gave {type(result).__name__}, not an AxisLayout or a list of them"
     shapes = op.result_shapes
     if len(layouts) != len(shapes):
         return f"gave {len(layouts)} layouts for {len(shapes)} results"

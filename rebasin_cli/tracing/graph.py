@@ -11,12 +11,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
+from math import prod
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from rebasin_cli.tracing.operations import DECIDES, has
+from rebasin_cli.tracing.operations import DECIDES, OVERWRITES, SHAPE_ONLY, has
 
 SCATTER = "rebasin.scatter"
 """The name of the synthetic call that writes a changed view back into the value it was a view of."""
@@ -160,6 +161,23 @@ class Trace:
     def read(self) -> frozenset[int]:
         """Values that a live call or the output looks at."""
         return frozenset(value for call in self.live for value in call.inputs) | frozenset(self.outputs)
+
+    @cached_property
+    def numbers_read(self) -> frozenset[int]:
+        """Values whose elements an output or a decision can depend on; of the others at most the shape is used."""
+        needed = set(self.outputs)
+        deciding = {id(call) for call in self.decisions}
+        for call in reversed(self.live):
+            if id(call) in deciding or any(result in needed for result in call.results):
+                needed.update(refs_in([given for name, given in call.arguments.items() if self._is_used(call, name)]))
+        return frozenset(needed)
+
+    def _is_used(self, call: Call, name: str) -> bool:
+        """Whether the elements of the results can depend on those of one argument."""
+        if call.name == SCATTER and name == "base":  # none of it is left where the changed view covers all of it
+            base, part = (prod(self.values[call.arguments[which].value].shape) for which in ("base", "part"))
+            return bool(base > part)
+        return not (name == "self" and has(call.name, OVERWRITES | SHAPE_ONLY))
 
     @cached_property
     def paths(self) -> tuple[tuple[str, ...], ...]:

@@ -33,8 +33,8 @@ import pytest
 
 from rebasin_cli.symmetry import algebra, registry
 from rebasin_cli.symmetry.algebra import Operand
-from rebasin_cli.symmetry.positions import Layout
-from rebasin_cli.symmetry.registry import PICKING_RULES, RULES, Op
+from rebasin_cli.symmetry.positions import AxisLayout
+from rebasin_cli.symmetry.registry import INDEX_RULES, RULES, Op
 from rebasin_cli.symmetry.relations import Relations
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -125,16 +125,16 @@ def watched(watch: Watch) -> Iterator[None]:
 
     for name, kind in KINDS.items():
         put(Relations, name, silent(name, kind))
-    hold_dims, combine = registry.hold_dims, algebra.combine
+    hold, combine = registry.hold, algebra.combine
 
-    def held(relations: Relations, layout: Layout, dims: Any, reason: str) -> Layout:
+    def held(relations: Relations, layout: AxisLayout, dims: Any, reason: str) -> AxisLayout:
         if watch.drops("held"):
             return relations.released(layout)
         if any(factor not in layout.fixed for place in dims for factor in layout.dims[place]):
             watch.note("held")
-        return hold_dims(relations, layout, dims, reason)
+        return hold(relations, layout, dims, reason)
 
-    def combined(relations: Relations, operands: Sequence[Operand], result: Sequence[Hashable]) -> Layout:
+    def combined(relations: Relations, operands: Sequence[Operand], result: Sequence[Hashable]) -> AxisLayout:
         given = [(layout, list(labels)) for layout, labels in operands]
         for number, (layout, labels) in enumerate(given):
             elsewhere = {
@@ -154,10 +154,10 @@ def watched(watch: Watch) -> Iterator[None]:
             watch.combining -= 1
 
     for module in [module for name, module in sys.modules.items() if name.startswith("rebasin_cli.symmetry")]:
-        for name, own, made in (("hold_dims", hold_dims, held), ("combine", combine, combined)):
+        for name, own, made in (("hold", hold, held), ("combine", combine, combined)):
             if getattr(module, name, None) is own:
                 put(module, name, made)
-    for table in (RULES, PICKING_RULES):
+    for table in (RULES, INDEX_RULES):
         for name, rule in list(table.items()):
             put_in(table, name, _freed(rule, watch), originals)
     try:
@@ -186,7 +186,7 @@ def _freed(rule: Any, watch: Watch) -> Any:
         given = {factor for name in op.call.arguments for factor in _fixed_of(op, name)}
         place = (file, line, "fixed")
         layouts = found if isinstance(found, list) else [found]
-        if not any(isinstance(layout, Layout) and layout.fixed.keys() - given for layout in layouts):
+        if not any(isinstance(layout, AxisLayout) and layout.fixed.keys() - given for layout in layouts):
             return found
         if watch.dropped is None:
             watch.reached.setdefault(place, set()).add(watch.test)
@@ -194,7 +194,7 @@ def _freed(rule: Any, watch: Watch) -> Any:
             return found
         loose = [
             replace(layout, fixed={factor: why for factor, why in layout.fixed.items() if factor in given})
-            if isinstance(layout, Layout)
+            if isinstance(layout, AxisLayout)
             else layout
             for layout in layouts
         ]

@@ -8,9 +8,9 @@ from torch import nn
 from rebasin_cli.model.example_input import ExampleInput
 from rebasin_cli.symmetry import rules as _rules  # noqa: F401  (registers them)
 from rebasin_cli.symmetry.derive import derive
-from rebasin_cli.symmetry.positions import Block, Tells
+from rebasin_cli.symmetry.positions import IdBlock, IndexMeaning
 from rebasin_cli.symmetry.registry import RULES
-from rebasin_cli.symmetry.rules.picking import carried
+from rebasin_cli.symmetry.rules.index_meaning import meaning_after
 from rebasin_cli.tracing import operations as table
 from rebasin_cli.tracing.capture import called_operations
 from rebasin_cli.tracing.graph import SCATTER
@@ -42,10 +42,10 @@ def test_rules_of_one_kind_are_one_rule() -> None:
 
 
 def test_index_meanings_survive_what_moves_no_number() -> None:
-    tells = Tells("index", Block(3), object())
+    meaning = IndexMeaning("index", IdBlock(3), object())
     for name in TABLE:
-        kept = carried(name, tells)
-        assert (kept is tells) == has(name, table.WHOLE), name
+        kept = meaning_after(name, meaning)
+        assert (kept is meaning) == has(name, table.WHOLE), name
         assert (kept is not None) == has(name, table.WHOLE | table.SEGMENT), name
 
 

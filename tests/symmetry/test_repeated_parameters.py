@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from rebasin_cli.model.example_input import ExampleInput
-from rebasin_cli.symmetry.algebra import combine, elementwise, settle_claims, settle_unused
+from rebasin_cli.symmetry.algebra import combine, elementwise, settle_claims, settle_views
 from rebasin_cli.symmetry.derive import derive
-from rebasin_cli.symmetry.positions import Layout, Leaf, free_layout, permute_dims
-from rebasin_cli.symmetry.registry import RULES, Op, hold_dims, rule, temporary_rules
+from rebasin_cli.symmetry.positions import AxisLayout, Leaf, free_layout, permute_dims
+from rebasin_cli.symmetry.registry import RULES, Op, hold, rule, temporary_rules
 from rebasin_cli.symmetry.relations import Relations
 from rebasin_cli.symmetry.solver import solve
 from rebasin_cli.tracing.tracer import trace_model
@@ -60,18 +60,18 @@ def test_random_patterns_are_sound_and_most_are_free() -> None:
 def test_a_leaf_and_a_layout_cannot_be_changed() -> None:
     leaf = Leaf("W", free_layout((3, 3)))
     with pytest.raises(dataclasses.FrozenInstanceError):
-        leaf.unused = free_layout((9,))  # type: ignore[misc]
+        leaf.initial = free_layout((9,))  # type: ignore[misc]
     with pytest.raises(dataclasses.FrozenInstanceError):
-        leaf.unused.open = True  # type: ignore[misc]
+        leaf.initial.unresolved = True  # type: ignore[misc]
 
 
 def test_what_the_first_use_decides_is_what_the_next_one_sees() -> None:
     relations, leaf = Relations(), Leaf("W", free_layout((3, 4)))
-    assert relations.layout(leaf).open
+    assert relations.layout(leaf).unresolved
     view = relations.view(leaf, (1, 0))
     relations.released(view)
     known = relations.view(leaf, (1, 0))
-    assert not known.open
+    assert not known.unresolved
     assert known.shape == (4, 3)
     assert known.entries == view.entries
     assert not relations.claims
@@ -79,7 +79,7 @@ def test_what_the_first_use_decides_is_what_the_next_one_sees() -> None:
 
 def _moving_axes(relations: Relations, leaf: Leaf) -> set[int]:
     """The axes of a leaf along which positions may trade places once everything is closed."""
-    settle_unused(relations)
+    settle_views(relations)
     layout = relations.layout(leaf)
     found = [(entry, relations.ids(entry)) for entry in layout.entries]
     closure = solve(relations)
@@ -104,7 +104,7 @@ def test_two_views_taken_before_either_was_used_are_run_together() -> None:
     relations, leaf = Relations(), Leaf("W", free_layout((3, 4)))
     early, late = relations.view(leaf, (0, 1)), relations.view(leaf, (0, 1))
     elementwise(relations, [early], (3, 4))
-    hold_dims(relations, relations.released(late), [1], "held")
+    hold(relations, relations.released(late), [1], "held")
     settle_claims(relations)
     assert _moving_axes(relations, leaf) == {0}
 
@@ -112,7 +112,7 @@ def test_two_views_taken_before_either_was_used_are_run_together() -> None:
 def test_an_axis_held_after_a_view_was_taken_is_held_in_the_view_too() -> None:
     relations, leaf = Relations(), Leaf("W", free_layout((3, 4)))
     view = relations.view(leaf, (0, 1))
-    hold_dims(relations, relations.view(leaf, (1, 0)), [1], "held")
+    hold(relations, relations.view(leaf, (1, 0)), [1], "held")
     elementwise(relations, [view], (3, 4))
     settle_claims(relations)
     assert _moving_axes(relations, leaf) == {1}
@@ -121,8 +121,8 @@ def test_an_axis_held_after_a_view_was_taken_is_held_in_the_view_too() -> None:
 def test_ids_taken_from_a_view_that_never_decided_the_leaf_count() -> None:
     relations, leaf = Relations(), Leaf("W", free_layout((3, 4)))
     view = relations.view(leaf, (0, 1))
-    careless = Layout(view.dims, view.entries, view.fixed)
-    hold_dims(relations, careless, [0], "held")
+    careless = AxisLayout(view.dims, view.entries, view.fixed)
+    hold(relations, careless, [0], "held")
     elementwise(relations, [relations.view(leaf, (0, 1))], (3, 4))
     settle_claims(relations)
     assert _moving_axes(relations, leaf) == {1}
@@ -140,7 +140,7 @@ def test_a_rule_that_uses_one_of_two_views_at_a_time_is_sound(first: int) -> Non
     """`W @ W` in two steps, by a rule that reads both arguments before it uses either."""
 
     @rule("aten.mm")
-    def product(op: Op) -> Layout:
+    def product(op: Op) -> AxisLayout:
         both = op.layout("self"), op.layout("mat2")
         released = [op.relations.released(layout) if place == first else layout for place, layout in enumerate(both)]
         return combine(op.relations, [(released[0], "mk"), (released[1], "kn")], "mn")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rebasin_cli.symmetry.algebra import combine, elementwise, rows_matter
 from rebasin_cli.symmetry.arrange import split_dim, view
-from rebasin_cli.symmetry.positions import Layout, fixed_layout
+from rebasin_cli.symmetry.positions import AxisLayout, fixed_layout
 from rebasin_cli.symmetry.registry import Op, rule
 
 
@@ -17,7 +17,7 @@ from rebasin_cli.symmetry.registry import Op, rule
     "aten._scaled_dot_product_attention_math",
     "aten.scaled_dot_product_attention",
 )
-def attention(op: Op) -> list[Layout]:
+def attention(op: Op) -> list[AxisLayout]:
     """`softmax(q @ k.T + mask) @ v`, head by head; where keys have fewer heads, query heads are (key head, repeat)."""
     query, key, value = (op.layout(name) for name in ("query", "key", "value"))
     lead = len(query.dims) - 2

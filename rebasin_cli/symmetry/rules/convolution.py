@@ -6,15 +6,15 @@ from dataclasses import replace
 
 from rebasin_cli.symmetry.algebra import combine
 from rebasin_cli.symmetry.arrange import split_dim
-from rebasin_cli.symmetry.positions import Layout
-from rebasin_cli.symmetry.registry import Op, hold_dims, resized, rule
+from rebasin_cli.symmetry.positions import AxisLayout
+from rebasin_cli.symmetry.registry import Op, hold, resized, rule
 
 KERNEL = "positions of a convolution kernel keep their order"
 SPACE = "positions in space keep their order under a convolution"
 
 
 @rule("aten.convolution", "aten._convolution", "aten.convolution_overrideable", "aten.mkldnn_convolution")
-def convolution(op: Op) -> Layout:
+def convolution(op: Op) -> AxisLayout:
     """Input channels (g, i), weight (g, o), i: the channels of a group meet only their own weights."""
     layout, weight = op.layout("input"), op.layout("weight")
     rank = len(op.shape("weight")) - 2
@@ -23,8 +23,8 @@ def convolution(op: Op) -> Layout:
     space = range(2, 2 + rank)
     scattered = not _is_pointwise_kernel(op, rank)
     if scattered:
-        layout = hold_dims(op.relations, layout, space, SPACE)
-        weight = hold_dims(op.relations, weight, space, KERNEL)
+        layout = hold(op.relations, layout, space, SPACE)
+        weight = hold(op.relations, weight, space, KERNEL)
     layout = split_dim(op.relations, layout, 1, groups)
     weight = split_dim(op.relations, weight, 0, groups)
     points = [("space", axis) for axis in range(rank)]

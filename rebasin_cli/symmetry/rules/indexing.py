@@ -7,17 +7,18 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from rebasin_cli.symmetry.algebra import elementwise, reduce
+from rebasin_cli.symmetry.algebra import combine, elementwise, reduce
 from rebasin_cli.symmetry.arrange import take
-from rebasin_cli.symmetry.positions import Layout, dimension, fixed_layout
-from rebasin_cli.symmetry.registry import Op, fixed_results, hold_all, hold_dims, resized, rule
+from rebasin_cli.symmetry.positions import AxisLayout, dimension, fixed_layout
+from rebasin_cli.symmetry.registry import Op, fixed_results, hold, hold_all, resized, rule
 from rebasin_cli.tracing.operations import DROP, SEGMENT, has, named, segments
 
+TOKENS = "rows of a table are looked up by index"
 BY_VALUE = "positions along this axis are picked by an index"
 
 
 @rule(*named(SEGMENT))
-def segmented(op: Op) -> list[Layout]:
+def segmented(op: Op) -> list[AxisLayout]:
     """Segments of one dimension, which is removed where an operation selects single positions."""
     layout = op.layout("self")
     place = op.dim("dim", len(layout.dims))
@@ -28,12 +29,12 @@ def segmented(op: Op) -> list[Layout]:
     return pieces
 
 
-def _dropped(layout: Layout, place: int) -> Layout:
-    return Layout((*layout.dims[:place], *layout.dims[place + 1 :]), layout.entries, layout.fixed)
+def _dropped(layout: AxisLayout, place: int) -> AxisLayout:
+    return AxisLayout((*layout.dims[:place], *layout.dims[place + 1 :]), layout.entries, layout.fixed)
 
 
 @rule("aten.flip")
-def flipped(op: Op) -> Layout:
+def flipped(op: Op) -> AxisLayout:
     layout = op.layout("self")
     for place in op.dims("dims", len(layout.dims)):
         layout = take(op.relations, layout, place, np.arange(layout.shape[place])[::-1])
@@ -41,7 +42,7 @@ def flipped(op: Op) -> Layout:
 
 
 @rule("aten.roll")
-def rolled(op: Op) -> Layout | list[Layout]:
+def rolled(op: Op) -> AxisLayout | list[AxisLayout]:
     layout = op.layout("self")
     if not op.get("dims"):
         hold_all(op.relations, layout, BY_VALUE)
@@ -52,19 +53,19 @@ def rolled(op: Op) -> Layout | list[Layout]:
 
 
 @rule("aten.index_select")
-def index_selected(op: Op) -> Layout:
+def index_selected(op: Op) -> AxisLayout:
     layout = op.layout("self")
     place = op.dim("dim", len(layout.dims))
     numbers = op.numbers("index")
     if numbers is not None:
         return take(op.relations, layout, place, numbers.reshape(-1).numpy() % layout.shape[place])
-    held = hold_dims(op.relations, layout, [place], BY_VALUE)
+    held = hold(op.relations, layout, [place], BY_VALUE)
     hold_all(op.relations, op.layout("index"), BY_VALUE)
     return resized(op.relations, held, [place], op.result_shape, BY_VALUE)
 
 
 @rule("aten.index", "aten._unsafe_index")
-def indexed(op: Op) -> Layout | list[Layout]:
+def indexed(op: Op) -> AxisLayout | list[AxisLayout]:
     """A constant list along one dimension is a pick; any other indexed dimension keeps its order."""
     layout = op.layout("self")
     given = [(place, ref) for place, ref in enumerate(op["indices"]) if ref is not None]
@@ -75,7 +76,7 @@ def indexed(op: Op) -> Layout | list[Layout]:
     masks = _is_mask(op)
     widths = [max(1, _rank(op, ref.value)) if masks else 1 for _, ref in given]
     covered = sorted({place + extra for (place, _), width in zip(given, widths, strict=True) for extra in range(width)})
-    held = op.relations.released(hold_dims(op.relations, layout, covered, BY_VALUE))
+    held = op.relations.released(hold(op.relations, layout, covered, BY_VALUE))
     untouched = [place for place in range(len(layout.dims)) if place not in covered]
     new = len(op.result_shape) - len(untouched)
     adjacent = covered == list(range(covered[0], covered[0] + len(covered)))
@@ -84,10 +85,10 @@ def indexed(op: Op) -> Layout | list[Layout]:
     before = [held.dims[place] for place in untouched if adjacent and place < at]
     after = [held.dims[place] for place in untouched if not adjacent or place >= at]
     dims = (*before, *fresh.dims, *after)
-    return reduce(op.relations, Layout(dims, (*held.entries, *fresh.entries), {**held.fixed, **fresh.fixed}))
+    return reduce(op.relations, AxisLayout(dims, (*held.entries, *fresh.entries), {**held.fixed, **fresh.fixed}))
 
 
-def _index_dims(op: Op, values: Sequence[int], shape: Sequence[int], masks: bool) -> Layout:
+def _index_dims(op: Op, values: Sequence[int], shape: Sequence[int], masks: bool) -> AxisLayout:
     """The dimensions that indices bring along: theirs, run together; what masks pick has an order of its own."""
     if not masks:
         return elementwise(op.relations, [op.layout_of(value) for value in values], shape)
@@ -106,14 +107,14 @@ def _is_mask(op: Op) -> bool:
 
 
 @rule("aten.gather", "aten.take_along_dim")
-def gathered(op: Op) -> Layout:
-    """Picked along one dimension; the others run together with the index."""
+def gathered(op: Op) -> AxisLayout:
+    """RowChoice along one dimension; the others run together with the index."""
     layout = op.layout("self")
     place = op.dim("dim", len(layout.dims))
     if layout.shape != op.shape("index"):
         other = [p for p in range(len(layout.dims)) if layout.shape[p] != op.shape("index")[p]]
-        layout = hold_dims(op.relations, layout, other, BY_VALUE)
-    held = hold_dims(op.relations, layout, [place], BY_VALUE)
+        layout = hold(op.relations, layout, other, BY_VALUE)
+    held = hold(op.relations, layout, [place], BY_VALUE)
     picked = resized(
         op.relations,
         op.relations.released(held),
@@ -121,7 +122,7 @@ def gathered(op: Op) -> Layout:
         op.result_shape,
         BY_VALUE,
     )
-    index = hold_dims(op.relations, op.layout("index"), [place], BY_VALUE)
+    index = hold(op.relations, op.layout("index"), [place], BY_VALUE)
     return elementwise(op.relations, [picked, index], op.result_shape)
 
 
@@ -141,7 +142,7 @@ def _differing(old: Sequence[int], new: Sequence[int], place: int) -> list[int]:
     "aten.index_fill",
     "aten.masked_scatter",
 )
-def scattered(op: Op) -> Layout | list[Layout]:
+def scattered(op: Op) -> AxisLayout | list[AxisLayout]:
     """Written by index: the indexed dimensions keep their order, a last dimension that is not indexed passes."""
     layout = op.layout("self")
     name = op.call.name.removeprefix("aten.")
@@ -154,9 +155,7 @@ def scattered(op: Op) -> Layout | list[Layout]:
     if name.startswith("scatter") and op.has("index"):
         place = op.dim("dim", len(layout.dims))
         held = [
-            hold_dims(
-                op.relations, piece, [p for p in range(len(piece.dims)) if p == place or _uneven(op, p)], BY_VALUE
-            )
+            hold(op.relations, piece, [p for p in range(len(piece.dims)) if p == place or _uneven(op, p)], BY_VALUE)
             for piece in op.tensors
             if len(piece.dims) == len(layout.dims)
         ]
@@ -180,7 +179,7 @@ def _uneven(op: Op, place: int) -> bool:
     return len({op.shape(name)[place] for name in ("self", "index", "src") if op.has(name)}) > 1
 
 
-def _index_put(op: Op, layout: Layout) -> Layout | list[Layout]:
+def _index_put(op: Op, layout: AxisLayout) -> AxisLayout | list[AxisLayout]:
     given = [(place, ref) for place, ref in enumerate(op["indices"]) if ref is not None]
     if (
         len(given) == 1
@@ -207,12 +206,12 @@ def _is_one(shape: Sequence[int]) -> bool:
     return all(size == 1 for size in shape)
 
 
-def _written_rows(op: Op, covered: Sequence[int], source: Layout | None, lost: Sequence[int]) -> Layout:
+def _written_rows(op: Op, covered: Sequence[int], source: AxisLayout | None, lost: Sequence[int]) -> AxisLayout:
     """The target with its covered dimensions held, its other dimensions running together with the source's."""
-    layout = op.relations.released(hold_dims(op.relations, op.layout("self"), covered, BY_VALUE))
+    layout = op.relations.released(hold(op.relations, op.layout("self"), covered, BY_VALUE))
     if source is None:
         return layout
-    source = op.relations.released(hold_dims(op.relations, source, lost, BY_VALUE))
+    source = op.relations.released(hold(op.relations, source, lost, BY_VALUE))
     others = [place for place in range(len(layout.dims)) if place not in covered]
     kept = [place for place in range(len(source.dims)) if place not in lost]
     dims = [dimension(1)] * len(layout.dims)
@@ -220,5 +219,29 @@ def _written_rows(op: Op, covered: Sequence[int], source: Layout | None, lost: S
         dims[place] = source.dims[of]
     present = {factor for dim in dims for factor in dim}
     fixed = {factor: why for factor, why in source.fixed.items() if factor in present}
-    rows = reduce(op.relations, Layout(tuple(dims), source.entries, fixed))
+    rows = reduce(op.relations, AxisLayout(tuple(dims), source.entries, fixed))
     return elementwise(op.relations, [layout, rows], layout.shape)
+
+
+@rule("aten.embedding")
+def embedding(op: Op) -> AxisLayout:
+    """The indices' dimensions, then the features of a row."""
+    table = op.relations.released(hold(op.relations, op.layout("weight"), [0], TOKENS))
+    places = op.relations.released(op.layout("indices"))
+    fixed = {**table.fixed, **places.fixed}
+    fixed = {factor: reason for factor, reason in fixed.items() if factor not in table.dims[0]}
+    result = AxisLayout((*places.dims, table.dims[1]), (*places.entries, *table.entries), fixed)
+    return combine(op.relations, [(result, range(len(result.dims)))], range(len(result.dims)))
+
+
+@rule("aten._embedding_bag", "aten._embedding_bag_forward_only", "aten.embedding_bag")
+def embedding_bag(op: Op) -> list[AxisLayout]:
+    table = op.relations.released(hold(op.relations, op.layout("weight"), [0], TOKENS))
+    for name in ("indices", "offsets", "per_sample_weights"):
+        if op.has(name):
+            hold_all(op.relations, op.layout(name), TOKENS)
+    places = fixed_layout(op.result_shape[:1], "positions of what is looked up")
+    fixed = {f: reason for f, reason in {**table.fixed, **places.fixed}.items() if f not in table.dims[0]}
+    rest = [fixed_layout(shape, TOKENS) for shape in op.result_shapes[1:]]
+    rows = AxisLayout((places.dims[0], table.dims[1]), table.entries, fixed)
+    return [reduce(op.relations, rows), *rest]

@@ -8,7 +8,7 @@ import numpy as np
 
 from rebasin_cli.symmetry.arrange import take, view
 from rebasin_cli.symmetry.concatenate import concatenate
-from rebasin_cli.symmetry.positions import Layout, permute_dims, uniform_layout
+from rebasin_cli.symmetry.positions import AxisLayout, permute_dims, uniform_layout
 from rebasin_cli.symmetry.registry import Op, fixed_results, hold_all, rule
 from rebasin_cli.symmetry.rules.view import transposed_order
 from rebasin_cli.tracing.graph import SCATTER
@@ -21,7 +21,7 @@ BESIDE = 1 << 13
 
 
 @rule("aten.cat", "aten.concat")
-def cat(op: Op) -> Layout:
+def cat(op: Op) -> AxisLayout:
     pieces = [op.layout_of(ref.value) for ref in op["tensors"]]
     place = op.dim("dim", len(op.result_shape))
     some = op.result_shape[place] > 0
@@ -30,7 +30,7 @@ def cat(op: Op) -> Layout:
 
 
 @rule("aten.stack", "aten._stack")
-def stack(op: Op) -> Layout:
+def stack(op: Op) -> AxisLayout:
     rank = len(op.result_shape)
     place = op.dim("dim", rank)
     pieces = [op.relations.released(op.layout_of(ref.value)) for ref in op["tensors"]]
@@ -39,7 +39,7 @@ def stack(op: Op) -> Layout:
 
 
 @rule("aten.constant_pad_nd")
-def padded(op: Op) -> Layout:
+def padded(op: Op) -> AxisLayout:
     """Padded positions are positions of their own, alike on both sides; a negative pad is a slice."""
     layout, pads = op.layout("self"), list(op["pad"])
     rank = len(layout.dims)
@@ -60,12 +60,12 @@ def padded(op: Op) -> Layout:
 
 
 @rule("aten.slice_scatter", "aten.select_scatter")
-def scattered_slice(op: Op) -> Layout:
+def scattered_slice(op: Op) -> AxisLayout:
     """A tensor with a slice of it replaced by another."""
     return _segment_replaced(op, op.layout("self"), op.layout("src"), 0, drop=op.call.name == "aten.select_scatter")
 
 
-def _segment_replaced(op: Op, base: Layout, part: Layout, which: int, *, drop: bool) -> Layout:
+def _segment_replaced(op: Op, base: AxisLayout, part: AxisLayout, which: int, *, drop: bool) -> AxisLayout:
     """`base` with the segment that result `which` of a `SEGMENT` operation takes replaced by `part`."""
     place = op.dim("dim", len(base.dims))
     if drop:
@@ -74,7 +74,7 @@ def _segment_replaced(op: Op, base: Layout, part: Layout, which: int, *, drop: b
     return replaced(op, base, part, place, np.array(index, dtype=np.int64))
 
 
-def replaced(op: Op, base: Layout, part: Layout, place: int, index: np.ndarray) -> Layout:
+def replaced(op: Op, base: AxisLayout, part: AxisLayout, place: int, index: np.ndarray) -> AxisLayout:
     """`base` with the positions `index` along one dimension replaced by `part`."""
     size = base.shape[place]
     if len(index) == size:
@@ -85,7 +85,7 @@ def replaced(op: Op, base: Layout, part: Layout, place: int, index: np.ndarray) 
 
 
 @rule(SCATTER)
-def written_back(op: Op) -> Layout | list[Layout]:
+def written_back(op: Op) -> AxisLayout | list[AxisLayout]:
     """A value after one of its views was changed: the view undone, or the slice put back."""
     base, part, name = op.layout("base"), op.layout("part"), op["view"]
     if has(name, SEGMENT):

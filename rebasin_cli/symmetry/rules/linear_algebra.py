@@ -5,14 +5,15 @@ from __future__ import annotations
 from dataclasses import replace
 
 from rebasin_cli.symmetry.algebra import combine, elementwise, reduce
-from rebasin_cli.symmetry.positions import Layout, dimension
-from rebasin_cli.symmetry.registry import Op, hold_dims, resized, rule
+from rebasin_cli.symmetry.positions import AxisLayout, dimension
+from rebasin_cli.symmetry.registry import Op, hold, resized, rule
 
 MATRIX = "rows and columns of a matrix that is factorised keep their order"
+FREQUENCY = "a Fourier transform runs along this axis"
 COORDINATES = "the coordinates of a cross product keep their order"
 
 
-def _of_batches(op: Op, matrix: Layout) -> list[Layout]:
+def _of_batches(op: Op, matrix: AxisLayout) -> list[AxisLayout]:
     """Results over the matrix' leading dimensions, their own last ones fixed."""
     lead = len(matrix.dims) - 2
     batch = reduce(op.relations, replace(op.relations.released(matrix), dims=matrix.dims[:-2]))
@@ -36,21 +37,21 @@ def _of_batches(op: Op, matrix: Layout) -> list[Layout]:
     "aten.linalg_matrix_exp",
     "aten.linalg_qr",
 )
-def factorised(op: Op) -> list[Layout]:
+def factorised(op: Op) -> list[AxisLayout]:
     matrix = op.layout("self" if op.has("self") else "A")
     rank = len(matrix.dims)
-    return _of_batches(op, hold_dims(op.relations, matrix, [rank - 2, rank - 1], MATRIX))
+    return _of_batches(op, hold(op.relations, matrix, [rank - 2, rank - 1], MATRIX))
 
 
 @rule("aten._linalg_solve_ex", "aten.linalg_solve_triangular", "aten.triangular_solve")
-def solved(op: Op) -> list[Layout]:
+def solved(op: Op) -> list[AxisLayout]:
     """`A X = B` (or `X A = B`): as a product with the inverse, whose rows and columns keep their order."""
     first, second = ("self", "B") if op.call.name == "aten.linalg_solve_triangular" else ("A", "B")
     if op.call.name == "aten.triangular_solve":
         first, second = "A", "self"
     matrix, given = op.layout(first), op.layout(second)
     rank = len(matrix.dims)
-    matrix = hold_dims(op.relations, matrix, [rank - 2, rank - 1], MATRIX)
+    matrix = hold(op.relations, matrix, [rank - 2, rank - 1], MATRIX)
     lead = [("lead", place) for place in range(rank - 2)]
     if len(given.dims) != rank:
         labels, wanted = [*lead, "m"], [*lead, "n"]
@@ -63,9 +64,17 @@ def solved(op: Op) -> list[Layout]:
 
 
 @rule("aten.linalg_cross")
-def cross(op: Op) -> Layout:
+def cross(op: Op) -> AxisLayout:
     """Each of the three coordinates is made of the two others, so what moves beside them moves alike at all three."""
     place = op.dim("dim", len(op.result_shape))
-    held = [hold_dims(op.relations, op.layout(name), [place], COORDINATES) for name in ("self", "other")]
+    held = [hold(op.relations, op.layout(name), [place], COORDINATES) for name in ("self", "other")]
     product = elementwise(op.relations, held, op.result_shape)
     return resized(op.relations, product, [place], op.result_shape, COORDINATES)
+
+
+@rule("aten._fft_c2c", "aten._fft_c2r", "aten._fft_r2c")
+def fourier_transform(op: Op) -> AxisLayout:
+    layout = op.layout("self")
+    places = op.dims("dim", len(layout.dims))
+    held = hold(op.relations, layout, places, FREQUENCY)
+    return resized(op.relations, held, places, op.result_shape, FREQUENCY)

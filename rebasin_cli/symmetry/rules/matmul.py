@@ -3,60 +3,60 @@
 from __future__ import annotations
 
 from rebasin_cli.symmetry.algebra import combine, elementwise
-from rebasin_cli.symmetry.positions import Layout
-from rebasin_cli.symmetry.registry import Op, fixed_results, hold_all, hold_dims, rule
+from rebasin_cli.symmetry.positions import AxisLayout
+from rebasin_cli.symmetry.registry import Op, fixed_results, hold, hold_all, rule
 
 RUNS = "rows are sent to their matrices by number"
 
 
 @rule("aten.mm")
-def mm(op: Op) -> Layout:
+def mm(op: Op) -> AxisLayout:
     return combine(op.relations, [(op.layout("self"), "mk"), (op.layout("mat2"), "kn")], "mn")
 
 
 @rule("aten.bmm")
-def bmm(op: Op) -> Layout:
+def bmm(op: Op) -> AxisLayout:
     return combine(op.relations, [(op.layout("self"), "bmk"), (op.layout("mat2"), "bkn")], "bmn")
 
 
 @rule("aten.addmm", "aten._sparse_addmm")
-def addmm(op: Op) -> Layout:
+def addmm(op: Op) -> AxisLayout:
     product = combine(op.relations, [(op.layout("mat1"), "mk"), (op.layout("mat2"), "kn")], "mn")
     return elementwise(op.relations, [product, op.layout("self")], op.result_shape)
 
 
 @rule("aten.baddbmm")
-def baddbmm(op: Op) -> Layout:
+def baddbmm(op: Op) -> AxisLayout:
     product = combine(op.relations, [(op.layout("batch1"), "bmk"), (op.layout("batch2"), "bkn")], "bmn")
     return elementwise(op.relations, [product, op.layout("self")], op.result_shape)
 
 
 @rule("aten.addbmm")
-def addbmm(op: Op) -> Layout:
+def addbmm(op: Op) -> AxisLayout:
     product = combine(op.relations, [(op.layout("batch1"), "bmk"), (op.layout("batch2"), "bkn")], "mn")
     return elementwise(op.relations, [product, op.layout("self")], op.result_shape)
 
 
 @rule("aten.mv")
-def mv(op: Op) -> Layout:
+def mv(op: Op) -> AxisLayout:
     return combine(op.relations, [(op.layout("self"), "mk"), (op.layout("vec"), "k")], "m")
 
 
 @rule("aten.addmv")
-def addmv(op: Op) -> Layout:
+def addmv(op: Op) -> AxisLayout:
     product = combine(op.relations, [(op.layout("mat"), "mk"), (op.layout("vec"), "k")], "m")
     return elementwise(op.relations, [product, op.layout("self")], op.result_shape)
 
 
 @rule("aten.dot", "aten.vdot")
-def dot(op: Op) -> Layout:
+def dot(op: Op) -> AxisLayout:
     return combine(
         op.relations, [(op.layout("self"), "k"), (op.layout("other" if op.has("other") else "tensor"), "k")], ""
     )
 
 
 @rule("aten._cdist_forward", "aten._euclidean_dist")
-def distances(op: Op) -> Layout:
+def distances(op: Op) -> AxisLayout:
     """Distances between all rows of two lists: the features are summed over."""
     lead = [("lead", place) for place in range(len(op.layout("x1").dims) - 2)]
     return combine(
@@ -65,7 +65,7 @@ def distances(op: Op) -> Layout:
 
 
 @rule("aten._trilinear")
-def trilinear(op: Op) -> Layout:
+def trilinear(op: Op) -> AxisLayout:
     """Three tensors spread over common dimensions, multiplied, and summed over some of them."""
     rank = len(op.layout("i1").dims) + len(op["expand1"])
     operands = [
@@ -76,7 +76,7 @@ def trilinear(op: Op) -> Layout:
 
 
 @rule("aten.linear")
-def linear(op: Op) -> Layout:
+def linear(op: Op) -> AxisLayout:
     """`input @ weight.T + bias`, where it was not taken apart."""
     layout = op.layout("input")
     lead = [("lead", place) for place in range(len(layout.dims) - 1)]
@@ -87,7 +87,7 @@ def linear(op: Op) -> Layout:
 
 
 @rule("aten._grouped_mm", "transformers.grouped_mm_fallback")
-def grouped(op: Op) -> Layout | list[Layout]:
+def grouped(op: Op) -> AxisLayout | list[AxisLayout]:
     """Runs of rows, each times a matrix of its own: rows and matrices keep their order, and all move units alike."""
     names = ("input", "weight") if op.has("weight") else ("self", "mat2")
     rows, table = op.layout(names[0]), op.layout(names[1])
@@ -95,9 +95,9 @@ def grouped(op: Op) -> Layout | list[Layout]:
         for layout in op.tensors:
             hold_all(op.relations, layout, RUNS)
         return fixed_results(op, RUNS)
-    rows = hold_dims(op.relations, rows, [0], RUNS)
-    table = hold_dims(op.relations, table, [0], RUNS)
+    rows = hold(op.relations, rows, [0], RUNS)
+    table = hold(op.relations, table, [0], RUNS)
     product = combine(op.relations, [(rows, "sk"), (table, "ekn")], "sn")
     if not op.has("bias"):
         return product
-    return elementwise(op.relations, [product, hold_dims(op.relations, op.layout("bias"), [0], RUNS)], op.result_shape)
+    return elementwise(op.relations, [product, hold(op.relations, op.layout("bias"), [0], RUNS)], op.result_shape)

@@ -6,24 +6,24 @@ from collections.abc import Sequence
 
 from rebasin_cli.symmetry.algebra import combine, elementwise, rows_matter
 from rebasin_cli.symmetry.arrange import split_dim, view
-from rebasin_cli.symmetry.positions import Layout, fixed_layout
+from rebasin_cli.symmetry.positions import AxisLayout, fixed_layout
 from rebasin_cli.symmetry.registry import Op, rule
 
 
-def _with_statistics(op: Op, layout: Layout) -> list[Layout]:
+def _with_statistics(op: Op, layout: AxisLayout) -> list[AxisLayout]:
     """The result of a norm, followed by its statistics, which no model reads in eval mode."""
     rest = op.result_shapes[1:]
     return [layout, *(fixed_layout(shape, "statistics that a norm returns beside its result") for shape in rest)]
 
 
-def _scaled(op: Op, layout: Layout, names: Sequence[str], labels: Sequence[object]) -> Layout:
+def _scaled(op: Op, layout: AxisLayout, names: Sequence[str], labels: Sequence[object]) -> AxisLayout:
     """`layout` run together with one-dimensional tensors along dimension 1."""
     given = [(op.layout(name), [labels[1]]) for name in names if op.has(name)]
     return combine(op.relations, [(layout, labels), *given], labels)
 
 
 @rule("aten.native_layer_norm", "aten._fused_rms_norm", "aten.rms_norm")
-def layer_norm(op: Op) -> list[Layout]:
+def layer_norm(op: Op) -> list[AxisLayout]:
     """Statistics over the last dimensions; every row on its own."""
     layout = op.layout("input")
     rank, last = len(layout.dims), len(op["normalized_shape"])
@@ -41,7 +41,7 @@ def layer_norm(op: Op) -> list[Layout]:
     "aten._batch_norm_with_update",
     "aten._batch_norm_no_update",
 )
-def batch_norm(op: Op) -> list[Layout]:
+def batch_norm(op: Op) -> list[AxisLayout]:
     """Channel by channel along dimension 1; with batch statistics, the points of a channel are reduced together."""
     layout = op.layout("input")
     rank = len(layout.dims)
@@ -52,7 +52,7 @@ def batch_norm(op: Op) -> list[Layout]:
 
 
 @rule("aten.native_group_norm")
-def group_norm(op: Op) -> list[Layout]:
+def group_norm(op: Op) -> list[AxisLayout]:
     """Statistics over the channels of a group and all points: groups may trade places, channels inside theirs."""
     layout = op.layout("input")
     rank = len(layout.dims)
@@ -63,7 +63,7 @@ def group_norm(op: Op) -> list[Layout]:
 
 
 @rule("aten._weight_norm_interface")
-def weight_norm(op: Op) -> list[Layout]:
+def weight_norm(op: Op) -> list[AxisLayout]:
     """Each slice of `v` along one dimension normalised and scaled by `g`."""
     layout = op.layout("v")
     rank = len(layout.dims)

@@ -6,13 +6,13 @@ import numpy as np
 
 from rebasin_cli.symmetry.algebra import elementwise
 from rebasin_cli.symmetry.arrange import take
-from rebasin_cli.symmetry.positions import Layout
+from rebasin_cli.symmetry.positions import AxisLayout
 from rebasin_cli.symmetry.registry import Op, hold_all, rule
 from rebasin_cli.tracing.operations import POINTWISE, VIEW, has, named
 
 
 @rule(*(name for name in named(POINTWISE) if not has(name, VIEW)))
-def pointwise(op: Op) -> list[Layout]:
+def pointwise(op: Op) -> list[AxisLayout]:
     """Dimensions run together from the right; the result's positions are those of all arguments."""
     shape = op.result_shape
     tensors = [layout for layout in op.tensors if len(layout.dims) <= len(shape)]
@@ -23,24 +23,24 @@ def pointwise(op: Op) -> list[Layout]:
 
 
 @rule("aten._prelu_kernel", "aten.prelu")
-def prelu(op: Op) -> Layout:
+def prelu(op: Op) -> AxisLayout:
     """One slope for all channels or one for each; the channels are dimension 1."""
     layout, weight = op.layout("self"), op.layout("weight")
     if len(weight.dims) == 1 and len(layout.dims) > 1:
         dims = (*[()] * 1, weight.dims[0], *[()] * (len(layout.dims) - 2))
-        weight = Layout(dims, weight.entries, weight.fixed)
+        weight = AxisLayout(dims, weight.entries, weight.fixed)
     return elementwise(op.relations, [layout, weight], op.result_shape)
 
 
 @rule("aten.bucketize")
-def between(op: Op) -> Layout:
+def between(op: Op) -> AxisLayout:
     """Each number's place among the boundaries, which are in order."""
     hold_all(op.relations, op.layout("boundaries"), "boundaries are in order")
     return elementwise(op.relations, [op.layout("self")], op.result_shape)
 
 
 @rule("aten.glu")
-def glu(op: Op) -> Layout:
+def glu(op: Op) -> AxisLayout:
     """The first half of a dimension, gated by the second."""
     layout = op.layout("self")
     place = op.dim("dim", len(layout.dims))

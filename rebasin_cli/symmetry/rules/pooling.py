@@ -6,17 +6,17 @@ from dataclasses import replace
 
 from rebasin_cli.symmetry.algebra import combine, elementwise, reduce
 from rebasin_cli.symmetry.arrange import view
-from rebasin_cli.symmetry.positions import Layout, fixed_layout
-from rebasin_cli.symmetry.registry import Op, hold_dims, resized, rule
+from rebasin_cli.symmetry.positions import AxisLayout, fixed_layout
+from rebasin_cli.symmetry.registry import Op, hold, resized, rule
 
 SPACE = "positions in space keep their order"
 
 _LAST = {"1d": 1, "2d": 2, "3d": 3}
 
 
-def _spatial(op: Op, layout: Layout, rank: int) -> list[Layout]:
+def _spatial(op: Op, layout: AxisLayout, rank: int) -> list[AxisLayout]:
     places = list(range(len(layout.dims) - rank, len(layout.dims)))
-    held = hold_dims(op.relations, layout, places, SPACE)
+    held = hold(op.relations, layout, places, SPACE)
     result = resized(op.relations, held, places, op.result_shape, SPACE)
     return [result for _ in op.call.results]
 
@@ -46,23 +46,23 @@ def _spatial(op: Op, layout: Layout, rank: int) -> list[Layout]:
     "aten._upsample_bicubic2d_aa",
     "aten.upsample_trilinear3d",
 )
-def pool(op: Op) -> list[Layout]:
+def pool(op: Op) -> list[AxisLayout]:
     layout = op.layout("self" if op.has("self") else "input")
     rank = next(rank for name, rank in _LAST.items() if name in op.call.name)
     return _spatial(op, layout, rank)
 
 
 @rule("aten.max_unpool2d", "aten.max_unpool3d")
-def unpool(op: Op) -> Layout:
+def unpool(op: Op) -> AxisLayout:
     """Back to the places that the indices name: in space, in the same picture and channel."""
     shape, rank = op.shape("self"), _LAST[op.call.name[-2:]]
     places = range(len(shape) - rank, len(shape))
-    held = [hold_dims(op.relations, op.layout(name), places, SPACE) for name in ("self", "indices")]
+    held = [hold(op.relations, op.layout(name), places, SPACE) for name in ("self", "indices")]
     return resized(op.relations, elementwise(op.relations, held, shape), places, op.result_shape, SPACE)
 
 
 @rule("aten.pixel_shuffle")
-def pixel_shuffle(op: Op) -> Layout:
+def pixel_shuffle(op: Op) -> AxisLayout:
     """Channels (c, r, r) go into space: only c stays a channel."""
     layout = op.layout("self")
     *lead, channels, height, width = layout.shape
@@ -74,7 +74,7 @@ def pixel_shuffle(op: Op) -> Layout:
 
 
 @rule("aten.pixel_unshuffle")
-def pixel_unshuffle(op: Op) -> Layout:
+def pixel_unshuffle(op: Op) -> AxisLayout:
     layout = op.layout("self")
     *lead, channels, height, width = layout.shape
     r, n = int(op["downscale_factor"]), len(lead)
@@ -85,7 +85,7 @@ def pixel_unshuffle(op: Op) -> Layout:
 
 
 @rule("aten.channel_shuffle", "aten.native_channel_shuffle")
-def channel_shuffle(op: Op) -> Layout:
+def channel_shuffle(op: Op) -> AxisLayout:
     layout = op.layout("self")
     shape, groups = layout.shape, int(op["groups"])
     split = view(op.relations, layout, [shape[0], groups, shape[1] // groups, *shape[2:]])
@@ -95,32 +95,32 @@ def channel_shuffle(op: Op) -> Layout:
 
 
 @rule("aten.im2col")
-def im2col(op: Op) -> Layout:
+def im2col(op: Op) -> AxisLayout:
     """Patches: channels (c, kernel positions) by places."""
-    layout = hold_dims(op.relations, op.layout("self"), [2, 3], SPACE)
+    layout = hold(op.relations, op.layout("self"), [2, 3], SPACE)
     batch, channels = layout.dims[:2]
     _, rows, columns = op.result_shape
     kernel = rows // layout.shape[1]
     patch = fixed_layout((kernel, columns), SPACE)
     dims = (batch, (*channels, *patch.dims[0]), patch.dims[1])
-    return reduce(op.relations, Layout(dims, layout.entries, {**layout.fixed, **patch.fixed}))
+    return reduce(op.relations, AxisLayout(dims, layout.entries, {**layout.fixed, **patch.fixed}))
 
 
 @rule("aten.col2im")
-def col2im(op: Op) -> Layout:
+def col2im(op: Op) -> AxisLayout:
     layout = op.layout("self")
     batch, rows, columns = layout.shape
     channels = op.result_shape[1]
     split = view(op.relations, layout, [batch, channels, rows // channels, columns])
-    split = hold_dims(op.relations, split, [2, 3], SPACE)
+    split = hold(op.relations, split, [2, 3], SPACE)
     return resized(op.relations, split, [2, 3], op.result_shape, SPACE)
 
 
 @rule("aten.grid_sampler_2d", "aten.grid_sampler_3d", "aten.grid_sampler")
-def grid_sampler(op: Op) -> Layout:
+def grid_sampler(op: Op) -> AxisLayout:
     """Space is sampled where the grid says; batches run together."""
     rank = len(op.shape("input")) - 2
-    layout = hold_dims(op.relations, op.layout("input"), range(2, 2 + rank), SPACE)
-    grid = hold_dims(op.relations, op.layout("grid"), range(1, 2 + rank), SPACE)
+    layout = hold(op.relations, op.layout("input"), range(2, 2 + rank), SPACE)
+    grid = hold(op.relations, op.layout("grid"), range(1, 2 + rank), SPACE)
     old, new = [("old", axis) for axis in range(rank)], [("new", axis) for axis in range(rank)]
     return combine(op.relations, [(layout, ["n", "c", *old]), (grid, ["n", *new, "xy"])], ["n", "c", *new])

@@ -6,15 +6,15 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from rebasin_cli.symmetry.algebra import combine, reduce, rows_matter
-from rebasin_cli.symmetry.positions import Layout, fixed_layout
-from rebasin_cli.symmetry.registry import Op, fixed_results, hold_all, hold_dims, resized, rule
+from rebasin_cli.symmetry.positions import AxisLayout, fixed_layout
+from rebasin_cli.symmetry.registry import Op, fixed_results, hold, hold_all, resized, rule
 
 ORDER = "the order along this axis matters to an operation"
 CLASSES = "classes are named by number"
 INDEX = "an operation returns positions along this axis"
 
 
-def reduced(op: Op, layout: Layout, dims: Sequence[int], keep: bool) -> Layout:
+def reduced(op: Op, layout: AxisLayout, dims: Sequence[int], keep: bool) -> AxisLayout:
     layout = op.relations.released(layout)
     kept = tuple(() if place in dims else dim for place, dim in enumerate(layout.dims))
     result = reduce(op.relations, replace(layout, dims=kept))
@@ -42,7 +42,7 @@ def reduced(op: Op, layout: Layout, dims: Sequence[int], keep: bool) -> Layout:
     "aten.var",
     "aten.var_mean",
 )
-def total(op: Op) -> list[Layout]:
+def total(op: Op) -> list[AxisLayout]:
     """One number for every row of the kept dimensions."""
     layout = op.layout("self")
     dims = op.dims("dim", len(layout.dims))
@@ -51,7 +51,7 @@ def total(op: Op) -> list[Layout]:
 
 
 @rule("aten.max", "aten.min")
-def extreme(op: Op) -> list[Layout]:
+def extreme(op: Op) -> list[AxisLayout]:
     """Of everything, of two tensors, or along one dimension, then with positions that hold its order if they are
     read.
     """
@@ -61,10 +61,10 @@ def extreme(op: Op) -> list[Layout]:
     return _with_positions(op, layout, bool(op.get("keepdim", False)))
 
 
-def _with_positions(op: Op, layout: Layout, keep: bool) -> list[Layout]:
+def _with_positions(op: Op, layout: AxisLayout, keep: bool) -> list[AxisLayout]:
     place = op.dim("dim", len(layout.dims))
     if _positions_are_read(op):
-        layout = hold_dims(op.relations, layout, [place], INDEX)
+        layout = hold(op.relations, layout, [place], INDEX)
     result = reduced(op, layout, [place], keep)
     return [result for _ in op.call.results]
 
@@ -74,15 +74,15 @@ def _positions_are_read(op: Op) -> bool:
 
 
 @rule("aten.argmax", "aten.argmin")
-def position_of_extreme(op: Op) -> list[Layout]:
+def position_of_extreme(op: Op) -> list[AxisLayout]:
     layout = op.layout("self")
     dims = op.dims("dim", len(layout.dims))
-    held = hold_dims(op.relations, layout, dims, INDEX)
+    held = hold(op.relations, layout, dims, INDEX)
     return [reduced(op, held, dims, bool(op.get("keepdim", False)))]
 
 
 @rule("aten.median", "aten.nanmedian", "aten.mode", "aten.kthvalue")
-def middle(op: Op) -> list[Layout]:
+def middle(op: Op) -> list[AxisLayout]:
     layout = op.layout("self")
     if op.get("dim") is None:
         return [reduced(op, layout, range(len(layout.dims)), False)]
@@ -90,17 +90,17 @@ def middle(op: Op) -> list[Layout]:
 
 
 @rule("aten._log_softmax", "aten._safe_softmax", "aten._softmax", "aten.log_softmax", "aten.softmax")
-def softmax(op: Op) -> Layout:
+def softmax(op: Op) -> AxisLayout:
     layout = op.layout("self")
     return rows_matter(op.relations, layout, [op.dim("dim", len(layout.dims))])
 
 
 @rule("aten.nll_loss_forward", "aten.nll_loss2d_forward")
-def likelihood(op: Op) -> list[Layout]:
+def likelihood(op: Op) -> list[AxisLayout]:
     """At each position the number of one class, and the weight of all that were summed."""
     given, target = op.layout("self"), op.layout("target")
     classes = min(1, len(given.dims) - 1)
-    held = hold_dims(op.relations, given, [classes], CLASSES)
+    held = hold(op.relations, given, [classes], CLASSES)
     if op.has("weight"):
         hold_all(op.relations, op.layout("weight"), CLASSES)
     others = [place for place in range(len(given.dims)) if place != classes]
@@ -110,29 +110,29 @@ def likelihood(op: Op) -> list[Layout]:
 
 
 @rule("aten.cumprod", "aten.cumsum", "aten.logcumsumexp", "aten.cummax", "aten.cummin")
-def running(op: Op) -> list[Layout]:
+def running(op: Op) -> list[AxisLayout]:
     layout = op.layout("self")
     place = op.dim("dim", len(layout.dims))
-    held = hold_dims(op.relations, layout, [place], ORDER)
+    held = hold(op.relations, layout, [place], ORDER)
     result = resized(op.relations, held, [place], layout.shape, ORDER)
     return [result for _ in op.call.results]
 
 
 @rule("aten.sort", "aten.argsort", "aten.topk")
-def ranked(op: Op) -> list[Layout]:
+def ranked(op: Op) -> list[AxisLayout]:
     """Sorted along one dimension: positions are returned, and the results' order is the ranking's."""
     layout = op.layout("self")
     place = op.dim("dim", len(layout.dims))
     if op.call.name == "aten.argsort" or _positions_are_read(op):
-        layout = hold_dims(op.relations, layout, [place], INDEX)
+        layout = hold(op.relations, layout, [place], INDEX)
     result = resized(op.relations, reduced(op, layout, [place], True), [place], op.result_shape, INDEX)
     return [result for _ in op.call.results]
 
 
 @rule("aten.nonzero", "aten.masked_select", "aten.unique", "aten._unique2", "aten.bincount", "aten.histc")
-def data_dependent(op: Op) -> list[Layout]:
+def data_dependent(op: Op) -> list[AxisLayout]:
     """What comes out depends on every position."""
     reason = "an operation picks positions by their values"
     for layout in op.tensors:
-        hold_dims(op.relations, layout, range(len(layout.dims)), reason)
+        hold(op.relations, layout, range(len(layout.dims)), reason)
     return fixed_results(op, reason)

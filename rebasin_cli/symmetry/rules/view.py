@@ -6,15 +6,15 @@ from dataclasses import replace
 
 from rebasin_cli.symmetry.algebra import reduce
 from rebasin_cli.symmetry.arrange import view
-from rebasin_cli.symmetry.positions import Layout, dimension, permute_dims
-from rebasin_cli.symmetry.registry import Op, fixed_results, hold_all, hold_dims, resized, rule
+from rebasin_cli.symmetry.positions import AxisLayout, dimension, permute_dims
+from rebasin_cli.symmetry.registry import Op, fixed_results, hold, hold_all, resized, rule
 from rebasin_cli.tracing.operations import EXPAND, POINTWISE, RESHAPE, SAME, TRANSPOSE, VIEW, named
 
 STRIDES = "a view by strides is not understood"
 
 
 @rule(*named(RESHAPE))
-def viewed(op: Op) -> Layout:
+def viewed(op: Op) -> AxisLayout:
     layout = op.layout("self")
     if "dtype" in op.call.arguments:  # the bits of each number seen as another type
         return layout if layout.shape == op.result_shape else hold_all(op.relations, layout, STRIDES)
@@ -24,12 +24,12 @@ def viewed(op: Op) -> Layout:
 
 
 @rule(*named(VIEW | SAME, VIEW | POINTWISE))
-def same(op: Op) -> Layout:
+def same(op: Op) -> AxisLayout:
     return op.layout("self")
 
 
 @rule(*named(TRANSPOSE))
-def transposed(op: Op) -> Layout:
+def transposed(op: Op) -> AxisLayout:
     layout = op.layout("self")
     return permute_dims(layout, transposed_order(op, len(layout.dims)))
 
@@ -50,7 +50,7 @@ def transposed_order(op: Op, rank: int) -> list[int]:
 
 
 @rule(*named(EXPAND))
-def expanded(op: Op) -> Layout:
+def expanded(op: Op) -> AxisLayout:
     """New positions along a dimension of length 1 are all the same."""
     layout, shape = op.relations.released(op.layout("self")), op.result_shape
     dims = ((),) * (len(shape) - len(layout.dims)) + layout.dims
@@ -58,7 +58,7 @@ def expanded(op: Op) -> Layout:
 
 
 @rule("aten.repeat", "aten.tile")
-def repeated(op: Op) -> Layout:
+def repeated(op: Op) -> AxisLayout:
     """The whole tensor laid out several times: the repeat is an outer factor along which nothing changes."""
     layout, shape = op.relations.released(op.layout("self")), op.result_shape
     dims = ((),) * (len(shape) - len(layout.dims)) + layout.dims
@@ -68,7 +68,7 @@ def repeated(op: Op) -> Layout:
 
 
 @rule("aten.repeat_interleave")
-def interleaved(op: Op) -> Layout | list[Layout]:
+def interleaved(op: Op) -> AxisLayout | list[AxisLayout]:
     """Each position several times in a row: the repeat is an inner factor."""
     if "self" not in op.call.arguments or op.get("dim") is None or op.has("repeats"):
         for layout in op.tensors:
@@ -81,23 +81,23 @@ def interleaved(op: Op) -> Layout | list[Layout]:
 
 
 @rule("aten.view_as_complex")
-def as_complex(op: Op) -> Layout:
+def as_complex(op: Op) -> AxisLayout:
     """Pairs of real numbers in the last dimension become one number each."""
     layout = op.layout("self")
-    held = op.relations.released(hold_dims(op.relations, layout, [len(layout.dims) - 1], "real and imaginary parts"))
+    held = op.relations.released(hold(op.relations, layout, [len(layout.dims) - 1], "real and imaginary parts"))
     return reduce(op.relations, replace(held, dims=held.dims[:-1]))
 
 
 @rule("aten.view_as_real")
-def as_real(op: Op) -> Layout:
+def as_real(op: Op) -> AxisLayout:
     layout = op.relations.released(op.layout("self"))
     parts = dimension(2)
     reason = "real and imaginary parts"
-    return Layout((*layout.dims, parts), layout.entries, {**layout.fixed, parts[0]: reason})
+    return AxisLayout((*layout.dims, parts), layout.entries, {**layout.fixed, parts[0]: reason})
 
 
 @rule("aten.as_strided")
-def strided(op: Op) -> Layout | list[Layout]:
+def strided(op: Op) -> AxisLayout | list[AxisLayout]:
     """The identity where the strides are those of the tensor as it stands; not understood otherwise."""
     layout, shape = op.layout("self"), op.result_shape
     expected, count = [], 1
@@ -114,21 +114,21 @@ def strided(op: Op) -> Layout | list[Layout]:
 
 
 @rule("aten.unfold")
-def windows(op: Op) -> Layout:
+def windows(op: Op) -> AxisLayout:
     """Windows along one dimension, whose positions keep their order, in a new last dimension."""
     layout = op.layout("self")
     reason = "sliding windows keep the order along this axis"
-    held = op.relations.released(hold_dims(op.relations, layout, [op.dim("dimension", len(layout.dims))], reason))
+    held = op.relations.released(hold(op.relations, layout, [op.dim("dimension", len(layout.dims))], reason))
     result = resized(op.relations, held, [op.dim("dimension", len(layout.dims))], op.result_shape, reason)
     window = dimension(op.result_shape[-1])
     fixed = {**result.fixed, **dict.fromkeys(window, reason)}
-    return Layout((*result.dims, window), result.entries, fixed)
+    return AxisLayout((*result.dims, window), result.entries, fixed)
 
 
 @rule(
     "aten.tril", "aten.triu", "aten.diagonal", "aten.diag_embed", "aten.diagonal_copy", "aten.block_diag", "aten.trace"
 )
-def diagonals(op: Op) -> list[Layout]:
+def diagonals(op: Op) -> list[AxisLayout]:
     """Where on or off the diagonal matters, both axes keep their order."""
     reason = "an operation on the diagonal keeps the order of both axes"
     held = [hold_all(op.relations, layout, reason) for layout in op.tensors]

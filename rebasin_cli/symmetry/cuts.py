@@ -16,11 +16,10 @@ import numpy as np
 
 from rebasin_cli.spec import Site
 from rebasin_cli.symmetry.concatenate import concatenate
-from rebasin_cli.symmetry.movements import Irregular
-from rebasin_cli.symmetry.placing import site_of_rows
-from rebasin_cli.symmetry.positions import Layout, Leaf, free_layout
-from rebasin_cli.symmetry.readout import FibreSite, Readout
+from rebasin_cli.symmetry.positions import AxisLayout, Leaf, free_layout
+from rebasin_cli.symmetry.readout import FibreSite, Irregular, Readout
 from rebasin_cli.symmetry.relations import Relations
+from rebasin_cli.symmetry.sites import site_of_rows
 from rebasin_cli.symmetry.solver import Closure
 from rebasin_cli.tracing.graph import Call, Ref, Trace
 from rebasin_cli.tracing.operations import DROP, SEGMENT, has, segments
@@ -49,14 +48,14 @@ class Cut:
     edges: tuple[int, ...]
     pieces: tuple[Leaf, ...]
 
-    def results(self, relations: Relations, call: Call) -> list[Layout]:
+    def results(self, relations: Relations, call: Call) -> list[AxisLayout]:
         """The layouts of what a call takes of the parameter."""
-        found = _taken(call, self.pieces[0].unused.shape, self.axis, self.edges[-1])
+        found = _taken(call, self.pieces[0].initial.shape, self.axis, self.edges[-1])
         assert found is not None
         layouts = []
         for span in found:
             pieces = [
-                relations.view(piece, range(len(piece.unused.dims)))
+                relations.view(piece, range(len(piece.initial.dims)))
                 for piece, start in zip(self.pieces, self.edges, strict=False)
                 if span[0] <= start < span[1]
             ]
@@ -81,7 +80,7 @@ class Cut:
                     if number == 0:
                         yield placed
                 else:
-                    piece = self.pieces[number].unused.shape
+                    piece = self.pieces[number].initial.shape
                     yield _in_the_whole(readout.closure, placed, self.axis, self.edges[number], piece, shape)
 
 
@@ -97,7 +96,7 @@ def find_cuts(trace: Trace, leaves: dict[int, Leaf]) -> dict[int, Cut]:
 
 
 def _cut(trace: Trace, leaf: Leaf, value: int, calls: Sequence[Call]) -> Cut | None:
-    shape = leaf.unused.shape
+    shape = leaf.initial.shape
     axis = _axis(calls[0], len(shape))
     if axis is None or prod(shape) <= shape[axis] or (axis > 0 and prod(shape) > MOST_LISTED):
         return None

@@ -9,17 +9,19 @@ from math import prod
 import numpy as np
 
 from rebasin_cli.spec import Site
-from rebasin_cli.symmetry.fibres import Run, runs
-from rebasin_cli.symmetry.positions import Factor, Ids, Layout, coordinates
+from rebasin_cli.symmetry.positions import AxisLayout, Factor, Ids, coordinates
 
-Placed = tuple[Site, tuple[int, ...]]
+Segment = tuple[int, int, int]
+"""Offset, outer, inner."""
+
+LocatedSite = tuple[Site, tuple[int, ...]]
 """A site, and those of its axes that hold factors along which it moves."""
 
-Seen = dict[tuple[object, ...], Placed]
+SiteCache = dict[tuple[object, ...], LocatedSite]
 
 
 @dataclass(frozen=True, slots=True)
-class Frame:
+class FactorFrame:
     """Where positions along some factors lie in a tensor.
 
     Args:
@@ -37,23 +39,23 @@ class Frame:
     structure: tuple[object, ...] = field(repr=False)
 
     @staticmethod
-    def of(layout: Layout, over: tuple[Factor, ...]) -> Frame:
+    def of(layout: AxisLayout, over: tuple[Factor, ...]) -> FactorFrame:
         axes = tuple(axis for axis, dim in enumerate(layout.dims) if any(factor in over for factor in dim))
         factors = tuple(factor for dim in layout.dims[axes[0] : axes[-1] + 1] for factor in dim)
         counted = tuple(over.index(factor) if factor in over else -1 for factor in factors)
         sizes = tuple(factor.size for factor in factors)
-        return Frame(over, axes, factors, layout.shape, (axes, layout.shape, counted, sizes))
+        return FactorFrame(over, axes, factors, layout.shape, (axes, layout.shape, counted, sizes))
 
-    def site(self, key: str, rows: Ids, run: Run | None, seen: Seen) -> Placed:
+    def site(self, key: str, rows: Ids, segment: Segment | None, seen: SiteCache) -> LocatedSite:
         """The site at which row u of `rows` (joint positions of the factors `over`) moves as unit u, and its axes.
 
         Args:
             key: the tensor's name.
             rows: (units, places).
-            run: the same as a run, if it is one.
+            segment: the same as a segment, if it is one.
             seen: what was found for such rows elsewhere.
         """
-        found = None if run is None else _along(self.factors, self.over, run, len(rows))
+        found = None if segment is None else _along(self.factors, self.over, segment, len(rows))
         if found is not None:
             site, axes = self._regular_site(found, len(rows))
         else:
@@ -63,13 +65,13 @@ class Frame:
             site, axes = seen[known]
         return Site(key, site.axis, site.offset, site.outer, site.inner, site.span, site.positions), axes
 
-    def _regular_site(self, found: Run, units: int) -> Placed:
+    def _regular_site(self, found: Segment, units: int) -> LocatedSite:
         first, span = self.axes[0], self.axes[-1] - self.axes[0] + 1
         if span == 1:
             return Site("", first, *found), self.axes
         return self._with_axes(_of_fewest_axes(Site("", first, *found, span), self.shape, units))
 
-    def _listed(self, rows: Ids) -> Placed:
+    def _listed(self, rows: Ids) -> LocatedSite:
         places = coordinates(rows, self.over)
         found = _regular(self.factors, places, len(rows))
         if found is not None:
@@ -78,13 +80,13 @@ class Frame:
         positions = _positions(self.factors, places, len(rows))
         return self._with_axes(site_of_rows("", first, self.shape[first : last + 1], positions))
 
-    def _with_axes(self, site: Site) -> Placed:
+    def _with_axes(self, site: Site) -> LocatedSite:
         return site, tuple(axis for axis in self.axes if site.axis <= axis < site.axis + site.span)
 
 
-def _along(factors: tuple[Factor, ...], over: tuple[Factor, ...], run: Run, units: int) -> Run | None:
-    """A run along `over` as one along `factors`; None where it is none, or where that takes a closer look."""
-    base, outer, inner = run
+def _along(factors: tuple[Factor, ...], over: tuple[Factor, ...], segment: Segment, units: int) -> Segment | None:
+    """A segment along `over` as one along `factors`; None where it is none, or where that takes a closer look."""
+    base, outer, inner = segment
     length, offset, extent = outer * units * inner, 0, prod([factor.size for factor in over])
     while factors[0] is over[0] and base // (within := extent // over[0].size) == (base + length - 1) // within:
         factors, over = factors[1:], over[1:]
@@ -125,7 +127,7 @@ def site_of_rows(key: str, first: int, sizes: Sequence[int], rows: Ids) -> Site:
             rows, sizes = narrower, sizes[:-1]
         else:
             break
-    found = runs(rows[None])[0]
+    found = regular_segments(rows[None])[0]
     if found is not None:
         return Site(key, first, *found, len(sizes))
     return Site(key, first, span=len(sizes), positions=tuple(map(tuple, rows.tolist())))
@@ -146,8 +148,8 @@ def _same_for_each(along: Ids, rest: Ids, size: int) -> Ids | None:
     return rest[:, 0]
 
 
-def _regular(factors: Sequence[Factor], places: dict[Factor, Ids], units: int) -> Run | None:
-    """The units' positions along the given factors as a run; None where they lie otherwise."""
+def _regular(factors: Sequence[Factor], places: dict[Factor, Ids], units: int) -> Segment | None:
+    """The units' positions along the given factors as a segment; None where they lie otherwise."""
     queue = list(factors)
     offset, lead, tail = 0, 1, 1
     while queue and queue[0] in places and np.all(places[queue[0]] == places[queue[0]].flat[0]):
@@ -157,10 +159,10 @@ def _regular(factors: Sequence[Factor], places: dict[Factor, Ids], units: int) -
         lead *= queue.pop(0).size
     while queue and queue[-1] not in places:
         tail *= queue.pop().size
-    run = runs(_positions(queue, places, units)[None])[0]
-    if run is None:
+    segment = regular_segments(_positions(queue, places, units)[None])[0]
+    if segment is None:
         return None
-    base, outer, inner = run
+    base, outer, inner = segment
     if lead > 1 and not (base == 0 and outer * units * inner == prod(factor.size for factor in queue)):
         return None
     return offset + base * tail, lead * outer, inner * tail
@@ -179,3 +181,26 @@ def _positions(factors: Sequence[Factor], places: dict[Factor, Ids], units: int)
             )
         stride *= factor.size
     return total.reshape(units, -1)
+
+
+def regular_segments(rows: Ids) -> list[Segment | None]:
+    """For every fibre, its rows as a segment, where they are one.
+
+    Args:
+        rows: for each fibre and unit, the places that it moves: (fibres, units, places).
+    """
+    count, units, width = rows.shape
+    order = np.argsort(rows[:, :1], axis=2)
+    rows = np.take_along_axis(rows, order, axis=2) if width > 1 else rows
+    offset, inner = rows[:, 0, 0], rows[:, 1, 0] - rows[:, 0, 0]
+    found: list[Segment | None] = [None] * count
+    for step in set(inner.tolist()):
+        if step < 1 or width % step:
+            continue
+        outer = width // step
+        segment = np.arange(outer * units * step).reshape(outer, units, step)
+        expected = segment.transpose(1, 0, 2).reshape(units, width)
+        regular = np.all(rows == offset[:, None, None] + expected, axis=(1, 2)) & (inner == step)
+        for number in np.flatnonzero(regular).tolist():
+            found[number] = int(offset[number]), outer, step
+    return found

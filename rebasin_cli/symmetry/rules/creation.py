@@ -1,0 +1,73 @@
+"""Tensors made new: the same everywhere, or with an order of their own."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rebasin_cli.symmetry.positions import AxisLayout, Entry, IdBlock, Ids, uniform_layout
+from rebasin_cli.symmetry.registry import Op, fixed_results, rule
+from rebasin_cli.symmetry.relations import Relations
+
+DIFFERS = "a constant of the model differs along this axis"
+MOST_ALIKE = 4096
+"""Longest axis of a constant along which equal positions are looked for."""
+
+MOST_NUMBERS = 1 << 20
+"""Largest constant in which they are looked for."""
+
+
+@rule(
+    *(f"aten.{name}{ending}" for name in ("empty", "full", "ones", "zeros") for ending in ("", "_like")),
+    *(f"aten.new_{name}" for name in ("empty", "full", "ones", "zeros", "empty_strided")),
+    "aten.empty_strided",
+    "aten.fill",
+    "aten.scalar_tensor",
+    "aten.zero",
+)
+def uniform(op: Op) -> list[AxisLayout]:
+    return [uniform_layout(shape) for shape in op.result_shapes]
+
+
+@rule(
+    *(f"aten.{name}{ending}" for name in ("rand", "randn", "randint") for ending in ("", "_like")),
+    *(f"aten.{name}" for name in ("bernoulli", "exponential", "normal", "normal_functional", "randperm", "uniform")),
+    "aten.arange",
+    "aten.linspace",
+    "aten.eye",
+)
+def ordered(op: Op) -> list[AxisLayout]:
+    return fixed_results(op, "numbers made by the model in this order")
+
+
+def constant_layout(relations: Relations, numbers: Tensor) -> AxisLayout:
+    """Layout of a constant tensor.
+
+    Axes along which its values do not change are uniform. Along the others, positions with equal values (a mask's equal
+    rows) may be exchanged; an axis without such positions is fixed.
+    """
+    layout = uniform_layout(tuple(numbers.shape))
+    if not numbers.numel():
+        return layout
+    fixed, entries = {}, []
+    for place, dim in enumerate(layout.dims):
+        for factor in dim:
+            if bool(torch.all(numbers == numbers.narrow(place, 0, 1))):
+                continue
+            alike = _alike(numbers, place)
+            if alike is None:
+                fixed[factor] = DIFFERS
+            else:
+                entries.append(Entry((factor,), IdBlock(factor.size)))
+                relations.colour(relations.ids(entries[-1]), alike)
+    return AxisLayout(layout.dims, tuple(entries), fixed)
+
+
+def _alike(numbers: Tensor, place: int) -> Ids | None:
+    """Equal labels for positions along a dimension that hold the same numbers; None where no two do, or for many."""
+    if numbers.shape[place] > MOST_ALIKE or numbers.numel() > MOST_NUMBERS or numbers.is_complex():
+        return None
+    rows = np.ascontiguousarray(numbers.movedim(place, 0).reshape(numbers.shape[place], -1).double().numpy())
+    labels: Ids = np.unique(rows, axis=0, return_inverse=True)[1].reshape(-1).astype(np.int64)
+    return None if len(np.unique(labels)) == len(labels) else labels
