@@ -18,7 +18,7 @@ LEVELS = (
     {"report", "compat"},
     {"verbs"},
     {"matching", "interpolation", "task_vectors"},
-    {"execution"},
+    {"execution", "rules"},
     {"symmetry"},
     {"permutation", "tracing", "data"},
     {"spec", "checkpoint", "model"},

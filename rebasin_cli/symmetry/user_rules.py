@@ -44,7 +44,7 @@ def user_rules(files: Sequence[Path]) -> Iterator[UserRules]:
     """Load the files and let their rules hold for the duration of the context.
 
     Args:
-        files: Python files that register rules by `rebasin_cli.symmetry.registry.rule("mylib.myop")`.
+        files: Python files that register rules by `rebasin_cli.rules.rule("mylib.myop")`.
 
     Raises:
         UsageError: a file is absent.
@@ -87,7 +87,7 @@ def _load(file: Path, found: UserRules) -> None:
         raise ModelError(
             f"{file}: registers no rule",
             path=file,
-            hint='put @rule("namespace.operator") from rebasin_cli.symmetry.registry above a function of one argument',
+            hint='put @rule("namespace.operator") from rebasin_cli.rules above a function of one argument',
             slug="no-rule",
         )
     for name, given in mine.items():

@@ -37,8 +37,8 @@ class Net(nn.Module):
         return self.last(soft(self.first(x), 0.1))
 """
 RULE = """
-from rebasin_cli.symmetry.algebra import elementwise
-from rebasin_cli.symmetry.registry import rule
+from rebasin_cli.rules import elementwise, rule
+
 
 
 @rule("{name}")
