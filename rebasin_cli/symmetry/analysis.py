@@ -37,12 +37,12 @@ from rebasin_cli.symmetry.solver import Closure, solve
 from rebasin_cli.tracing.graph import SCATTER, Call, Trace, refs_in
 from rebasin_cli.tracing.operations import ARRANGEMENT, PICK, has, is_pointwise
 
-INPUT = "the model's input keeps its order"
-OUTPUT = "the model's output keeps its order"
-TABLE = "a counter or an index table"
+INPUT = "model input"
+OUTPUT = "model output"
+TABLE = "integer or constant buffer"
 UNREAD = "not read in this forward pass"
 ASKED = "pinned by request"
-DECISION = "the model's code decides by these numbers"
+DECISION = "control flow depends on these values"
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,9 +199,7 @@ class Analysis:
             if missed is None:
                 continue
             held = True
-            reason = (
-                f"{scope or 'the model'} decides by numbers ({place or 'compiled code'}), and {missed} was not read"
-            )
+            reason = f"control flow in {scope or 'the model'} ({place or 'compiled code'}) skipped {missed}"
             for value in self._visible_in(scope):
                 if value in self.leaves or value in self.layouts:
                     hold_all(self.relations, self.layout_of(value), reason)
@@ -236,7 +234,7 @@ class Analysis:
             told = self._told(op) if result is None else None
             if result is None:
                 if rule is None:
-                    return self._pin(op, f"the operation {call.name} has no rule")
+                    return self._pin(op, f"no rule for {call.name}")
                 result = rule(op)
             found: list[AxisLayout | None] = [result] if isinstance(result, AxisLayout) else list(result)
             found = [self._settled(layout, told) for layout in found]

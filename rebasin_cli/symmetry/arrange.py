@@ -22,7 +22,7 @@ from rebasin_cli.symmetry.positions import (
 )
 from rebasin_cli.symmetry.relations import Relations, hold_entry
 
-TOO_MANY = "joint positions along this axis are too many to be followed one by one"
+TOO_MANY = "too many joint positions to track one by one"
 
 
 def view(relations: Relations, layout: AxisLayout, shape: Sequence[int]) -> AxisLayout:

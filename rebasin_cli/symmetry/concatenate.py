@@ -13,7 +13,7 @@ from rebasin_cli.symmetry.positions import JOINT_LIMIT, AxisLayout, Entry, Facto
 from rebasin_cli.symmetry.relations import Relations, hold_entry, keep_finest
 
 _FREE = "free"
-PLACE = "positions that are laid end to end keep their order"
+PLACE = "concatenated positions"
 
 
 def concatenate(relations: Relations, pieces: Sequence[AxisLayout], place: int, *, apart: int = 0) -> AxisLayout:

@@ -22,8 +22,8 @@ from rebasin_cli.symmetry.solver import Closure
 from rebasin_cli.symmetry.taps import choose_taps
 from rebasin_cli.tracing.graph import Trace, collector_paused
 
-OVERWRITTEN = "the model does not read these numbers: they are overwritten, or give a shape only"
-ALONE = "the order of these numbers does not matter, and nothing else moves with them"
+OVERWRITTEN = "values never used (overwritten, or only the shape is read)"
+ALONE = "order is irrelevant, and no other tensor depends on it"
 
 
 @dataclass(frozen=True)
@@ -217,7 +217,7 @@ def _reason(relations: Relations, closure: Closure, layouts: Sequence[AxisLayout
         known = known[known >= 0]
         if len(known):
             return closure.reasons[int(known[0])]
-    return "its units are told apart by how the model uses them"
+    return "no two units are interchangeable"
 
 
 def _group_names(

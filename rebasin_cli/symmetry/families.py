@@ -14,7 +14,7 @@ from scipy.sparse.csgraph import connected_components
 from rebasin_cli.symmetry.positions import Ids
 from rebasin_cli.symmetry.relations import Relations
 
-IRREGULAR = "its units lie in blocks that cannot move independently"
+IRREGULAR = "blocks that cannot be permuted independently"
 
 Map = tuple[int, Ids]
 """A family, and the unit there of every unit here."""

@@ -22,8 +22,8 @@ from rebasin_cli.symmetry.families import UnitFamily, assign_fibres, rank_within
 from rebasin_cli.symmetry.positions import Ids
 from rebasin_cli.symmetry.relations import Relations
 
-SORTED = "rows are sorted by it, and the order of these rows matters"
-TWISTED = "its units are tied to each other in another order"
+SORTED = "the order of rows sorted by it matters"
+TWISTED = "units coupled to each other in another order"
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,5 +44,5 @@ def attention(op: Op) -> list[AxisLayout]:
         [*query_labels, "t", "e"],
     )
     result = view(op.relations, result, op.result_shape)
-    rest = [fixed_layout(shape, "what attention returns beside its result") for shape in op.result_shapes[1:]]
+    rest = [fixed_layout(shape, "auxiliary result of attention") for shape in op.result_shapes[1:]]
     return [result, *rest]

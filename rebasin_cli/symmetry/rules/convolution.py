@@ -9,8 +9,8 @@ from rebasin_cli.symmetry.arrange import split_dim
 from rebasin_cli.symmetry.positions import AxisLayout
 from rebasin_cli.symmetry.registry import Op, hold, resized, rule
 
-KERNEL = "positions of a convolution kernel keep their order"
-SPACE = "positions in space keep their order under a convolution"
+KERNEL = "convolution kernel positions"
+SPACE = "spatial positions of a convolution"
 
 
 @rule("aten.convolution", "aten._convolution", "aten.convolution_overrideable", "aten.mkldnn_convolution")

@@ -10,7 +10,7 @@ from rebasin_cli.symmetry.positions import AxisLayout, Entry, IdBlock, Ids, unif
 from rebasin_cli.symmetry.registry import Op, fixed_results, rule
 from rebasin_cli.symmetry.relations import Relations
 
-DIFFERS = "a constant of the model differs along this axis"
+DIFFERS = "a constant varies along this axis"
 MOST_ALIKE = 4096
 """Longest axis of a constant along which equal positions are looked for."""
 
@@ -38,7 +38,7 @@ def uniform(op: Op) -> list[AxisLayout]:
     "aten.eye",
 )
 def ordered(op: Op) -> list[AxisLayout]:
-    return fixed_results(op, "numbers made by the model in this order")
+    return fixed_results(op, "values generated in order (a range, random numbers)")
 
 
 def constant_layout(relations: Relations, numbers: Tensor) -> AxisLayout:

@@ -9,8 +9,8 @@ from rebasin_cli.symmetry.arrange import split_dim, view
 from rebasin_cli.symmetry.positions import AxisLayout, fixed_layout
 from rebasin_cli.symmetry.registry import Op, fixed_results, hold, hold_all, resized, rule
 
-BOXES = "boxes keep their order"
-SPACE = "positions in space keep their order"
+BOXES = "boxes"
+SPACE = "spatial positions"
 
 
 @rule("torchvision.nms")
@@ -49,9 +49,9 @@ def deformable_convolution(op: Op) -> AxisLayout:
     groups, blocks = int(op["groups"]), int(op["offset_groups"])
     for name in ("offset", "mask"):
         if op.has(name) and op.layout(name).dims:
-            hold_all(op.relations, op.layout(name), "offsets of a deformable convolution keep their order")
+            hold_all(op.relations, op.layout(name), "offsets of a deformable convolution")
     layout = hold(op.relations, layout, [2, 3], SPACE)
-    weight = hold(op.relations, weight, [2, 3], "positions of a convolution kernel keep their order")
+    weight = hold(op.relations, weight, [2, 3], "convolution kernel positions")
     if blocks > 1:
         apart = hold(op.relations, split_dim(op.relations, layout, 1, blocks), [1], BOXES)
         layout = view(op.relations, apart, op.shape("input"))

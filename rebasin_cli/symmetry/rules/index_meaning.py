@@ -31,8 +31,8 @@ from rebasin_cli.symmetry.registry import RULES, Op, index_rule, resized
 from rebasin_cli.symmetry.relations import Relations
 from rebasin_cli.tracing.operations import SEGMENT, WHOLE, has
 
-RUNS = "ends of runs keep their order"
-RANKED = "what is ranked comes in the order of the ranking"
+RUNS = "segment ends of sorted rows"
+RANKED = "order of a ranking"
 
 
 def meaning_after(name: str, meaning: IndexMeaning) -> IndexMeaning | None:

@@ -13,8 +13,8 @@ from rebasin_cli.symmetry.positions import AxisLayout, dimension, fixed_layout
 from rebasin_cli.symmetry.registry import Op, fixed_results, hold, hold_all, resized, rule
 from rebasin_cli.tracing.operations import DROP, SEGMENT, has, named, segments
 
-TOKENS = "rows of a table are looked up by index"
-BY_VALUE = "positions along this axis are picked by an index"
+TOKENS = "embedding rows (token ids)"
+BY_VALUE = "positions selected by an index tensor"
 
 
 @rule(*named(SEGMENT))
@@ -240,7 +240,7 @@ def embedding_bag(op: Op) -> list[AxisLayout]:
     for name in ("indices", "offsets", "per_sample_weights"):
         if op.has(name):
             hold_all(op.relations, op.layout(name), TOKENS)
-    places = fixed_layout(op.result_shape[:1], "positions of what is looked up")
+    places = fixed_layout(op.result_shape[:1], "bags of an embedding")
     fixed = {f: reason for f, reason in {**table.fixed, **places.fixed}.items() if f not in table.dims[0]}
     rest = [fixed_layout(shape, TOKENS) for shape in op.result_shapes[1:]]
     rows = AxisLayout((places.dims[0], table.dims[1]), table.entries, fixed)

@@ -97,7 +97,7 @@ def written_back(op: Op) -> AxisLayout | list[AxisLayout]:
         return permute_dims(op.relations.released(part), np.argsort(order).tolist())
     if has(name, RESHAPE) and np.prod(part.shape) == np.prod(base.shape):
         return view(op.relations, part, base.shape)
-    reason = "a view that is changed in place is not understood"
+    reason = "in-place change of an unsupported view"
     for layout in (base, part):
         hold_all(op.relations, layout, reason)
     return fixed_results(op, reason)

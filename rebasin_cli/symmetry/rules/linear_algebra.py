@@ -8,9 +8,9 @@ from rebasin_cli.symmetry.algebra import combine, elementwise, reduce
 from rebasin_cli.symmetry.positions import AxisLayout, dimension
 from rebasin_cli.symmetry.registry import Op, hold, resized, rule
 
-MATRIX = "rows and columns of a matrix that is factorised keep their order"
-FREQUENCY = "a Fourier transform runs along this axis"
-COORDINATES = "the coordinates of a cross product keep their order"
+MATRIX = "rows and columns of a factorised matrix"
+FREQUENCY = "axis of a Fourier transform"
+COORDINATES = "coordinates of a cross product"
 
 
 def _of_batches(op: Op, matrix: AxisLayout) -> list[AxisLayout]:

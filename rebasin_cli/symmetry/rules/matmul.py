@@ -6,7 +6,7 @@ from rebasin_cli.symmetry.algebra import combine, elementwise
 from rebasin_cli.symmetry.positions import AxisLayout
 from rebasin_cli.symmetry.registry import Op, fixed_results, hold, hold_all, rule
 
-RUNS = "rows are sent to their matrices by number"
+RUNS = "matrices of a grouped product, selected by number"
 
 
 @rule("aten.mm")

@@ -13,7 +13,7 @@ from rebasin_cli.symmetry.registry import Op, rule
 def _with_statistics(op: Op, layout: AxisLayout) -> list[AxisLayout]:
     """The result of a norm, followed by its statistics, which no model reads in eval mode."""
     rest = op.result_shapes[1:]
-    return [layout, *(fixed_layout(shape, "statistics that a norm returns beside its result") for shape in rest)]
+    return [layout, *(fixed_layout(shape, "auxiliary result of a norm") for shape in rest)]
 
 
 def _scaled(op: Op, layout: AxisLayout, names: Sequence[str], labels: Sequence[object]) -> AxisLayout:

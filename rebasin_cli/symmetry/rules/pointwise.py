@@ -35,7 +35,7 @@ def prelu(op: Op) -> AxisLayout:
 @rule("aten.bucketize")
 def between(op: Op) -> AxisLayout:
     """Each number's place among the boundaries, which are in order."""
-    hold_all(op.relations, op.layout("boundaries"), "boundaries are in order")
+    hold_all(op.relations, op.layout("boundaries"), "bucket boundaries")
     return elementwise(op.relations, [op.layout("self")], op.result_shape)
 
 

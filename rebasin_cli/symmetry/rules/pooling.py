@@ -1,4 +1,4 @@
-"""Pooling, resizing and sampling: positions in space keep their order, channels pass."""
+"""Pooling, resizing and sampling: spatial positions, channels pass."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from rebasin_cli.symmetry.arrange import view
 from rebasin_cli.symmetry.positions import AxisLayout, fixed_layout
 from rebasin_cli.symmetry.registry import Op, hold, resized, rule
 
-SPACE = "positions in space keep their order"
+SPACE = "spatial positions"
 
 _LAST = {"1d": 1, "2d": 2, "3d": 3}
 

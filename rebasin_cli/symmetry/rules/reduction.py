@@ -9,9 +9,9 @@ from rebasin_cli.symmetry.algebra import combine, reduce, rows_matter
 from rebasin_cli.symmetry.positions import AxisLayout, fixed_layout
 from rebasin_cli.symmetry.registry import Op, fixed_results, hold, hold_all, resized, rule
 
-ORDER = "the order along this axis matters to an operation"
-CLASSES = "classes are named by number"
-INDEX = "an operation returns positions along this axis"
+ORDER = "order matters for a cumulative operation over this axis"
+CLASSES = "class index"
+INDEX = "indices along this axis are returned"
 
 
 def reduced(op: Op, layout: AxisLayout, dims: Sequence[int], keep: bool) -> AxisLayout:
@@ -132,7 +132,7 @@ def ranked(op: Op) -> list[AxisLayout]:
 @rule("aten.nonzero", "aten.masked_select", "aten.unique", "aten._unique2", "aten.bincount", "aten.histc")
 def data_dependent(op: Op) -> list[AxisLayout]:
     """What comes out depends on every position."""
-    reason = "an operation picks positions by their values"
+    reason = "positions selected by value"
     for layout in op.tensors:
         hold(op.relations, layout, range(len(layout.dims)), reason)
     return fixed_results(op, reason)

@@ -10,7 +10,7 @@ from rebasin_cli.symmetry.positions import AxisLayout, dimension, permute_dims
 from rebasin_cli.symmetry.registry import Op, fixed_results, hold, hold_all, resized, rule
 from rebasin_cli.tracing.operations import EXPAND, POINTWISE, RESHAPE, SAME, TRANSPOSE, VIEW, named
 
-STRIDES = "a view by strides is not understood"
+STRIDES = "unsupported strided view"
 
 
 @rule(*named(RESHAPE))
@@ -72,8 +72,8 @@ def interleaved(op: Op) -> AxisLayout | list[AxisLayout]:
     """Each position several times in a row: the repeat is an inner factor."""
     if "self" not in op.call.arguments or op.get("dim") is None or op.has("repeats"):
         for layout in op.tensors:
-            hold_all(op.relations, layout, "repeats are read from a tensor")
-        return fixed_results(op, "repeats are read from a tensor")
+            hold_all(op.relations, layout, "repeat counts given by a tensor")
+        return fixed_results(op, "repeat counts given by a tensor")
     layout = op.relations.released(op.layout("self"))
     place = op.dim("dim", len(layout.dims))
     more = dimension(int(op["repeats"]))
@@ -117,7 +117,7 @@ def strided(op: Op) -> AxisLayout | list[AxisLayout]:
 def windows(op: Op) -> AxisLayout:
     """Windows along one dimension, whose positions keep their order, in a new last dimension."""
     layout = op.layout("self")
-    reason = "sliding windows keep the order along this axis"
+    reason = "sliding window"
     held = op.relations.released(hold(op.relations, layout, [op.dim("dimension", len(layout.dims))], reason))
     result = resized(op.relations, held, [op.dim("dimension", len(layout.dims))], op.result_shape, reason)
     window = dimension(op.result_shape[-1])
@@ -130,7 +130,7 @@ def windows(op: Op) -> AxisLayout:
 )
 def diagonals(op: Op) -> list[AxisLayout]:
     """Where on or off the diagonal matters, both axes keep their order."""
-    reason = "an operation on the diagonal keeps the order of both axes"
+    reason = "operation on a diagonal"
     held = [hold_all(op.relations, layout, reason) for layout in op.tensors]
     if op.call.name in ("aten.tril", "aten.triu"):
         return held

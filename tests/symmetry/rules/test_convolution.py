@@ -26,7 +26,7 @@ def test_dense() -> None:
     derivation = found(net, X)
     assert axes(derivation) == [(5, ["l0.bias/0", "l0.weight/0", "l2.weight/1"])]
     assert every_site_is_needed(net, derivation, X)
-    assert reason(derivation, "l0.weight", 2) == "positions of a convolution kernel keep their order"
+    assert reason(derivation, "l0.weight", 2) == "convolution kernel positions"
     assert not holds(net, claim(3, Site("l0.weight", 3)), X)
 
 

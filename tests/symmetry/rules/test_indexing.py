@@ -98,7 +98,7 @@ def test_rows_of_an_embedding_keep_their_order_and_features_move() -> None:
     net = Net(lambda m, i: m.two(torch.relu(m.table(i))), table=nn.Embedding(5, 4), two=nn.Linear(4, 2))
     derivation = found(net, ids)
     assert axes(derivation) == [(4, ["table.weight/1", "two.weight/1"])]
-    assert reason(derivation, "table.weight", 0) == "rows of a table are looked up by index"
+    assert reason(derivation, "table.weight", 0) == "embedding rows (token ids)"
     assert not holds(net, claim(5, Site("table.weight", 0)), ids)
 
 

@@ -100,7 +100,7 @@ def test_a_loss_holds_its_classes_and_nothing_else(dense: bool, reduction: str, 
     derivation = found(net, x, target)
     assert axes(derivation) == [(6, [*UNITS, "two.weight/1"])]
     assert every_site_is_needed(net, derivation, x, target)
-    assert "named by number" in reason(derivation, "two.bias", 0)
+    assert "class index" in reason(derivation, "two.bias", 0)
     assert not derivation.unknown_ops
     classes = [Site("two.weight", 0), Site("two.bias", 0), *([Site("weight", 0)] if weighted else [])]
     assert not holds(net, claim(5, *classes), x, target)
