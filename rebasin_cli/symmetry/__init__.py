@@ -1,1 +1,1 @@
-"""From the record of a forward pass to the axes that move together."""
+"""Derives from a recorded forward pass which axes must be permuted together."""

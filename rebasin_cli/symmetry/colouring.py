@@ -1,8 +1,8 @@
-"""Colour refinement: which ids cannot be exchanged, because the relations tell them apart.
+"""Colour refinement: which ids cannot be exchanged, because the relations distinguish them.
 
-Ids start with the colour of the batch they were born in; colours split by labels, by pins, and by the colours of what
-an id
-is linked to, follows, or is followed by, until nothing splits any more. The result is the coarsest equitable colouring.
+Ids start with the colour of the batch in which they were created. Colours split by labels, by pins, and by the colours
+of an id's partners in every relation, until nothing splits any more. The result is the coarsest equitable colouring
+that refines the first one: any permutation that preserves the relations maps each colour to itself.
 """
 
 from __future__ import annotations
@@ -20,9 +20,7 @@ Hashes = NDArray[np.uint64]
 
 @dataclass(frozen=True, slots=True)
 class Edges:
-    """All links and functions as arrays: from an id to the one it is linked to or follows, with the relation's
-    number.
-    """
+    """All links and functions as arrays: source and target ids, and the number of the relation."""
 
     source: Ids
     target: Ids
@@ -49,15 +47,15 @@ def refine(relations: Relations, edges: Edges, known: Ids | None = None) -> Ids:
     """Colour by id, numbered from 0: int64 (ids,).
 
     Args:
-        relations: what is said.
-        edges: its links and functions.
-        known: colours of the first ids from fewer relations, which more relations can only split further.
+        relations: the relations.
+        edges: their links and functions.
+        known: colours of the first ids under a subset of the relations; more relations can only split them further.
     """
     colour = _first_colours(relations, known)
     linked = np.zeros(relations.size, dtype=bool)
     linked[edges.source] = linked[edges.target] = True
     open_ids = np.flatnonzero(linked & (np.bincount(colour, minlength=1)[colour] > 1))
-    # What stands alone cannot split any more: its hash stays, and meaning the others apart.
+    # An id with a colour of its own cannot split further: its hash stays, and distinguishes its partners.
     place = np.full(relations.size, -1, dtype=np.int64)
     place[open_ids] = np.arange(len(open_ids))
     follows, followed = place[edges.source] >= 0, place[edges.target] >= 0
@@ -65,18 +63,20 @@ def refine(relations: Relations, edges: Edges, known: Ids | None = None) -> Ids:
     above, below = edges.target[follows], edges.source[followed]
     label = edges.label.astype(np.uint64)
     up, down = _mix(2 * label[follows]), _mix(2 * label[followed] + np.uint64(1))
-    told = _mix(colour.astype(np.uint64) + np.uint64(1))
-    count = len(np.unique(told[open_ids]))
+    hashes = _mix(colour.astype(np.uint64) + np.uint64(1))
+    count = len(np.unique(hashes[open_ids]))
     while True:
-        seen = _mix(told[open_ids])
-        np.add.at(seen, source, _mix(told[above] + up))
-        np.add.at(seen, target, _mix(told[below] + down))
-        told[open_ids] = _mix(seen)
-        new_count = len(np.unique(told[open_ids]))
+        # Sums of mixed hashes identify the multiset of partners, whatever their order, up to collisions of 64 bits. A
+        # collision could only leave a class unsplit, which the checks of the solver and execution would find.
+        combined = _mix(hashes[open_ids])
+        np.add.at(combined, source, _mix(hashes[above] + up))
+        np.add.at(combined, target, _mix(hashes[below] + down))
+        hashes[open_ids] = _mix(combined)
+        new_count = len(np.unique(hashes[open_ids]))
         if new_count == count:
             break
         count = new_count
-    _split(colour, open_ids, told[open_ids])
+    _split(colour, open_ids, hashes[open_ids])
     return in_order(colour)  # so that nothing depends on the hashes
 
 
@@ -96,15 +96,15 @@ def in_order(numbers: Ids) -> Ids:
     return rank[numbers]
 
 
-def _split(colour: Ids, ids: Ids, told: Hashes) -> None:
+def _split(colour: Ids, ids: Ids, hashes: Hashes) -> None:
     """Give these ids new colours, one for each hash."""
-    # Asked for the index too, `unique` sorts in a way that is quick where equal values lie side by side.
-    number = np.unique(told, return_index=True, return_inverse=True)[2].reshape(-1)
+    # With `return_index`, `unique` uses a stable sort, which is fast where equal values are adjacent.
+    number = np.unique(hashes, return_index=True, return_inverse=True)[2].reshape(-1)
     colour[ids] = number + colour.max(initial=-1) + 1
 
 
 def _first_colours(relations: Relations, known: Ids | None) -> Ids:
-    """What births, pins and labels tell apart, in numbers of no order."""
+    """Colours by batch of creation, pins and labels, numbered in no particular order."""
     births = np.array([*relations.births, relations.size], dtype=np.int64)
     colour = np.repeat(np.arange(len(births) - 1), np.diff(births))
     if known is not None:
@@ -113,21 +113,21 @@ def _first_colours(relations: Relations, known: Ids | None) -> Ids:
     unused = int(colour.max(initial=0)) + 1
     for ids, _ in relations.pins:
         colour[ids] = unused + ids
-    told = np.zeros(relations.size, dtype=np.uint64)
+    hashes = np.zeros(relations.size, dtype=np.uint64)
     touched = np.zeros(relations.size, dtype=bool)
     for number, (ids, labels) in enumerate(relations.colours):
         salt = _mix(np.array([number], dtype=np.uint64))
-        np.add.at(told, ids, _mix(labels.astype(np.uint64) * np.uint64(2) + salt))
+        np.add.at(hashes, ids, _mix(labels.astype(np.uint64) * np.uint64(2) + salt))
         touched[ids] = True
     touched &= colour < unused
     changed = np.flatnonzero(touched)
-    _split(colour, changed, told[changed] + _mix(colour[changed].astype(np.uint64)))
+    _split(colour, changed, hashes[changed] + _mix(colour[changed].astype(np.uint64)))
     return colour
 
 
 def _mix(values: Hashes) -> Hashes:
-    """A 64-bit finaliser (splitmix64: Steele, Lea & Flood 2014): equal in, equal out; sums of its values tell
-    multisets apart.
+    """The finaliser of splitmix64 (Steele, Lea & Flood 2014), a bijection of 64-bit numbers; sums of its values
+    distinguish multisets.
     """
     with np.errstate(over="ignore"):
         values = values + np.uint64(0x9E3779B97F4A7C15)

@@ -1,5 +1,15 @@
-"""Families of units and the blocks they live in: a DAG of components, each a symmetric group per fibre over its
-parents.
+"""Families of units and the blocks they lie in: a DAG of families, each a symmetric group per fibre over its parents.
+
+A parent has fewer units than its children, so the families form a DAG. The solver accepts two shapes:
+
+- *one parent*: the fibres over the parent's units are blocks (units inside heads); each fibre is permuted freely, and
+  whole fibres move with the parent;
+- *a product*: two parents, each pair of their units occurring equally often (the weight of a grouped convolution over
+  (group, output) and (group, input)). Nothing moves there on its own: the parents' movements determine the family's.
+
+Where two parents occur together only within blocks (output and input channels of one convolution group), the blocks are
+a common ancestor, possibly one that no operation mentions: query heads and key-value units of grouped attention share
+the key heads. `repair_blocks` adds it as a family of its own, so that the product is one per block.
 """
 
 from __future__ import annotations
@@ -16,17 +26,17 @@ from rebasin_cli.symmetry.relations import Relations
 
 IRREGULAR = "blocks that cannot be permuted independently"
 
-Map = tuple[int, Ids]
-"""A family, and the unit there of every unit here."""
+ParentMap = tuple[int, Ids]
+"""A family above, and for every unit here its unit there."""
 
 
 @dataclass(slots=True)
 class UnitFamily:
-    """Units that may trade places, within one block of the parent if there is one.
+    """Units that may be exchanged, within one block of the parent if there is one.
 
     Attributes:
         size: number of units.
-        parents: for each family that this one follows, its number and the parent unit of every unit.
+        parents: for each parent family, its number and the parent unit of every unit.
         fibre: for every unit, which fibre (block) it lies in.
         local: for every unit, its place within its fibre.
         moves: whether its fibres are symmetric groups of their own.
@@ -42,7 +52,7 @@ class UnitFamily:
 
 
 def assign_fibres(families: list[UnitFamily]) -> None:
-    """Give every unit its fibre and its place there, and every family its ancestors."""
+    """Assign every unit its fibre and its index there, and every family its ancestors."""
     direct = direct_parents(families)
     for which in upper_first(families):
         family = families[which]
@@ -66,7 +76,11 @@ def assign_fibres(families: list[UnitFamily]) -> None:
 
 
 def repair_blocks(relations: Relations, families: list[UnitFamily], family: Ids, number: Ids, colour: Ids) -> bool:
-    """Name the blocks that two parents share, and pin what is no product of its parents; True if anything was said."""
+    """Add the blocks that two parents share, and pin what is no product of its parents; True if relations were added.
+
+    A family that reaches one ancestor by two different maps (position i of a block and position j) is pinned: moving
+    the ancestor would have to move it in two ways.
+    """
     direct = direct_parents(families)
     above = _all_above(families, direct)
     first_id = _first_ids(families, family, number, colour)
@@ -85,15 +99,18 @@ def repair_blocks(relations: Relations, families: list[UnitFamily], family: Ids,
 def _repair_product(
     relations: Relations,
     families: list[UnitFamily],
-    above: list[list[Map]],
+    above: list[list[ParentMap]],
     first_id: list[Ids],
     which: int,
-    maps: list[Map],
+    maps: list[ParentMap],
     named: set[tuple[int, int, bytes]],
 ) -> bool:
-    """Every two parents share blocks that have a name, and the first two make up a product, or the family is pinned.
+    """Add the common blocks of every two parents that lack them; pin the family where it is no product of parents.
 
-    A third parent is met by naming the product of the first two, which then stands for both.
+    The family is a product where, within each common block, every pair of parent units occurs, and equally often: then
+    any permutation of one parent extends to the family whatever the other does. Three parents are reduced to two by
+    adding the product of the first two as a family of its own. Blocks and products are related through ids of one
+    colour of each parent, so the new relations distinguish no unit from another of its block.
     """
     sharing = [_shared_blocks(families[p].size, families[q].size, to_p, to_q) for (p, to_p), (q, to_q) in _pairs(maps)]
     changed = False
@@ -128,19 +145,21 @@ def _repair_product(
     return False
 
 
-def _pairs(maps: list[Map]) -> list[tuple[Map, Map]]:
+def _pairs(maps: list[ParentMap]) -> list[tuple[ParentMap, ParentMap]]:
     return list(itertools.combinations(maps, 2))
 
 
 def _shared_blocks(p_size: int, q_size: int, to_p: Ids, to_q: Ids) -> Ids:
-    """Blocks of two parents that occur together: block by unit, the units of the first parent first."""
+    """Block number by unit, the units of the first parent first: units of both parents that occur together, directly or
+    through others, are in one block (connected components of the bipartite graph).
+    """
     graph = coo_array((np.ones(len(to_p), dtype=np.int8), (to_p, p_size + to_q)), shape=(p_size + q_size,) * 2)
     blocks: Ids = connected_components(graph, directed=False)[1].astype(np.int64)
     return blocks
 
 
-def _is_named(above: list[list[Map]], p: int, q: int, in_p: Ids, in_q: Ids) -> bool:
-    """Whether a family above both parents already is this division into blocks."""
+def _is_named(above: list[list[ParentMap]], p: int, q: int, in_p: Ids, in_q: Ids) -> bool:
+    """Whether a family above both parents is already this division into blocks."""
     for ancestor, of_p in above[p]:
         for other, of_q in above[q]:
             if ancestor == other and _same_division(np.r_[of_p, of_q], np.r_[in_p, in_q]):
@@ -153,10 +172,10 @@ def _same_division(left: Ids, right: Ids) -> bool:
     return joint == len(np.unique(left)) == len(np.unique(right))
 
 
-def direct_parents(families: list[UnitFamily]) -> list[list[Map]]:
-    """For each family its parents without those that follow from another parent."""
-    direct: list[list[Map]] = [[] for _ in families]
-    above: list[list[Map]] = [[] for _ in families]
+def direct_parents(families: list[UnitFamily]) -> list[list[ParentMap]]:
+    """For each family its parents, without those that are composed of another parent and its parents."""
+    direct: list[list[ParentMap]] = [[] for _ in families]
+    above: list[list[ParentMap]] = [[] for _ in families]
     for which in upper_first(families):
         maps = families[which].parents
         composed = [
@@ -172,8 +191,8 @@ def direct_parents(families: list[UnitFamily]) -> list[list[Map]]:
     return direct
 
 
-def _all_above(families: list[UnitFamily], direct: list[list[Map]]) -> list[list[Map]]:
-    above: list[list[Map]] = [[] for _ in families]
+def _all_above(families: list[UnitFamily], direct: list[list[ParentMap]]) -> list[list[ParentMap]]:
+    above: list[list[ParentMap]] = [[] for _ in families]
     for which in upper_first(families):
         maps = direct[which]
         above[which] = _distinct(
@@ -182,19 +201,20 @@ def _all_above(families: list[UnitFamily], direct: list[list[Map]]) -> list[list
     return above
 
 
-def _distinct(maps: list[Map]) -> list[Map]:
+def _distinct(maps: list[ParentMap]) -> list[ParentMap]:
     found = {(family, units.tobytes()): (family, units) for family, units in maps}
     return list(found.values())
 
 
 def upper_first(families: list[UnitFamily]) -> list[int]:
-    """Families by size: a parent always has fewer units than those that follow it."""
+    """Families by size: a parent always has fewer units than its children."""
     return sorted(range(len(families)), key=lambda which: families[which].size)
 
 
 def _first_ids(families: list[UnitFamily], family: Ids, number: Ids, colour: Ids) -> list[Ids]:
-    """For each family, the id of every unit that has the family's smallest colour: all of one colour, so that what is
-    said of them meaning no unit from another.
+    """For each family, the id of every unit that has the family's smallest colour.
+
+    They are all of one colour, so relations between them distinguish no unit from another.
     """
     sizes = np.array([entry.size for entry in families], dtype=np.int64)
     lowest = np.full(len(families), np.iinfo(np.int64).max)
@@ -207,7 +227,7 @@ def _first_ids(families: list[UnitFamily], family: Ids, number: Ids, colour: Ids
 
 
 def rank_within(group: Ids) -> Ids:
-    """For every place, how many places before it hold the same number."""
+    """For every index, how many indices before it hold the same number."""
     order = np.argsort(group, kind="stable")
     sizes = np.bincount(group)
     rank = np.empty(len(group), dtype=np.int64)

@@ -15,7 +15,7 @@ ids, and a view that merges dimensions only lists more factors in one dimension.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
 
@@ -25,13 +25,11 @@ from numpy.typing import NDArray
 Ids = NDArray[np.int64]
 
 JOINT_LIMIT = 1 << 22
-"""Largest number of ids that a parameter may get for several axes jointly; beyond, each axis is reordered as a
-whole.
-"""
+"""Largest number of joint positions of several axes that get ids; beyond, each axis is permuted as a whole."""
 
 
 class Factor:
-    """One factor of a dimension; compared by identity, shared by all entries that speak about it."""
+    """One factor of a dimension; compared by identity, shared by all entries that contain it."""
 
     __slots__ = ("size",)
 
@@ -43,11 +41,11 @@ class Factor:
 
 
 class RowChoice(Factor):
-    """Which of `size` blocks a row was given (the expert of a token): a factor that no dimension holds.
+    """Which of `size` blocks each row has selected (the expert of a token): a factor that no dimension contains.
 
-    Every row along `rows` has one; when the blocks trade places, the numbers by which they are picked change along. An
-    entry over (picked, f) says that positions f move as the row's own block moves them. That has a meaning only where
-    the rows are told apart, so `alive` asks whether they still are, possibly split into `parts`.
+    When the blocks are permuted, the indices that select them change accordingly. An entry over (row choice, f) says
+    that positions f move as the block selected by the row moves them. That has a meaning only while the rows are
+    separate: `alive` is true while all factors of the rows are present, possibly split into `parts`.
     """
 
     __slots__ = ("parts", "place", "rows")
@@ -59,7 +57,7 @@ class RowChoice(Factor):
         self.place: dict[Factor, tuple[int, ...]] = {row: (number,) for number, row in enumerate(rows)}
 
     def split(self, factor: Factor, parts: tuple[Factor, ...]) -> None:
-        """A factor of the rows is written as a product of others from now on."""
+        """Record that a factor of the rows is also written as a product of these parts."""
         self.parts[factor].append(parts)
         for number, part in enumerate(parts):
             self.parts.setdefault(part, [])
@@ -76,9 +74,10 @@ class RowChoice(Factor):
 
 
 class IdBlock:
-    """Ids for `size` positions, given out when they are first needed, or adopted from the first partner met.
+    """Ids for `size` positions, assigned when they are first needed, or adopted from the first partner.
 
-    Adoption is what keeps models small: the input axis of a weight takes over the ids of what it is multiplied with.
+    Adoption keeps the number of ids small: the input axis of a weight adopts the ids of what it is multiplied with. It
+    is the one thing here that changes: from no ids to ids, once.
     """
 
     __slots__ = ("ids", "size")
@@ -92,7 +91,7 @@ class IdBlock:
 class Entry:
     """Ids of the joint positions of `factors`: an array with one axis per factor.
 
-    `block` is kept only while the entry is a whole block in its own order, so that it may still adopt a partner's ids.
+    They are those of `block`, rearranged by `order` where it is given.
     """
 
     factors: tuple[Factor, ...]
@@ -105,22 +104,20 @@ class Entry:
 
     @property
     def unresolved(self) -> bool:
-        """Whether no id was given out yet and the whole block is here in its own order."""
+        """Whether the entry may still adopt ids: none is assigned, and it is the whole block in its own order."""
         return self.block.ids is None and self.order is None
-
-    def covers(self, factors: Iterable[Factor]) -> bool:
-        return set(factors) <= set(self.factors)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class IndexMeaning:
-    """What a tensor's numbers mean where they are more than numbers.
+    """What an integer tensor's values mean where they refer to positions that move.
 
     Attributes:
-        kind: `index`: each number is a position of `block`, and changes with it; `order`: the order that sorts picks,
-            its rows being the sorted ones; `counts`, `ends`: how many rows picked each position, where their run ends.
+        kind: `index`: each value is a position of `block`, and is renumbered with it; `order`: the permutation that
+            sorts indices, its own positions being the sorted rows; `counts`, `ends`: how many rows selected each
+            position, and where its segment of the sorted rows ends.
         block: the positions.
-        token: the same for tensors that hold the same numbers in the same rows.
+        token: the same object for tensors that hold the same values in the same rows.
     """
 
     kind: str
@@ -153,18 +150,12 @@ class AxisLayout:
     def factors(self) -> tuple[Factor, ...]:
         return tuple([factor for dim in self.dims for factor in dim])
 
-    def is_fixed(self, factor: Factor) -> bool:
-        return factor in self.fixed
-
-    def is_uniform(self, factor: Factor) -> bool:
-        return factor not in self.fixed and not any(factor in entry.factors for entry in self.entries)
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Leaf:
-    """A parameter or buffer, and its layout as long as nothing has used it: each axis on its own.
+    """A parameter or buffer, and its layout before any use: each axis on its own.
 
-    It never changes. How its axes factor is decided by its first use, and stands in `Relations`.
+    It never changes. How its axes factor is decided by its first use and recorded in `Relations`.
     """
 
     key: str
@@ -178,10 +169,9 @@ def all_differ(ids: Ids) -> bool:
 
 
 def coordinates(positions: Ids, over: Sequence[Factor]) -> dict[Factor, Ids]:
-    """Where positions along factors read as one axis lie along each of them: arrays like `positions`.
+    """The coordinate along each factor of positions along all of them read as one axis: arrays like `positions`.
 
-    `numpy.unravel_index` does this too, but NumPy 2.4 gives the last of the first 8,192 for all that follow where the
-    last axis has one entry.
+    Not `numpy.unravel_index`: that of NumPy 2.4 is wrong beyond 8,192 positions where the last axis has length 1.
     """
     found: dict[Factor, Ids] = {}
     for factor in reversed(over):
@@ -190,32 +180,26 @@ def coordinates(positions: Ids, over: Sequence[Factor]) -> dict[Factor, Ids]:
 
 
 def dimension(size: int) -> tuple[Factor, ...]:
-    """The factors of a dimension about which nothing is known yet."""
+    """The factors of a new dimension of this size."""
     return () if size == 1 else (Factor(size),)
 
 
 def uniform_layout(shape: Sequence[int]) -> AxisLayout:
-    """A tensor that is the same everywhere."""
+    """The layout of a tensor all of whose elements are equal."""
     return AxisLayout(tuple(dimension(size) for size in shape))
 
 
 def fixed_layout(shape: Sequence[int], reason: str) -> AxisLayout:
-    """A tensor all of whose positions keep their order."""
+    """The layout of a tensor all of whose positions are pinned."""
     layout = uniform_layout(shape)
     return replace(layout, fixed=dict.fromkeys(layout.factors, reason))
 
 
 def free_layout(shape: Sequence[int]) -> AxisLayout:
-    """A tensor each of whose axes may be reordered on its own."""
+    """The layout of a tensor each of whose axes may be permuted on its own."""
     layout = uniform_layout(shape)
     entries = tuple(Entry((factor,), IdBlock(factor.size)) for factor in layout.factors)
     return replace(layout, entries=entries)
-
-
-def split_factor(layout: AxisLayout, factor: Factor, sizes: Sequence[int]) -> AxisLayout:
-    """The same layout with one factor written as a product of several, outer to inner."""
-    parts = tuple(Factor(size) for size in sizes)
-    return substitute(layout, {factor: parts})
 
 
 def substitute(layout: AxisLayout, parts: Mapping[Factor, tuple[Factor, ...]]) -> AxisLayout:
@@ -239,9 +223,7 @@ def _substitute_entry(entry: Entry, parts: Mapping[Factor, tuple[Factor, ...]]) 
 
 
 def regroup(layout: AxisLayout, shape: Sequence[int]) -> AxisLayout | None:
-    """The layout, which is not open, under a view to `shape`; None where the new dimensions cut across factors that do
-    not divide.
-    """
+    """The resolved layout under a view to `shape`; None where a new dimension cuts a factor that does not divide."""
     queue = list(layout.factors)
     dims: list[tuple[Factor, ...]] = []
     for size in shape:

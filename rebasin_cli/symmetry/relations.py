@@ -1,14 +1,15 @@
-"""What the operations say about ids: the relations that the solver closes.
+"""The relations between ids that the rules record and the solver closes.
 
-- *link*: two id arrays are moved by the same permutation, position by position;
-- *function*: child to parent, and the parent map commutes with the permutation (units inside heads);
+- *link*: two id arrays are moved by the same permutation, element by element;
+- *function*: child to parent; the permutation commutes with this map (units inside heads);
 - *colour*: positions with different labels are never exchanged (a slice, a segment, an index along a fixed axis);
-- *pin*: each of these positions keeps its place, with the reason;
-- *sorting*: rows that were sorted by what they picked; if the rows cannot trade places, what they picked cannot either.
+- *pin*: none of these positions moves, with the reason;
+- *sorting*: rows sorted by index values; if not all rows are exchangeable, the indexed positions are pinned.
 
-How a leaf's axes factor is unknown until an operation uses it. The first use decides; what any other use took the leaf
-to be is a *claim*, and run together with the decision (`algebra.settle_claims`). So two uses of one leaf are related
-even where neither knew of the other, as in an operation that is given the same leaf twice.
+How the axes of a leaf factor is unknown until an operation uses it. The first use decides. What any other use assumed
+about the leaf is a *claim*, which `algebra.settle_claims` joins with the decision: it is one tensor, so what is known
+of either view holds for both. So two uses of one leaf are related even where neither knew of the other, as in an
+operation that is given the same leaf twice.
 """
 
 from __future__ import annotations
@@ -25,16 +26,16 @@ from rebasin_cli.symmetry.positions import AxisLayout, Entry, Factor, IdBlock, I
 
 @dataclass(slots=True)
 class Relations:
-    """The relations found so far, and the ids given out.
+    """The relations recorded so far, and the ids assigned.
 
     Attributes:
         size: number of ids.
-        births: ids are born in batches; the first id of each batch.
-        links, functions, colours, pins: flat arrays, see the module's words.
-        sortings: rows, and the positions by whose numbers they were sorted.
-        decided: the layout of every leaf whose first use has decided it, axes in the leaf's own order.
-        held: axes that keep their order, with the reason, of leaves that are not decided.
-        claims: what other uses took leaves to be, not yet run together with the decision.
+        births: the first id of each batch; ids are created in batches.
+        links, functions, colours, pins: flat arrays, see the module's docstring.
+        sortings: rows, and the positions by whose indices they were sorted.
+        decided: the layout of every leaf that has been used, axes in the leaf's own order.
+        held: pinned axes, with the reason, of leaves that are not decided.
+        claims: what other uses assumed about leaves, not yet joined with the decision.
     """
 
     size: int = 0
@@ -47,9 +48,9 @@ class Relations:
     decided: dict[Leaf, AxisLayout] = field(default_factory=dict)
     held: dict[Leaf, dict[int, str]] = field(default_factory=dict)
     claims: list[tuple[Leaf, AxisLayout]] = field(default_factory=list)
-    _picked: dict[tuple[int, tuple[Factor, ...]], tuple[object, RowChoice]] = field(default_factory=dict)
+    _choices: dict[tuple[int, tuple[Factor, ...]], tuple[object, RowChoice]] = field(default_factory=dict)
     _parents: dict[bytes, IdBlock] = field(default_factory=dict)
-    _said: set[bytes] = field(default_factory=set)
+    _recorded: set[bytes] = field(default_factory=set)
 
     def new_ids(self, count: int) -> Ids:
         ids = np.arange(self.size, self.size + count, dtype=np.int64)
@@ -58,7 +59,7 @@ class Relations:
         return ids
 
     def ids(self, entry: Entry) -> Ids:
-        """The ids of an entry, shaped like its factors; an open block receives its ids now."""
+        """The ids of an entry, shaped like its factors; a block without ids receives them now."""
         if entry.block.ids is None:
             entry.block.ids = self.new_ids(entry.block.size)
         if entry.order is None:
@@ -88,7 +89,10 @@ class Relations:
         self.pins.append((ids.ravel(), reason))
 
     def same(self, left: Entry, right: Entry) -> None:
-        """Two entries over the same factors are moved alike; an open one adopts the other's ids."""
+        """Two entries over the same factors move together; an unresolved one adopts the other's ids.
+
+        Adoption says the same as a link between new ids and old ones, with no ids and no relation added.
+        """
         whole = left.order is None and right.order is None
         if whole and left.block is right.block and left.factors == right.factors:
             return
@@ -102,7 +106,7 @@ class Relations:
             left.block.ids = np.ascontiguousarray(self.ids_in_order(right, left.factors)).ravel()
 
     def finer(self, fine: Entry, coarse: Entry) -> None:
-        """The positions of `coarse` follow those of `fine`, which speaks about more factors."""
+        """The positions of `coarse` are parents of those of `fine`, whose factors include its own."""
         ids = self.ids(coarse)
         shape = [factor.size if factor in coarse.factors else 1 for factor in fine.factors]
         order = [factor for factor in fine.factors if factor in coarse.factors]
@@ -110,9 +114,10 @@ class Relations:
         self.function(self.ids(fine), ids)
 
     def parents(self, entry: Entry, kept: Sequence[Factor]) -> Entry:
-        """The rows of an entry over `kept`, some of its factors, as positions of their own.
+        """The rows of an entry over `kept`, some of its factors, as positions with ids of their own.
 
-        The same rows always get the same ids.
+        Equal rows, as sets of ids, always get the same parent ids: which columns they were written in is irrelevant, so
+        rows are compared sorted.
         """
         rest = [factor for factor in entry.factors if factor not in kept]
         shape = tuple(factor.size for factor in kept)
@@ -126,19 +131,19 @@ class Relations:
             self.function(rows, block.ids[:, None])
         return Entry(tuple(kept), block)
 
-    def picked(self, meaning: IndexMeaning, rows: tuple[Factor, ...]) -> RowChoice:
-        """The factor of what these rows picked: the same one for the same numbers in the same rows."""
+    def row_choice(self, meaning: IndexMeaning, rows: tuple[Factor, ...]) -> RowChoice:
+        """The factor for what these rows selected: the same one for the same index values in the same rows."""
         key = (id(meaning.token), rows)
-        if key not in self._picked:
-            self._picked[key] = meaning.token, RowChoice(meaning.block.size, rows)
-        return self._picked[key][1]
+        if key not in self._choices:
+            self._choices[key] = meaning.token, RowChoice(meaning.block.size, rows)
+        return self._choices[key][1]
 
     def layout(self, leaf: Leaf) -> AxisLayout:
         """What is known of a leaf, its axes in their own order."""
         return self.view(leaf, range(len(leaf.initial.dims)))
 
     def view(self, leaf: Leaf, axes: Sequence[int]) -> AxisLayout:
-        """What is known of a leaf, with its axes in this order; -1 is a new one of length 1."""
+        """What is known of a leaf, with its axes in this order; -1 stands for a new axis of length 1."""
         known = self.decided.get(leaf)
         if known is None:
             held = self.held.get(leaf, {})
@@ -149,7 +154,7 @@ class Relations:
         return replace(known, dims=dims, leaf=leaf, axes=tuple(axes), unresolved=leaf not in self.decided)
 
     def decide(self, view: AxisLayout, entries: tuple[Entry, ...], fixed: Mapping[Factor, str]) -> AxisLayout:
-        """An open view of a leaf as a layout with these entries and fixed factors, over the view's factors.
+        """An unresolved view of a leaf, resolved to these entries and fixed factors, over the view's factors.
 
         The first such layout is the leaf's; any other is a claim about it.
         """
@@ -164,18 +169,18 @@ class Relations:
         else:
             self.decided[leaf] = AxisLayout(dims, entries, fixed)
             for axis, reason in self.held.get(leaf, {}).items():
-                if any(factor not in fixed for factor in dims[axis]):  # held after this view of it was taken
+                if any(factor not in fixed for factor in dims[axis]):  # pinned after this view was taken
                     self._claim_held(leaf, axis, reason)
         return AxisLayout(view.dims, entries, fixed)
 
     def released(self, layout: AxisLayout) -> AxisLayout:
-        """The layout as such, no view of a leaf: if it was open, the leaf is what the view shows."""
+        """The layout without its leaf; an unresolved leaf is decided to be as the view shows it."""
         if layout.unresolved:
             return self.decide(layout, layout.entries, layout.fixed)
         return layout if layout.leaf is None else replace(layout, leaf=None, axes=())
 
     def hold_axis(self, leaf: Leaf, axis: int, reason: str) -> None:
-        """One axis of a leaf keeps its order."""
+        """Pin one axis of a leaf."""
         self.held.setdefault(leaf, {})[axis] = reason
         if leaf in self.decided:
             self._claim_held(leaf, axis, reason)
@@ -189,14 +194,19 @@ class Relations:
         digest.update(np.ascontiguousarray(left).tobytes())
         digest.update(np.ascontiguousarray(right).tobytes())
         key = digest.digest()
-        if key in self._said:
+        if key in self._recorded:
             return False
-        self._said.add(key)
+        self._recorded.add(key)
         return True
 
 
 def keep_finest(relations: Relations, pool: Sequence[Entry]) -> list[Entry]:
-    """Keep the finest entries of a pool over common factors, and say how the others follow from them."""
+    """The finest entries of a pool over common factors; the others are related to them.
+
+    Entries are visited from fine to coarse. Over equal factors, an entry is the same as a kept one; over fewer factors,
+    its positions are parents of the kept one's; where factors merely overlap, both have the same rows over the common
+    factors, and both are kept.
+    """
     kept: list[Entry] = []
     for entry in sorted(pool, key=lambda entry: -len(entry.factors)):
         factors = set(entry.factors)
@@ -220,7 +230,7 @@ def keep_finest(relations: Relations, pool: Sequence[Entry]) -> list[Entry]:
 
 
 def hold_entry(relations: Relations, entry: Entry, fixed: Mapping[Factor, str]) -> None:
-    """Positions of an entry that lie along fixed factors keep their place there."""
+    """Record that factors of an entry are fixed: positions that differ along them are never exchanged."""
     ids = relations.ids(entry)
     reason = next(iter(fixed.values()))
     if all(factor in fixed for factor in entry.factors):

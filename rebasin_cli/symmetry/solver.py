@@ -1,10 +1,20 @@
-"""Closes the relations: which units there are, which families they form, and inside which blocks they live.
+"""Closes the relations: finds the units, the families they form, and the blocks of other families they lie in.
 
-After colour refinement, ids that are linked one to one are one *unit*; the units of linked colours form a *family*. A
-family
-whose units follow another family's lives in its blocks: each fibre over a block is a symmetric group of its own. A
-family
-that follows two others is their product and moves with them. What has no such form is pinned, and the closure repeated.
+The solution is the group of permutations of ids that preserves all relations. It is found in three steps:
+
+1. Colour refinement gives the coarsest equitable colouring. Ids of different colours are never exchanged, so every
+   permutation in the group maps each colour to itself.
+2. Between two colours of equal size, a relation pairs ids one to one, because in an equitable colouring all ids of a
+   colour have equally many partners of the other. Paired ids move together: they are one *unit*. Colours connected by
+   such pairings form a *family*, all of whose colours are permuted by one permutation of its units.
+3. Between colours of different size, a relation maps a child family to a parent family. The child's units over one
+   parent unit are a *fibre*: they stay together when the parent moves, and each fibre is a symmetric group of its own.
+   A family with two parents is their product and moves with them.
+
+Refinement is necessary, not sufficient: an equitable colouring may join what no permutation exchanges (the classic
+example are regular graphs). So what does not have the form above is pinned, and everything is solved again. Each round
+pins or names something new, of which there are finitely many, so the loop ends; and pins only shrink the group, so the
+result is sound.
 """
 
 from __future__ import annotations
@@ -34,7 +44,7 @@ class Closure:
         family: family number by id.
         unit: unit number within its family, by id.
         colour: colour by id; the ids of one unit all differ in colour.
-        families: all families; the last one holds all ids that stand alone.
+        families: all families; the last one holds all ids whose colour is theirs alone.
         reason: number of the pin's reason by id, -1 where none is known.
         reasons: the reasons.
     """
@@ -47,24 +57,26 @@ class Closure:
     reasons: list[str]
 
     def moves(self, ids: Ids) -> bool:
-        """Whether any of these ids can trade its place."""
+        """Whether any of these ids can move."""
         owners = np.unique(self.family[ids])
         return any(self.families[above].moves for owner in owners for above in self.families[owner].ancestors)
 
 
 def solve(relations: Relations) -> Closure:
-    """Close the relations; those that have no solution in blocks are pinned on the way."""
+    """Close the relations; ids without a solution in families and blocks are pinned on the way."""
     colour: Ids | None = None
     while True:
         edges = Edges.of(relations)
         colour = refine(relations, edges, colour)
         size_of = np.bincount(colour)
-        # Refinement gives all ids of a colour the same edges, so a relation between two colours of one size pairs them.
+        # The colouring is equitable: by one relation, all ids of a colour have equally many partners of another colour.
+        # Each source has one target, so between colours of equal size that number is one in both directions.
         one_to_one = size_of[colour[edges.source]] == size_of[colour[edges.target]]
         source, target = edges.source[one_to_one], edges.target[one_to_one]
         unit = _components(relations.size, source, target)
         family_of_colour = _components(len(size_of), colour[source], colour[target])
-        # A component holds as many ids of one colour as of any other of its family: one, or it is twisted.
+        # A unit must hold exactly one id of each colour of its family. A component with more (`x + x.flip(0)` couples u
+        # to n - u, and thereby two units to each other) has exchangeable ids, but no permutation of units exchanges them.
         twisted = np.bincount(unit)[unit] != np.bincount(family_of_colour)[family_of_colour[colour]]
         if np.any(twisted):
             relations.pin(np.flatnonzero(twisted), TWISTED)
@@ -83,7 +95,11 @@ def solve(relations: Relations) -> Closure:
 
 
 def _pin_what_sorts(relations: Relations, colour: Ids, size_of: Ids) -> bool:
-    """Pin positions that could still move although the rows that were sorted by them cannot all trade places."""
+    """Pin positions that could still move although rows were sorted by them that cannot all be exchanged.
+
+    When the positions move, the sorted rows are permuted in some way that depends on the data. That is harmless only
+    where every permutation of these rows is in the group: where all of them have one colour.
+    """
     bad = [
         by.ids
         for rows, by in relations.sortings
@@ -98,7 +114,7 @@ def _pin_what_sorts(relations: Relations, colour: Ids, size_of: Ids) -> bool:
 def _in_order(family: Ids, alone: NDArray[np.bool_]) -> Ids:
     """Families numbered in the order of their smallest ids, so that names do not depend on how colours were found.
 
-    All ids that stand alone are the last family together: nothing can move there.
+    All ids with a colour of their own are the last family together: nothing can move there.
     """
     first = first_places(family)
     trivial = alone[first]
@@ -127,7 +143,7 @@ def _number_units(family: Ids, unit: Ids) -> Ids:
 
 
 def _find_parents(families: list[UnitFamily], edges: Edges, many: NDArray[np.bool_], family: Ids, number: Ids) -> None:
-    """Distinct maps from families to the families that their units follow; trivial ones left out."""
+    """Distinct maps from the units of a family to those of its parents; parents of one unit are left out."""
     sizes = np.array([entry.size for entry in families], dtype=np.int64)
     kept = many & (sizes[family[edges.target]] > 1)
     source, target, label = edges.source[kept], edges.target[kept], edges.label[kept]
@@ -153,7 +169,7 @@ def _find_parents(families: list[UnitFamily], edges: Edges, many: NDArray[np.boo
 
 
 def _reasons(relations: Relations, edges: Edges, alone: Ids) -> tuple[Ids, list[str]]:
-    """For every id that stands alone, the reason of a pin that reaches it."""
+    """For every id with a colour of its own, the reason of a pin from which a chain of relations reaches it."""
     reasons: list[str] = []
     reason = np.full(relations.size, -1, dtype=np.int64)
     for ids, why in relations.pins:

@@ -150,7 +150,7 @@ def rows_by_index(op: Op, table: AxisLayout, place: int, index: AxisLayout, mean
     """`table` with the dimension `place`, whose positions are told, replaced by the dimensions of `index`."""
     if table.shape[place] != meaning.block.size:
         return None
-    picked = op.relations.picked(meaning, index.factors)
+    picked = op.relations.row_choice(meaning, index.factors)
     if table.unresolved and all(len(dim) < 2 for dim in table.dims) and table.dims[place]:
         table = _paired(op.relations, table, place, meaning)
     table = materialise(op.relations, op.relations.released(table), place)
