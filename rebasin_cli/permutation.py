@@ -15,10 +15,10 @@ from rebasin_cli.errors import ModelError, NumericalError
 from rebasin_cli.spec import PermutationSpec, Site
 
 Permutations = dict[str, Tensor]
-"""Permutation by group name; a group that is absent keeps its order."""
+"""Permutation by group name; an absent group is not permuted."""
 
 AT_ONCE = 1 << 19
-"""Numbers that a permutation in place holds twice."""
+"""Elements that an in-place permutation copies at a time."""
 
 
 def identity(spec: PermutationSpec) -> Permutations:
@@ -45,7 +45,7 @@ def compose(first: Tensor, then: Tensor) -> Tensor:
 
 
 def check_permutation(perm: Tensor, size: int, what: str) -> None:
-    """Raise NumericalError unless `perm` holds each of 0 … size-1 once."""
+    """Raise NumericalError unless `perm` contains each of 0 … size-1 once."""
     if perm.shape != (size,) or not torch.equal(perm.sort().values, torch.arange(size, dtype=perm.dtype)):
         raise NumericalError(f"{what}: not a permutation of {size} units")
 
@@ -80,7 +80,7 @@ class Gather:
 
 
 def gathers(spec: PermutationSpec, permutations: Mapping[str, Tensor], key: str, shape: Sequence[int]) -> list[Gather]:
-    """The few gathers, in order, that permute the tensor `key` of this shape; empty where nothing moves."""
+    """The gathers, in order, that permute the tensor `key` of this shape; empty if nothing moves."""
     steps: list[Gather] = []
     for group, site in spec.sites_by_key.get(key, ()):
         perm = permutations.get(group.name)
@@ -92,7 +92,7 @@ def gathers(spec: PermutationSpec, permutations: Mapping[str, Tensor], key: str,
 
 
 def _append(steps: list[Gather], step: Gather) -> None:
-    """Add a gather, folded into an earlier one of the same axes where nothing in between touches them."""
+    """Add a gather, composed with an earlier one of the same axes if no gather in between overlaps them."""
     for place in range(len(steps) - 1, -1, -1):
         earlier = steps[place]
         if (earlier.axis, earlier.span) == (step.axis, step.span):
@@ -104,7 +104,7 @@ def _append(steps: list[Gather], step: Gather) -> None:
 
 
 def permute_tensor(tensor: Tensor, steps: Sequence[Gather]) -> Tensor:
-    """The tensor with every gather applied in turn; the very same tensor where there is none."""
+    """The tensor with every gather applied in turn; the same object if there is none."""
     for step in steps:
         index = step.index.to(tensor.device)
         if step.span == 1:
@@ -116,7 +116,7 @@ def permute_tensor(tensor: Tensor, steps: Sequence[Gather]) -> Tensor:
 
 
 def permute_in_place(tensor: Tensor, steps: Sequence[Gather]) -> Tensor:
-    """`permute_tensor`, but a large tensor is permuted where it lies, a part at a time; nobody else may hold it."""
+    """`permute_tensor`, but a large tensor is permuted in place, a part at a time; it must not be used elsewhere."""
     if tensor.numel() <= AT_ONCE or not tensor.is_contiguous():
         return permute_tensor(tensor, steps)
     for place, step in enumerate(steps):
@@ -133,7 +133,7 @@ def permute_in_place(tensor: Tensor, steps: Sequence[Gather]) -> Tensor:
 def apply(
     spec: PermutationSpec, permutations: Mapping[str, Tensor], tensors: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """All tensors permuted; those that nothing moves are passed on as they are.
+    """All tensors permuted; those without permuted axes are returned as they are.
 
     Raises:
         ModelError: a permutation names a group that the spec lacks.

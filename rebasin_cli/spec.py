@@ -1,7 +1,7 @@
-"""Which axes of which tensors move together: the seam between understanding a model and matching it.
+"""The permutation spec: which axes of which tensors must be permuted together.
 
-A `PermutationSpec` is plain data. It can be printed, saved as JSON, edited by hand and loaded back, and matching cannot
-tell whether it came from a trace or from a file.
+A `PermutationSpec` is plain data: it can be printed, saved as JSON, edited by hand and loaded back. Matching depends on
+nothing else of a model.
 
 A site reads the axes `axis … axis + span - 1` of a tensor as one, takes the segment `[offset, offset + outer*n*inner)`
 of it, sees that as `(outer, n, inner)` and gathers it on its middle. Where units lie otherwise, `positions` lists for
@@ -70,7 +70,7 @@ class Tap:
 
 @dataclass(frozen=True, slots=True)
 class ParentBlock:
-    """A nested group lives in block `block` of the group named `group`: when the blocks move, it moves along."""
+    """A nested group lies in block `block` of the group named `group`, and moves with that block."""
 
     group: str
     block: int
@@ -88,7 +88,7 @@ class AxisGroup:
 
 @dataclass(frozen=True, slots=True)
 class PinnedAxis:
-    """An axis that keeps its order, with the reason in words a user understands."""
+    """An axis that no group permutes, with a short reason for users."""
 
     key: str
     axis: int
@@ -97,7 +97,7 @@ class PinnedAxis:
 
 @dataclass(frozen=True)
 class PermutationSpec:
-    """All axis groups of a model, in the order in which the data meets them, and everything that is pinned.
+    """All axis groups of a model, in the order of the forward pass, and all pinned axes.
 
     Nested groups gather inside their block first, in the original coordinates; then the parent moves whole blocks.
     """
@@ -173,13 +173,13 @@ class PermutationSpec:
                 _check_site(group, site, shapes)
 
     def check_ties(self, ties: Mapping[str, str]) -> None:
-        """Check that names of one tensor move alike.
+        """Check that all names of one tensor are permuted alike.
 
         Args:
             ties: for each further name of a tensor, its first one.
 
         Raises:
-            ModelError: they do not; a file that holds both would then disagree with itself.
+            ModelError: they do not; a file that contains both would then be inconsistent.
         """
         for key, first in ties.items():
             one, other = (
@@ -188,7 +188,7 @@ class PermutationSpec:
             )
             if one != other:
                 raise ModelError(
-                    f"spec: {key} and {first} are one tensor in this model, but they are moved differently",
+                    f"spec: {key} and {first} are one tensor in this model, but they are permuted differently",
                     hint="give both the same sites",
                     slug="tied-apart",
                 )
@@ -228,7 +228,7 @@ class PermutationSpec:
         try:
             return PermutationSpec.from_json(json.loads(text))
         except json.JSONDecodeError as error:
-            raise ModelError(f"a permutation spec is JSON, and this is not: {error}") from error
+            raise ModelError(f"not a permutation spec: invalid JSON: {error}") from error
 
 
 def _group_to_json(group: AxisGroup) -> dict[str, Any]:

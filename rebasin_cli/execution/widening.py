@@ -110,7 +110,7 @@ def cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
 class Wide(OperationMode):  # type: ignore[no-untyped-call]
     """Rewrites every request for a narrower floating type, and widens every narrower tensor that comes in."""
 
-    takes_apart = False  # a convolution wants arguments of one type before it shows what it is made of
+    decomposes = False  # a convolution wants arguments of one type before it shows what it is made of
 
     def __init__(self, dtype: torch.dtype, rounding: Rounding | None = None) -> None:
         super().__init__()

@@ -1,8 +1,8 @@
-"""Tensors that run together: align, join, reduce.
+"""The algebra of layouts: align, join, reduce.
 
-An operation that combines tensors is written like an einsum: every dimension of every operand has a label; dimensions
-with
-one label run together; labels that the result lacks are reduced.
+An operation that combines tensors is written like an einsum. Every dimension of every operand has a label. Dimensions
+of equal label are indexed together, so the same permutation must act on them: `align` writes them over common factors,
+`join` relates the ids. Labels that the result lacks are summed over, and `reduce` drops their factors.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Operand = tuple[AxisLayout, Sequence[Label]]
 
 
 def combine(relations: Relations, operands: Sequence[Operand], result: Sequence[Label]) -> AxisLayout:
-    """The result of an operation that runs dimensions of equal label together and reduces those that it lacks."""
+    """The result of an operation that indexes dimensions of equal label together and sums over labels it lacks."""
     aligned, factors = align(relations, operands)
     aligned = _resolve_leaves(relations, aligned, operands, result, factors)
     entries, fixed = join(relations, aligned)
@@ -50,7 +50,11 @@ def elementwise(relations: Relations, layouts: Sequence[AxisLayout], shape: Sequ
 
 
 def join(relations: Relations, layouts: Sequence[AxisLayout]) -> tuple[tuple[Entry, ...], dict[Factor, str]]:
-    """All entries of tensors that run together, over common factors: equal ones linked, coarse ones made parents."""
+    """All entries of tensors over common factors, and the fixed factors.
+
+    Equal entries are linked, coarse ones made parents of fine ones. A factor that is fixed in one tensor is fixed in
+    all. A tensor in which a factor is uniform allows every permutation along it, so it adds nothing.
+    """
     fixed: dict[Factor, str] = {}
     for layout in layouts:
         for factor, reason in layout.fixed.items():
@@ -67,7 +71,11 @@ def join(relations: Relations, layouts: Sequence[AxisLayout]) -> tuple[tuple[Ent
 
 
 def reduce(relations: Relations, layout: AxisLayout) -> AxisLayout:
-    """Forget the factors that no dimension holds any more; rows that are reduced become positions of their own."""
+    """The layout without factors that no dimension contains any more.
+
+    A sum over a factor is invariant under any permutation along it. What remains of an entry over (rows, reduced) is
+    that rows are exchanged as wholes: rows become positions of their own, the parents of the reduced ones.
+    """
     present = set(layout.factors)
     fixed = {factor: reason for factor, reason in layout.fixed.items() if factor in present}
     pool: list[Entry] = []
@@ -85,7 +93,7 @@ def reduce(relations: Relations, layout: AxisLayout) -> AxisLayout:
 
 
 def rows_matter(relations: Relations, layout: AxisLayout, dims: Sequence[int]) -> AxisLayout:
-    """The operation treats the given dimensions symmetrically, row by row (a norm, a softmax); the layout is kept."""
+    """The layout, unchanged, after an operation that is symmetric in `dims`, row by row (a norm, a softmax)."""
     layout = relations.released(layout)
     reduce(relations, replace(layout, dims=tuple(dim for place, dim in enumerate(layout.dims) if place not in dims)))
     return layout
@@ -95,7 +103,7 @@ def align(
     relations: Relations, operands: Sequence[Operand]
 ) -> tuple[list[AxisLayout], dict[Label, tuple[Factor, ...]]]:
     """The operands over common factors, and the factors of every label."""
-    layouts = _told_apart(operands)
+    layouts = _with_distinct_factors(operands)
     factors: dict[Label, tuple[Factor, ...]] = {}
     places: dict[Label, list[tuple[int, int]]] = {}
     for which, (layout, labels) in enumerate(operands):
@@ -120,9 +128,11 @@ def align(
     return refined, factors
 
 
-def _told_apart(operands: Sequence[Operand]) -> list[AxisLayout]:
-    """The operands with factors of their own where two labels meet one factor (a Gram matrix: rows and columns of the
-    product are two dimensions, though their positions have the same ids).
+def _with_distinct_factors(operands: Sequence[Operand]) -> list[AxisLayout]:
+    """The operands with distinct factors for distinct labels.
+
+    In a Gram matrix `x @ x.T`, rows and columns of the product are two dimensions, though they come from one factor.
+    Both keep its ids, so they are still permuted alike.
     """
     label_of: dict[Factor, Label] = {}
     layouts = []
@@ -132,22 +142,24 @@ def _told_apart(operands: Sequence[Operand]) -> list[AxisLayout]:
         clash = {factor: (Factor(factor.size),) for factor, label in met if label_of.setdefault(factor, label) != label}
         if clash:
             layout = substitute(layout, clash)
-        layouts.append(_picks_told_apart(layout, labels, seen))
+        layouts.append(_with_distinct_choices(layout, labels, seen))
     return layouts
 
 
-def _picks_told_apart(layout: AxisLayout, labels: Sequence[Label], seen: dict[RowChoice, list[Label]]) -> AxisLayout:
-    """Picks of their own where the rows of another operand run along other labels, or in another order."""
+def _with_distinct_choices(
+    layout: AxisLayout, labels: Sequence[Label], seen: dict[RowChoice, list[Label]]
+) -> AxisLayout:
+    """Distinct row choices where the rows of another operand have other labels, or another order."""
     fresh: dict[Factor, tuple[Factor, ...]] = {}
-    for picked in {f for entry in layout.entries for f in entry.factors if isinstance(f, RowChoice)}:
-        rows = [(f, label) for label, dim in zip(labels, layout.dims, strict=False) for f in dim if f in picked.place]
-        ranked = sorted(rows, key=lambda row: picked.place[row[0]])
+    for choice in {f for entry in layout.entries for f in entry.factors if isinstance(f, RowChoice)}:
+        rows = [(f, label) for label, dim in zip(labels, layout.dims, strict=False) for f in dim if f in choice.place]
+        ranked = sorted(rows, key=lambda row: choice.place[row[0]])
         along = [label for label, _ in itertools.groupby(label for _, label in ranked)]
         crossed = any(
             [row for row in rows if row[1] == label] != [row for row in ranked if row[1] == label] for label in along
         )
-        if crossed or seen.setdefault(picked, along) != along:
-            fresh[picked] = (RowChoice(picked.size, tuple(factor for factor, _ in ranked)),)
+        if crossed or seen.setdefault(choice, along) != along:
+            fresh[choice] = (RowChoice(choice.size, tuple(factor for factor, _ in ranked)),)
     return substitute(layout, fresh) if fresh else layout
 
 
@@ -172,7 +184,7 @@ def _refined(present: tuple[Factor, ...], common: tuple[Factor, ...]) -> dict[Fa
 
 
 def settle_claims(relations: Relations) -> None:
-    """Run together what the uses of each leaf took it to be: it is one tensor."""
+    """Join every claim about a leaf with its decided layout."""
     while relations.claims:
         leaf, claim = relations.claims.pop(0)
         axes = range(len(claim.dims))
@@ -180,7 +192,7 @@ def settle_claims(relations: Relations) -> None:
 
 
 def settle_views(relations: Relations) -> None:
-    """The same for ids that a rule took from a view of a leaf without deciding the leaf."""
+    """The same for ids that a rule took from an unresolved view of a leaf without deciding the leaf."""
     for leaf, decided in relations.decided.items():
         known = {entry.block for entry in decided.entries}
         for entry in leaf.initial.entries:
@@ -196,7 +208,7 @@ def _resolve_leaves(
     result: Sequence[Label],
     factors: Mapping[Label, tuple[Factor, ...]],
 ) -> list[AxisLayout]:
-    """Leaves that are used for the first time take the factors and ids of what they meet."""
+    """The layouts, those of leaves used for the first time resolved by their partners."""
     done = [None if layout.unresolved else relations.released(layout) for layout in layouts]
     crossed = _crossed(layouts)
     outlive = {factor for label in result for factor in factors.get(label, ())}
@@ -208,7 +220,7 @@ def _resolve_leaves(
 
 
 def _crossed(layouts: Sequence[AxisLayout]) -> set[tuple[Leaf, int]]:
-    """Axes of open leaves that run together with another axis of the same leaf."""
+    """Axes of unresolved leaves that are indexed together with another axis of the same leaf."""
     axes: dict[tuple[Leaf, Factor], set[int]] = {}
     for layout in layouts:
         if layout.leaf is not None and layout.unresolved:
@@ -225,6 +237,12 @@ def _resolve_leaf(
     outlive: set[Factor],
     crossed: set[tuple[Leaf, int]],
 ) -> AxisLayout:
+    """One unresolved leaf, resolved: entries that its partners have over its factors are adopted.
+
+    What no partner covers gets a block of new ids, joint over all such factors and over those shared with the result:
+    the operation relates them to nothing, so the weights of different outputs (heads, groups) may be permuted apart. A
+    joint block that is too large is replaced by one per factor, which allows fewer permutations and is as sound.
+    """
     leaf = layout.leaf
     assert leaf is not None
     own = set(layout.factors)
@@ -246,8 +264,8 @@ def _resolve_leaf(
     ]
     free = {f for f, _ in ordered if f not in met and f not in fixed}
     shared = {f for f, _ in ordered if f in met and f in outlive}
-    # Axes that run together move alike, which one block over both could not say: each has a block with the other axes.
-    # Without such axes one round takes all factors (no axis is -1).
+    # Axes indexed together are permuted alike, which one block over both could not express: each gets a block with the
+    # remaining axes. Without such axes, one round takes all factors (no axis is -1).
     for alone in sorted({axis for f, axis in ordered if f in free and (leaf, axis) in crossed}) or [-1]:
         among = [f for f, axis in ordered if axis == alone or (leaf, axis) not in crossed]
         joint = [f for f in among if f in free or f in shared]

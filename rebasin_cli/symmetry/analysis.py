@@ -1,8 +1,8 @@
-"""Applies the rules to a recorded pass, call by call, and collects what they say.
+"""Applies the rules to a recorded pass, call by call, and collects the relations.
 
-Nothing is silently wrong here: an operation without a rule, or one used in a way that its rule does not cover, pins all
-that it touches and is reported; positions of a parameter that no operation reads are pinned, because an input of
-another size or another path through the model may read them.
+Whatever is not understood is pinned and reported: an operation without a rule, or used in a way that its rule does not
+cover, pins all that it touches. Positions of a parameter that no operation reads are pinned too, because an input of
+another size, or another path through the model, may read them.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ from rebasin_cli.symmetry.solver import Closure, solve
 from rebasin_cli.tracing.graph import SCATTER, Call, Trace, refs_in
 from rebasin_cli.tracing.operations import ARRANGEMENT, PICK, has, is_pointwise
 
-INPUT = "model input"
-OUTPUT = "model output"
-TABLE = "integer or constant buffer"
+MODEL_INPUT = "model input"
+MODEL_OUTPUT = "model output"
+NOT_TRAINED = "integer or constant buffer"
 UNREAD = "not read in this forward pass"
 ASKED = "pinned by request"
 DECISION = "control flow depends on these values"
@@ -47,7 +47,7 @@ DECISION = "control flow depends on these values"
 
 @dataclass(frozen=True, slots=True)
 class UnknownOp:
-    """An operation that no rule covers: everything that it touches keeps its order.
+    """An operation that no rule covers: everything that it touches is pinned.
 
     Args:
         op: full name of the operation.
@@ -64,13 +64,13 @@ class UnknownOp:
 
 @dataclass
 class Analysis:
-    """What the rules say about one recorded pass.
+    """The relations that the rules find in one recorded pass.
 
     Attributes:
         trace: the record.
-        pins: patterns of tensor names whose axes all keep their order.
-        strict: refuse what no rule covers instead of pinning it.
-        relations: the relations found.
+        pins: patterns of tensor names whose axes are all pinned.
+        strict: raise where no rule covers an operation, instead of pinning what it touches.
+        relations: the relations found so far.
         layouts: by value, for everything that is no leaf.
         leaves: parameters and floating buffers, by value, but for those in `cuts`.
         cuts: parameters that are read in segments only.
@@ -96,7 +96,7 @@ class Analysis:
             if value in self.leaves or value in self.layouts:
                 continue
             if value in self.trace.constants or not described.dtype.is_floating_point:
-                self.layouts[value] = fixed_layout(described.shape, TABLE)
+                self.layouts[value] = fixed_layout(described.shape, NOT_TRAINED)
             elif any(fnmatchcase(key, pattern) for pattern in self.pins):
                 self.layouts[value] = fixed_layout(described.shape, ASKED)
             else:
@@ -105,7 +105,7 @@ class Analysis:
         for value in self.cuts:
             del self.leaves[value]
         for value in self.trace.inputs:
-            self.layouts[value] = fixed_layout(self.trace.values[value].shape, INPUT)
+            self.layouts[value] = fixed_layout(self.trace.values[value].shape, MODEL_INPUT)
 
     def layout_of(self, value: int) -> AxisLayout:
         if value in self.leaves:
@@ -114,8 +114,8 @@ class Analysis:
         if layout is None:
             numbers = self.trace.constants.get(value)
             shape = self.trace.values[value].shape
-            if numbers is None or numbers.layout is not torch.strided:  # a sparse one may be too large to look at
-                layout = fixed_layout(shape, TABLE)
+            if numbers is None or numbers.layout is not torch.strided:  # a sparse one may be too large to expand
+                layout = fixed_layout(shape, NOT_TRAINED)
             else:
                 layout = constant_layout(self.relations, numbers)
             self.layouts[value] = layout
@@ -125,7 +125,7 @@ class Analysis:
 
     @property
     def all_leaves(self) -> list[Leaf]:
-        """The leaves, and the pieces of those that were cut."""
+        """The leaves, and the pieces of those that were cut into segments."""
         return [*self.leaves.values(), *(piece for cut in self.cuts.values() for piece in cut.pieces)]
 
     def shape_of(self, value: int) -> tuple[int, ...]:
@@ -135,7 +135,7 @@ class Analysis:
         return self.trace.values[value].dtype
 
     def run(self) -> None:
-        """Apply a rule to every live call, and hold the outputs.
+        """Apply a rule to every live call, and pin the outputs.
 
         Raises:
             ModelError: `strict`, and an operation is not covered.
@@ -162,11 +162,11 @@ class Analysis:
         for value in self.trace.outputs:
             layout = self.layout_of(value)
             if layout.meaning is not None:
-                pin_indexed(self.relations, layout.meaning, OUTPUT)
-            hold_all(self.relations, layout, OUTPUT)
+                pin_indexed(self.relations, layout.meaning, MODEL_OUTPUT)
+            hold_all(self.relations, layout, MODEL_OUTPUT)
 
     def close(self) -> Closure:
-        """The solution of all relations; ids of intermediate results have a place in it too."""
+        """The solution of all relations, ids of intermediate results included."""
         self.unread = []
         settle_views(self.relations)
         for value, leaf in self.leaves.items():
@@ -180,15 +180,15 @@ class Analysis:
                     self.relations.ids(entry)
         partial = self._reading.pin_unread(self.relations, self.all_leaves, UNREAD)
         closure = solve(self.relations)
-        # Where nothing moves along an axis, its unread positions fit what is around them like those that were read.
+        # Only where an axis moves can its unread positions fail to match what surrounds them on another input.
         self.unread.extend(dict.fromkeys(key for key, ids in partial if closure.moves(ids)))
         return solve(self.relations) if self.unread and self._hold_around_untaken_paths() else closure
 
     def _hold_around_untaken_paths(self) -> bool:
-        """Where a module decided by weights and left parameters inside it unread, hold all that its code could see.
+        """Pin all that the code of a module handles if its weight-dependent control flow left its parameters unread.
 
-        Another input may take it past those parameters. They keep their order, so what they would be given, and what
-        theirs would be added to, must keep it too. True if anything was held.
+        Another input may lead it to those parameters. They are pinned, so what they would be given, and what their
+        results would be added to, must be pinned too. True if anything was pinned.
         """
         held = False
         owners = {key: self.trace.owners.get(key, "") for key in self.unread}
@@ -231,13 +231,13 @@ class Analysis:
         rule = RULES.get(call.name) or (pointwise if is_pointwise(call.overload) else None)
         try:
             result = picking(op) if picking is not None else None
-            told = self._told(op) if result is None else None
+            meaning = self._meaning(op) if result is None else None
             if result is None:
                 if rule is None:
                     return self._pin(op, f"no rule for {call.name}")
                 result = rule(op)
             found: list[AxisLayout | None] = [result] if isinstance(result, AxisLayout) else list(result)
-            found = [self._settled(layout, told) for layout in found]
+            found = [self._settled(layout, meaning) for layout in found]
             self._check(op, found)
         except RebasinError:
             raise
@@ -248,8 +248,8 @@ class Analysis:
             )
         return found
 
-    def _told(self, op: Op) -> IndexMeaning | None:
-        """What the arguments' numbers mean, if the results' mean it too; if not, the positions they name are pinned."""
+    def _meaning(self, op: Op) -> IndexMeaning | None:
+        """What the results' values mean, given the arguments'; indexed positions are pinned where that is lost."""
         given = [layout.meaning for layout in op.tensors if layout.meaning is not None]
         kept = [meaning for meaning in given if meaning_after(op.call.name, meaning) is not None]
         for meaning in given:
@@ -257,11 +257,11 @@ class Analysis:
                 pin_indexed(self.relations, meaning, f"index values are used in {op.call.name}")
         return meaning_after(op.call.name, kept[0]) if kept else None
 
-    def _settled(self, layout: AxisLayout | None, told: IndexMeaning | None) -> AxisLayout | None:
-        """What rows picked is forgotten where the rows are no longer told apart."""
+    def _settled(self, layout: AxisLayout | None, meaning: IndexMeaning | None) -> AxisLayout | None:
+        """The layout without row choices whose rows are no longer separate, and with its meaning."""
         if layout is not None and any(isinstance(f, RowChoice) for entry in layout.entries for f in entry.factors):
             layout = reduce(self.relations, layout)
-        return layout if layout is None or told is None else replace(layout, meaning=told)
+        return layout if layout is None or meaning is None else replace(layout, meaning=meaning)
 
     def _pin(self, op: Op, reason: str, error: Exception | None = None) -> list[AxisLayout | None]:
         if self.strict:
@@ -277,7 +277,7 @@ class Analysis:
         return list(fixed_results(op, reason))
 
     def _check(self, op: Op, found: list[AxisLayout | None]) -> None:
-        """A rule that gives a wrong shape did not understand what it saw."""
+        """A rule whose result has a wrong shape does not cover this use."""
         values = [value for value in op.call.results if value is not None]
         for value, layout in zip(values, found, strict=True):
             if layout is not None and layout.shape != self.shape_of(value):
@@ -286,13 +286,19 @@ class Analysis:
 
 @dataclass(slots=True)
 class Reading:
-    """Ids that some operation reads."""
+    """Ids that some operation reads.
+
+    A slice of a table reads its rows and no others. The others look free, since no operation constrains them, but a
+    longer input, or a router that selects another expert, would read them too.
+    """
 
     _blocks: set[IdBlock] = field(default_factory=set)
 
     def note(self, call: Call, layout_of: Callable[[int], AxisLayout], constants: Collection[int]) -> None:
         """Note what a call reads, once its rule has been applied."""
-        if call.name == SCATTER or has(call.name, ARRANGEMENT):  # what is read is what others read of its results
+        if call.name == SCATTER or has(
+            call.name, ARRANGEMENT
+        ):  # moves positions only; readers of its results read them
             return
         if has(call.name, PICK) and all(
             v in constants for v in refs_in([call.arguments.get("indices"), call.arguments.get("index")])
@@ -323,7 +329,7 @@ class Reading:
 
     @staticmethod
     def _spread(relations: Relations, read: np.ndarray) -> None:
-        """Who reads a position that follows another one reads that one; linked ones are read together."""
+        """Reading a child reads its parent; linked positions are read together."""
         pairs = [*relations.functions, *relations.links, *((right, left) for left, right in relations.links)]
         if not pairs:
             return

@@ -1,4 +1,4 @@
-"""Positions rearranged within tensors: views, materialised dimensions, slices, concatenation."""
+"""Rearrangements of one layout: views, merged dimensions, selected positions."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ TOO_MANY = "too many joint positions to track one by one"
 
 
 def view(relations: Relations, layout: AxisLayout, shape: Sequence[int]) -> AxisLayout:
-    """The layout under a view or reshape to `shape`; dimensions that are cut across are written out first."""
+    """The layout under a view or reshape to `shape`; dimensions cut across their factors are materialised first."""
     if 0 in shape:
-        return _view_of_nothing(relations, relations.released(layout), shape)
+        return _view_of_empty(relations, relations.released(layout), shape)
     if layout.unresolved and [n for n in shape if n > 1] == [n for n in layout.shape if n > 1]:
         known = iter([pair for pair in zip(layout.dims, layout.axes, strict=True) if pair[0]])
         pairs = [next(known) if n > 1 else ((), -1) for n in shape]
@@ -54,7 +54,7 @@ def view(relations: Relations, layout: AxisLayout, shape: Sequence[int]) -> Axis
     return AxisLayout(tuple(dims), entries, fixed)
 
 
-def _view_of_nothing(relations: Relations, layout: AxisLayout, shape: Sequence[int]) -> AxisLayout:
+def _view_of_empty(relations: Relations, layout: AxisLayout, shape: Sequence[int]) -> AxisLayout:
     """A view of a tensor without elements: its dimension of length 0 becomes the one of `shape`."""
     if layout.shape.count(0) != 1 or list(shape).count(0) != 1:
         raise ValueError(f"cannot view {layout.shape} as {tuple(shape)}")
@@ -65,7 +65,7 @@ def _view_of_nothing(relations: Relations, layout: AxisLayout, shape: Sequence[i
 
 
 def _first_view(relations: Relations, layout: AxisLayout, shape: Sequence[int]) -> AxisLayout:
-    """Axes of a parameter that its first use merges (heads and their units) may move jointly, not only as wholes."""
+    """The view of an unresolved leaf: axes that its first use merges (heads and units) get one joint block of ids."""
     seen = regroup(replace(layout, leaf=None, axes=(), unresolved=False), shape)
     entries = list(layout.entries)
     for dim in seen.dims if seen is not None else ():
@@ -78,7 +78,7 @@ def _first_view(relations: Relations, layout: AxisLayout, shape: Sequence[int]) 
 
 
 def split_dim(relations: Relations, layout: AxisLayout, place: int, outer: int) -> AxisLayout:
-    """The layout with one dimension written as two, `outer` and the rest; an open leaf stays open."""
+    """The layout with one dimension written as two, `outer` and the rest; an unresolved leaf stays unresolved."""
     shape = layout.shape
     if layout.unresolved and len(layout.dims[place]) <= 1:
         factors = layout.dims[place]
@@ -93,7 +93,7 @@ def split_dim(relations: Relations, layout: AxisLayout, place: int, outer: int) 
 
 
 def _matching_runs(old: Sequence[int], new: Sequence[int]) -> Iterator[tuple[list[int], list[int]]]:
-    """Shortest runs of old dimensions (their places) and new ones (their sizes) that hold equally many positions."""
+    """Shortest sequences of old dimensions (indices) and new ones (sizes) with equally many positions."""
     i = j = 0
     while i < len(old) or j < len(new):
         places, sizes = [i] if i < len(old) else [], [new[j]] if j < len(new) else []
@@ -137,7 +137,7 @@ def materialise(relations: Relations, layout: AxisLayout, place: int) -> AxisLay
 
 
 def given_up(relations: Relations, touched: Sequence[Entry], factors: Sequence[Factor]) -> list[Entry]:
-    """Entries that keep their order along `factors`, reduced to their other factors."""
+    """Entries pinned along `factors`, reduced to their other factors."""
     kept = []
     for entry in touched:
         along = [factor for factor in entry.factors if factor in factors]
@@ -150,8 +150,9 @@ def given_up(relations: Relations, touched: Sequence[Entry], factors: Sequence[F
 def _joint_entry(
     relations: Relations, touched: Sequence[Entry], factors: Sequence[Factor], held: dict[Factor, str], merged: Factor
 ) -> Entry:
-    """One entry for the joint positions of `factors`, now the factor `merged`, finer than all entries that touch
-    them.
+    """One entry for the joint positions of `factors`, now the factor `merged`, finer than all entries over any of them.
+
+    Entries over some of the factors become parents of the joint positions, so they constrain them as before.
     """
     extra = tuple(dict.fromkeys(f for entry in touched for f in entry.factors if f not in factors))
     wanted = (*extra, *factors)
@@ -171,9 +172,10 @@ def _joint_entry(
 
 
 def take(relations: Relations, layout: AxisLayout, place: int, index: Ids) -> AxisLayout:
-    """The layout after picking positions `index` along one dimension (a slice, a flip, a constant index).
+    """The layout after selecting positions `index` along one dimension (a slice, a flip, a constant index).
 
-    Positions that are picked more than once become positions of their own, each following the one it came from.
+    Positions selected more than once get ids of their own, each a child of the one it came from: linking them would
+    identify positions of one axis, and lose it. The selected set maps to itself, so it is coloured.
     """
     size = layout.shape[place]
     if len(index) == size and np.array_equal(index, np.arange(size)):
@@ -198,9 +200,9 @@ def take(relations: Relations, layout: AxisLayout, place: int, index: Ids) -> Ax
         fixed[new] = layout.fixed[old]
     entries = []
     for entry in layout.entries:
-        picked = _take_entry(relations, entry, old, kept, index) if old in entry.factors else entry
-        if picked is not None:
-            entries.append(picked)
+        selected = _take_entry(relations, entry, old, kept, index) if old in entry.factors else entry
+        if selected is not None:
+            entries.append(selected)
     return AxisLayout(dims, tuple(entries), fixed)
 
 
@@ -211,7 +213,7 @@ def _replaced(
 
 
 def _take_outer(layout: AxisLayout, place: int, index: Ids) -> tuple[AxisLayout, Ids] | None:
-    """Where whole runs of the inner factors are picked, the same picking of the outermost factor alone."""
+    """Where all inner positions are selected together, the same selection along the outermost factor alone."""
     dim = layout.dims[place]
     if len(dim) < 2:
         return None
@@ -225,7 +227,7 @@ def _take_outer(layout: AxisLayout, place: int, index: Ids) -> tuple[AxisLayout,
 
 
 def _take_entry(relations: Relations, entry: Entry, old: Factor, kept: tuple[Factor, ...], index: Ids) -> Entry | None:
-    """The entry after picking along one of its factors; None where none of its factors is left."""
+    """The entry after selecting along one of its factors; None where none of its factors is left."""
     axis = entry.factors.index(old)
     ids = np.take(relations.ids(entry), index, axis=axis)
     factors = (*entry.factors[:axis], *kept, *entry.factors[axis + 1 :])
@@ -250,7 +252,7 @@ def _along(axis: int, rank: int, values: Ids) -> Ids:
 
 
 def _occurrence(index: Ids) -> Ids:
-    """For each picked position, how often the same one was picked before."""
+    """For each selected position, how often the same one was selected before."""
     order = np.argsort(index, kind="stable")
     ordered = index[order]
     starts = np.r_[0, np.flatnonzero(np.diff(ordered)) + 1]

@@ -1,4 +1,4 @@
-"""Tensors laid end to end along one dimension, running together along all others."""
+"""Concatenation along one dimension, all other dimensions indexed together."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from rebasin_cli.symmetry.positions import JOINT_LIMIT, AxisLayout, Entry, Facto
 from rebasin_cli.symmetry.relations import Relations, hold_entry, keep_finest
 
 _FREE = "free"
-PLACE = "concatenated positions"
+CONCATENATED = "concatenated positions"
 
 
 def concatenate(relations: Relations, pieces: Sequence[AxisLayout], place: int, *, apart: int = 0) -> AxisLayout:
     """The positions of all pieces along dimension `place`, in order.
 
-    Ids that occur twice become positions of their own, each following the one it came from.
+    Ids that occur twice are replaced by new ones, each a child of the old one: the two copies move alike, but they are
+    two positions (`cat([x, x])`).
 
     Args:
-        apart: positions along the other dimensions may move in one way in one piece and in another in the next (what
-            is stacked may be taken apart again), as long as these are no more joint positions than this many; else
-            they run together.
+        apart: up to this many joint positions, the other dimensions may be permuted differently in each piece (what is
+            stacked may be split again); beyond, they are joined.
     """
     if len(pieces) == 1:
         return pieces[0]
@@ -43,14 +43,14 @@ def concatenate(relations: Relations, pieces: Sequence[AxisLayout], place: int, 
     dims = tuple((merged,) if d == place else factors.get(d, ()) for d in range(rank))
     touched = _closure(aligned, {*along, *differ})
     extra = tuple(f for f in dict.fromkeys(f for piece in aligned for f in piece.factors) if f in touched - {*along})
-    said = any(touched & set(entry.factors) for piece in aligned for entry in piece.entries)
+    mentioned = any(touched & set(entry.factors) for piece in aligned for entry in piece.entries)
     too_many = prod(factor.size for factor in extra) * merged.size > JOINT_LIMIT
-    if differ and (too_many or not said):
+    if differ and (too_many or not mentioned):
         return concatenate(relations, pieces, place)
     entries, fixed = (aligned[0].entries, aligned[0].fixed) if differ else join(relations, aligned)
     kept_fixed = {f: reason for f, reason in fixed.items() if f not in along and f not in differ}
-    if not said:
-        kept_fixed[merged] = next((fixed[factor] for factor in along if factor in fixed), PLACE)
+    if not mentioned:
+        kept_fixed[merged] = next((fixed[factor] for factor in along if factor in fixed), CONCATENATED)
         return AxisLayout(dims, tuple(entries), kept_fixed)
     if too_many:
         met = [entry for entry in entries if set(entry.factors) & set(along)]
@@ -67,8 +67,8 @@ def concatenate(relations: Relations, pieces: Sequence[AxisLayout], place: int, 
 
 
 def _differing(relations: Relations, pieces: Sequence[AxisLayout], along: Sequence[Factor]) -> set[Factor]:
-    """The factors along which the pieces do not all move alike."""
-    said: list[dict[Factor, object]] = []
+    """The factors along which the pieces are not all permuted alike."""
+    mentioned: list[dict[Factor, object]] = []
     for piece in pieces:
         found: dict[Factor, object] = dict.fromkeys(piece.fixed)
         for entry in piece.entries:
@@ -76,13 +76,13 @@ def _differing(relations: Relations, pieces: Sequence[AxisLayout], along: Sequen
                 key = (entry.factors, relations.ids(entry).tobytes())
                 for factor in entry.factors:
                     found[factor] = (found.get(factor), key)
-        said.append(found)
+        mentioned.append(found)
     factors = {factor for piece in pieces for factor in piece.factors if factor not in along}
-    return {f for f in factors if any(found.get(f, _FREE) != said[0].get(f, _FREE) for found in said)}
+    return {f for f in factors if any(found.get(f, _FREE) != mentioned[0].get(f, _FREE) for found in mentioned)}
 
 
 def _closure(pieces: Sequence[AxisLayout], start: set[Factor]) -> set[Factor]:
-    """These factors and all that entries speak about together with them: every entry is inside or outside."""
+    """These factors and all that share an entry with them: every entry is wholly inside or outside."""
     touched = set(start)
     entries = [set(entry.factors) for piece in pieces for entry in piece.entries]
     while True:
@@ -93,18 +93,18 @@ def _closure(pieces: Sequence[AxisLayout], start: set[Factor]) -> set[Factor]:
 
 
 def _own_factor(piece: AxisLayout, place: int) -> AxisLayout:
-    """A piece of length 1 gets a factor of size 1, so that all pieces are alike."""
+    """The piece with a factor for this dimension, of size 1 where its length is 1."""
     if piece.dims[place]:
         return piece
     one = Factor(1)
     dims = (*piece.dims[:place], (one,), *piece.dims[place + 1 :])
-    return AxisLayout(dims, piece.entries, {**piece.fixed, one: PLACE})
+    return AxisLayout(dims, piece.entries, {**piece.fixed, one: CONCATENATED})
 
 
 def _piece_ids(
     relations: Relations, entries: Sequence[Entry], wanted: Sequence[Factor], fixed: Mapping[Factor, str]
 ) -> Ids:
-    """Ids of one piece over the factors `wanted`; new ones, finer than all that is known, where it says less."""
+    """Ids of one piece over the factors `wanted`: those of its only entry there, or new ones, children of all there."""
     found = [entry for entry in entries if set(entry.factors) & set(wanted)]
     if len(found) == 1 and set(found[0].factors) == set(wanted):
         return relations.ids_in_order(found[0], wanted)

@@ -1,8 +1,10 @@
-"""Parameters that are only ever read in segments: each segment is a parameter of its own.
+"""Parameters that are only read in segments of one axis: each segment is treated as a parameter of its own.
 
-Packed projections of an attention across two streams, the experts of a mixture in one tensor, rows of a table: where
-every use of a parameter takes segments of one and the same axis, and all of it is read, nothing ties its other axes
-together across the segments, except what is done with them later.
+Examples are packed projections of an attention over two streams, the experts of a mixture in one tensor, rows of a
+table. As one leaf, such a parameter would have one permutation of its other axes for all segments. If every use takes
+segments of the same axis, cut at the edges of all of them, then no operation ever relates two pieces through the
+parameter; only later operations can. So cutting loses no constraint, and the pieces may be permuted apart. All of the
+axis must be read: what is not read may be read on another input, as part of a segment unknown here.
 """
 
 from __future__ import annotations
@@ -28,10 +30,10 @@ MOST_PIECES = 1024
 """Largest number of pieces that a parameter is cut into."""
 
 MOST_LISTED = 1 << 20
-"""Largest number of elements of a piece whose positions are listed one by one where they lie irregularly."""
+"""Largest number of elements of a piece whose positions are listed one by one if they form no regular segment."""
 
 Span = tuple[int, int]
-"""First position and the one after the last."""
+"""First position, and the one after the last."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +51,7 @@ class Cut:
     pieces: tuple[Leaf, ...]
 
     def results(self, relations: Relations, call: Call) -> list[AxisLayout]:
-        """The layouts of what a call takes of the parameter."""
+        """The layouts of the segments that a call takes of the parameter."""
         found = _taken(call, self.pieces[0].initial.shape, self.axis, self.edges[-1])
         assert found is not None
         layouts = []
@@ -71,7 +73,7 @@ class Cut:
         """All sites of the moving families in the whole parameter.
 
         Raises:
-            Irregular: what overlapping entries say of a family is no single movement of a piece.
+            Irregular: the overlapping entries of a piece are not permuted by one movement.
         """
         found = [list(readout.sites(key, readout.relations.layout(piece))) for piece in self.pieces]
         for number, sites in enumerate(found):
@@ -85,7 +87,7 @@ class Cut:
 
 
 def find_cuts(trace: Trace, leaves: dict[int, Leaf]) -> dict[int, Cut]:
-    """The parameters among these that are read in segments only, and wholly, by value."""
+    """Those of these parameters that are read in segments only, and completely, by value."""
     uses: dict[int, list[Call]] = {value: [] for value in leaves if value not in trace.outputs}
     for call in trace.live:
         for value in dict.fromkeys(call.inputs):
@@ -122,7 +124,7 @@ def _axis(call: Call, rank: int) -> int | None:
 
 
 def _taken(call: Call, shape: Sequence[int], axis: int, size: int) -> list[Span] | None:
-    """What a call takes of its first argument along this axis, result by result; None for any other use."""
+    """The segment of its first argument that each result of a call takes along this axis; None for any other use."""
     if _axis(call, len(shape)) != axis or not isinstance(call.arguments.get("self"), Ref):
         return None
     found = segments(call.arguments, size)

@@ -1,6 +1,4 @@
-"""From the record of a forward pass to a permutation spec: apply the rules, close the relations, read out the
-groups.
-"""
+"""Derives a permutation spec from a recorded pass: apply the rules, close the relations, read the groups out."""
 
 from __future__ import annotations
 
@@ -28,7 +26,7 @@ ALONE = "order is irrelevant, and no other tensor depends on it"
 
 @dataclass(frozen=True)
 class Derivation:
-    """What a model's symmetries are.
+    """The permutation symmetries of a model.
 
     Attributes:
         spec: the axis groups and the pinned axes.
@@ -36,8 +34,9 @@ class Derivation:
         roots, families: groups that act on their own; families of inner groups, one group for each block of a parent.
         parameters: number of floating-point elements in the state.
         free_fraction: share of them that at least one group moves.
-        unread: parameters of which the pass read nothing, or not everything along an axis that moves. Where it went by
-            numbers (`Trace.decisions`), another input may read them, and they would not fit what has moved around them.
+        unread: parameters of which the pass read nothing, or not everything along an axis that moves. With
+            data-dependent control flow (`Trace.decisions`), another input may read them.
+        look: chooses the taps, when they are first asked for.
     """
 
     spec: PermutationSpec
@@ -51,7 +50,7 @@ class Derivation:
 
     @cached_property
     def taps(self) -> tuple[Tap, ...]:
-        """Where the units of the groups can be seen at work."""
+        """Where the units of the groups can be observed."""
         return self.look()
 
     @property
@@ -64,7 +63,7 @@ def derive(trace: Trace, *, pins: tuple[str, ...] = (), strict: bool = False) ->
 
     Args:
         trace: the record.
-        pins: patterns of tensor names (`*.bias`) whose axes all keep their order.
+        pins: patterns of tensor names (`*.bias`) whose axes are all pinned.
         strict: refuse operations that no rule covers instead of pinning what they touch.
 
     Raises:
@@ -80,7 +79,7 @@ def derive(trace: Trace, *, pins: tuple[str, ...] = (), strict: bool = False) ->
 
 
 def _attempt(trace: Trace, analysis: Analysis) -> Derivation | None:
-    """Close the relations and read the groups out; None where something had to be pinned for that."""
+    """Close the relations and read the groups out; None if something had to be pinned, so that it must be repeated."""
     try:
         return _read_out(trace, analysis, analysis.close())
     except Irregular as irregular:
@@ -170,7 +169,7 @@ def _everywhere(site: Site, keys: Sequence[str]) -> list[Site]:
 
 
 def _parent(closure: Closure, family: int, unit: int, names: dict[tuple[int, int], str]) -> ParentBlock | None:
-    """The group whose block this unit lives in; a parent that cannot move itself is passed over for its own parent."""
+    """The group whose block contains this unit. A parent that does not move is skipped in favour of its own parent."""
     own = closure.families[family]
     while own.parents:
         which, upward = own.parents[0]
@@ -239,9 +238,7 @@ def _group_names(
 
 
 def _maker(trace: Trace, placed: list[FibreSite]) -> str:
-    """The module whose parameter gives these units their first values: a weight whose rows they are, if there is
-    one.
-    """
+    """The module that produces these units: of a weight whose rows they are, if there is one."""
     trained = [item.site for item in placed if item.site.key in trace.trainable] or [item.site for item in placed]
     rows = [site for site in trained if site.axis == 0 and trace.values[trace.state[site.key]].shape[1:]]
     site = (rows or trained)[0]

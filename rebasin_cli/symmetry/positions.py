@@ -1,15 +1,12 @@
-"""Where the positions along a tensor's axes come from: integer ids, meaning_after by factors and entries.
+"""How tensors are described: dimensions as products of factors, and integer ids for positions along them.
 
-Each dimension of a tensor is a product of *factors*, outer to inner. An *entry* gives ids to the joint positions of
-some
-factors: two positions with the same id are moved by the same permutation, wherever they occur. A factor that no entry
-covers is either *fixed* (its positions keep their order, with the reason) or *uniform* (the tensor is the same at all
-of
-its positions, so nothing constrains them). Within one entry all ids differ.
+Each dimension of a tensor is a product of *factors*, outer to inner. An *entry* assigns ids to the joint positions of
+some factors: two positions with the same id are moved by the same permutation, in whatever tensor they occur. Within
+one entry all ids differ. A factor that no entry covers is either *fixed* (pinned, with the reason) or *uniform* (the
+tensor is equal at all of its positions, so any permutation is allowed).
 
-Slicing, concatenation, interleaving and packing are then plain integer indexing; a view that splits a dimension
-reshapes
-ids, and a view that merges dimensions only lists more factors in one dimension.
+With ids, slices, concatenation, interleaving and packing are plain integer indexing. A view that splits a dimension
+reshapes ids; a view that merges dimensions lists more factors in one dimension.
 """
 
 from __future__ import annotations
@@ -129,9 +126,10 @@ class IndexMeaning:
 class AxisLayout:
     """Dimensions as factors, entries with ids, and the fixed factors with their reasons.
 
-    A dimension of length 1 has no factors. `leaf` and `axes` say that this is a leaf with its axes in another order;
-    every other operation forgets them. While it is `open`, no use has decided how the leaf's axes factor, and what it
-    meets may. `meaning` says what integers mean that are positions along an axis that moves.
+    A dimension of length 1 has no factors. `leaf` and `axes` say that this is a leaf with its axes in this order; every
+    operation that does more than permute axes drops them. While the layout is `unresolved`, no use has decided how the
+    leaf's axes factor, and the next operation may decide it. `meaning` says what integer values mean that are positions
+    along an axis that moves.
     """
 
     dims: tuple[tuple[Factor, ...], ...]
@@ -204,10 +202,10 @@ def free_layout(shape: Sequence[int]) -> AxisLayout:
 
 def substitute(layout: AxisLayout, parts: Mapping[Factor, tuple[Factor, ...]]) -> AxisLayout:
     """The layout with factors replaced by products of the same size; a view of a leaf stays one."""
-    for picked in {f for entry in layout.entries for f in entry.factors if isinstance(f, RowChoice)}:
+    for choice in {f for entry in layout.entries for f in entry.factors if isinstance(f, RowChoice)}:
         for old, new in parts.items():
-            if old in picked.parts:
-                picked.split(old, new)
+            if old in choice.parts:
+                choice.split(old, new)
     dims = tuple(tuple(new for old in dim for new in parts.get(old, (old,))) for dim in layout.dims)
     entries = tuple(_substitute_entry(entry, parts) for entry in layout.entries)
     fixed = {new: reason for old, reason in layout.fixed.items() for new in parts.get(old, (old,))}

@@ -30,9 +30,9 @@ class FibreSite:
 
 @dataclass(frozen=True, slots=True)
 class Readout:
-    """Reads the sites of tensors off a solution.
+    """The sites of tensors, given a solution.
 
-    Many tensors hold the same ids (a norm's four, layer after layer the same shapes): what was found is kept.
+    Many tensors have the same ids (a norm's four, the same shapes in every layer), so results are cached.
     """
 
     closure: Closure
@@ -44,7 +44,7 @@ class Readout:
         """All sites of the moving families in one tensor.
 
         Raises:
-            Irregular: what overlapping entries say of a family is no single movement of the tensor.
+            Irregular: the overlapping entries of the tensor are not permuted by one movement.
         """
         found: dict[tuple[int, int], list[EntryRows]] = {}
         for entry in layout.entries:
@@ -52,8 +52,8 @@ class Readout:
             shared = tuple(f for f in entry.factors if any(f in other.factors for other in others))
             ids = self.relations.ids(entry).ravel()
             for moved in self._moved_among(ids):
-                said = EntryRows(entry.factors, shared, moved.rows, ids, moved.segment)
-                found.setdefault((moved.family, moved.fibre), []).append(said)
+                part = EntryRows(entry.factors, shared, moved.rows, ids, moved.segment)
+                found.setdefault((moved.family, moved.fibre), []).append(part)
         frames: dict[tuple[Factor, ...], FactorFrame] = {}
         for (family, fibre), parts in found.items():
             for factors, rows, segment in movements(parts):
@@ -71,12 +71,12 @@ class Readout:
 
 @dataclass(frozen=True, slots=True)
 class FibreMovement:
-    """What one fibre of one family moves.
+    """What one fibre of one family permutes in an array of ids.
 
     Args:
         family, fibre: their numbers.
-        rows: for each unit, the places that it moves: (units, places).
-        segment: the same as a segment, where it is one.
+        rows: for each unit, the indices that move with it: (units, indices).
+        segment: the rows as a segment, if they form one.
     """
 
     family: int
@@ -86,7 +86,7 @@ class FibreMovement:
 
 
 def moved_by_fibres(closure: Closure, ids: Ids) -> list[FibreMovement]:
-    """What the fibres of all moving families move among these ids, family by family."""
+    """What the fibres of all moving families permute among these ids, family by family."""
     family_of = closure.family[ids]
     owners = np.unique(family_of).tolist()
     return [
@@ -139,23 +139,32 @@ def _apart(place: Ids, cuts: list[int], size: int) -> list[Ids]:
 
 
 def _relative_keys(families: list[UnitFamily], source: UnitFamily, which: int, number: Ids, colour: Ids) -> list[Ids]:
-    """What meaning apart the places that one unit of family `which` moves, alike for all units of its fibre."""
+    """Keys that order the indices of one unit of family `which` in the same way for all units of its fibre.
+
+    The indices of two units must correspond, since a permutation exchanges the first with the first, and so on. An id
+    is identified by its colour and its index within the fibre of every other ancestor; the movement preserves both.
+    """
     others = [ancestor for ancestor in source.ancestors if ancestor != which]
     return [colour, *(families[ancestor].local[source.ancestors[ancestor][number]] for ancestor in others)]
 
 
 Movement = tuple[tuple[Factor, ...], Ids, Segment | None]
-"""Factors, for each unit the joint positions of them that it moves, and these as a segment if they are one."""
+"""Factors; for each unit the joint positions along them that move with it; these as a segment if they form one."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class EntryRows:
-    """What one entry says of one group.
+    """The positions of one entry that one group moves.
+
+    The weight of a grouped convolution has entries over (g, o) and (g, i). A group inside block g moves along one of
+    them. A group of blocks moves both, yet the tensor must be gathered once: by whole slabs of g where the insides of
+    all slabs stay as they are, else by joint positions (g, o, i), each inside permuted as its entry says.
+
 
     Args:
         factors: of the entry.
-        shared: those that other entries of the tensor have too.
-        rows: for each unit, the joint positions of `factors` that it moves: (units, places).
+        shared: those of them in other entries of the tensor too.
+        rows: for each unit, the joint positions along `factors` that move with it: (units, positions).
         ids: all ids of the entry.
         segment: the rows as a segment, if they are one.
     """
@@ -180,7 +189,7 @@ class EntryRows:
 
 
 class Irregular(Exception):
-    """The entries of a tensor cannot be moved together; `ids` are what has to be pinned."""
+    """The entries of a tensor cannot be permuted by one movement; `ids` must be pinned."""
 
     def __init__(self, ids: Ids) -> None:
         super().__init__()
@@ -188,7 +197,7 @@ class Irregular(Exception):
 
 
 def movements(parts: Sequence[EntryRows]) -> Iterator[Movement]:
-    """The sites of one group in one tensor: factors, and for each unit the joint positions of them that it moves.
+    """The movements of one group in one tensor.
 
     Raises:
         Irregular: see there.
@@ -204,7 +213,7 @@ def movements(parts: Sequence[EntryRows]) -> Iterator[Movement]:
 
 
 def _crosses(part: EntryRows) -> bool:
-    """Whether units differ in where they lie along the shared factors."""
+    """Whether the units of the group lie at different positions along the shared factors."""
     if part.segment is not None and part.factors[: len(part.shared)] == part.shared:
         offset, outer, inner = part.segment
         width = prod(factor.size for factor in part.rest)
@@ -233,7 +242,7 @@ def _together(parts: Sequence[EntryRows]) -> tuple[tuple[Factor, ...], Ids]:
 
 
 def _blocks(part: EntryRows) -> tuple[Ids, Ids]:
-    """For each unit the slabs that it moves whole, (units, slabs), and their insides, (units, slabs, width)."""
+    """For each unit the slabs that move with it, (units, slabs), and the order inside them, (units, slabs, width)."""
     slab, inside = part.index(part.shared), part.index(part.rest)
     order = np.lexsort((inside[0], slab[0]))
     slab, inside = slab[:, order], inside[:, order]

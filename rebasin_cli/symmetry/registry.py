@@ -1,4 +1,4 @@
-"""Rules by operator name, and what a rule is given."""
+"""Rules by operator name, what a rule is given, and what every rule may use."""
 
 from __future__ import annotations
 
@@ -27,7 +27,10 @@ Result = AxisLayout | Sequence[AxisLayout | None]
 
 @dataclass(frozen=True, slots=True)
 class Op:
-    """One operation as its rule sees it: arguments, layouts of its tensors, shapes of its results."""
+    """One operation as its rule sees it: arguments, layouts of its tensors, shapes of its results.
+
+    Arguments go by their names in the operator's schema, defaults filled in.
+    """
 
     call: Call
     relations: Relations
@@ -55,7 +58,7 @@ class Op:
         return [self.layout_of(ref.value) for ref in self[name]]
 
     def numbers(self, name: str) -> Tensor | None:
-        """The numbers of a constant argument; None where they are not known."""
+        """The values of a constant argument; None where they are not known."""
         ref = self.call.arguments.get(name)
         return self.numbers_of(ref.value) if isinstance(ref, Ref) else None
 
@@ -80,7 +83,7 @@ class Op:
         return int(self[name]) % max(rank, 1)
 
     def dims(self, name: str, rank: int) -> list[int]:
-        """A list of dimensions, counted from the front; all of them where none is named."""
+        """A list of dimensions, counted from the front; all of them where none is given."""
         given = self.get(name)
         if given is None or (isinstance(given, (list, tuple)) and not given):
             return list(range(rank))
@@ -94,7 +97,7 @@ _AnyRule = TypeVar("_AnyRule", bound=Callable[[Op], Any])
 RULES: dict[str, Rule] = {}
 
 INDEX_RULES: dict[str, IndexRule] = {}
-"""Rules that are asked first: they know what numbers mean that are positions, and answer None where they do not."""
+"""Rules that are tried first: they handle integers that are positions, and return None where these are no such."""
 
 _replaceable: set[tuple[int, str, Callable[[Op], Any]]] = set()
 """Rules that a new one may override: table, operator name, rule."""
@@ -110,7 +113,7 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
 
 
 def index_rule(*names: str) -> Callable[[IndexRule], IndexRule]:
-    """Register a rule for operators that make or use positions as numbers.
+    """Register a rule for operators that make or use indices.
 
     Raises:
         ModelError: one of them has another rule.
@@ -139,7 +142,7 @@ def place_of(function: Callable[[Op], Any]) -> str:
 
 @contextmanager
 def temporary_rules() -> Iterator[None]:
-    """Rules registered inside the context may override those registered before it, and are forgotten afterwards."""
+    """Rules registered inside the context may override those registered before it, and are removed afterwards."""
     tables: tuple[dict[str, Any], ...] = (RULES, INDEX_RULES)
     before = [dict(table) for table in tables]
     outer = set(_replaceable)
@@ -156,7 +159,7 @@ def temporary_rules() -> Iterator[None]:
 
 
 def hold(relations: Relations, layout: AxisLayout, dims: Sequence[int], reason: str) -> AxisLayout:
-    """The layout with some dimensions made fixed: the operation depends on the order along them."""
+    """The layout with some dimensions pinned: the operation depends on the order along them."""
     factors = [factor for place in dims for factor in layout.dims[place]]
     if layout.unresolved and not _splits_an_axis(layout, dims):
         return _hold_axes(relations, layout, dims, reason)
@@ -179,7 +182,7 @@ def _splits_an_axis(layout: AxisLayout, dims: Sequence[int]) -> bool:
 
 
 def _hold_axes(relations: Relations, layout: AxisLayout, dims: Sequence[int], reason: str) -> AxisLayout:
-    """An open leaf with axes held stays open: its other axes are as unknown as before."""
+    """An unresolved leaf with pinned axes stays unresolved: its other axes are as unknown as before."""
     assert layout.leaf is not None
     for place in dims:
         if layout.dims[place]:
@@ -190,7 +193,7 @@ def _hold_axes(relations: Relations, layout: AxisLayout, dims: Sequence[int], re
 
 
 def hold_all(relations: Relations, layout: AxisLayout, reason: str) -> AxisLayout:
-    """The layout with every dimension made fixed."""
+    """The layout with every dimension pinned."""
     return hold(relations, layout, range(len(layout.dims)), reason)
 
 
@@ -199,7 +202,8 @@ def resized(
 ) -> AxisLayout:
     """The layout with the given dimensions replaced by fixed ones of the result's sizes.
 
-    Every new position may stem from several old ones, so what moves along the other dimensions moves alike at all.
+    Every new position may depend on several old ones, so the other dimensions must be permuted alike at all of them:
+    the old dimensions are reduced.
     """
     layout = relations.released(layout)
     kept = reduce(relations, replace(layout, dims=tuple(() if at in places else d for at, d in enumerate(layout.dims))))
@@ -208,4 +212,5 @@ def resized(
 
 
 def fixed_results(op: Op, reason: str) -> list[AxisLayout]:
+    """Results all of whose positions are pinned."""
     return [fixed_layout(shape, reason) for shape in op.result_shapes]

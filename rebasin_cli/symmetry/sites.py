@@ -1,4 +1,8 @@
-"""From positions along some factors of a tensor to the site in the tensor."""
+"""The site in a tensor for positions along some of its factors.
+
+A site is as simple as possible: it spans as few axes as possible, and is a regular segment `(outer, units, inner)`
+rather than a list of positions where the positions form one.
+"""
 
 from __future__ import annotations
 
@@ -12,24 +16,24 @@ from rebasin_cli.spec import Site
 from rebasin_cli.symmetry.positions import AxisLayout, Factor, Ids, coordinates
 
 Segment = tuple[int, int, int]
-"""Offset, outer, inner."""
+"""Offset, outer and inner of a regular segment: positions `offset + (o * units + unit) * inner + i`."""
 
 LocatedSite = tuple[Site, tuple[int, ...]]
-"""A site, and those of its axes that hold factors along which it moves."""
+"""A site, and those of its axes that contain factors along which it moves."""
 
 SiteCache = dict[tuple[object, ...], LocatedSite]
 
 
 @dataclass(frozen=True, slots=True)
 class FactorFrame:
-    """Where positions along some factors lie in a tensor.
+    """Maps positions along some factors to positions in a tensor.
 
     Args:
-        over: the factors, in the order in which the positions count them.
-        axes: those that hold any of them.
+        over: the factors, outer to inner.
+        axes: those that contain any of them.
         factors: all factors from the first of these axes to the last.
         shape: of the tensor.
-        structure: what the site of some positions depends on beside them.
+        structure: everything else that the site of given positions depends on.
     """
 
     over: tuple[Factor, ...]
@@ -46,23 +50,23 @@ class FactorFrame:
         sizes = tuple(factor.size for factor in factors)
         return FactorFrame(over, axes, factors, layout.shape, (axes, layout.shape, counted, sizes))
 
-    def site(self, key: str, rows: Ids, segment: Segment | None, seen: SiteCache) -> LocatedSite:
+    def site(self, key: str, rows: Ids, segment: Segment | None, cache: SiteCache) -> LocatedSite:
         """The site at which row u of `rows` (joint positions of the factors `over`) moves as unit u, and its axes.
 
         Args:
             key: the tensor's name.
             rows: (units, places).
             segment: the same as a segment, if it is one.
-            seen: what was found for such rows elsewhere.
+            cache: results for other tensors.
         """
         found = None if segment is None else _along(self.factors, self.over, segment, len(rows))
         if found is not None:
             site, axes = self._regular_site(found, len(rows))
         else:
             known = (self.structure, rows.shape, rows.tobytes())
-            if known not in seen:
-                seen[known] = self._listed(rows)
-            site, axes = seen[known]
+            if known not in cache:
+                cache[known] = self._listed(rows)
+            site, axes = cache[known]
         return Site(key, site.axis, site.offset, site.outer, site.inner, site.span, site.positions), axes
 
     def _regular_site(self, found: Segment, units: int) -> LocatedSite:
@@ -85,7 +89,7 @@ class FactorFrame:
 
 
 def _along(factors: tuple[Factor, ...], over: tuple[Factor, ...], segment: Segment, units: int) -> Segment | None:
-    """A segment along `over` as one along `factors`; None where it is none, or where that takes a closer look."""
+    """A segment along `over` as one along `factors`; None where it is none, or where the quick test cannot tell."""
     base, outer, inner = segment
     length, offset, extent = outer * units * inner, 0, prod([factor.size for factor in over])
     while factors[0] is over[0] and base // (within := extent // over[0].size) == (base + length - 1) // within:
@@ -103,7 +107,7 @@ def _along(factors: tuple[Factor, ...], over: tuple[Factor, ...], segment: Segme
 
 
 def _of_fewest_axes(site: Site, shape: Sequence[int], units: int) -> Site:
-    """The same site without leading and trailing axes that are only gone through, position by position."""
+    """The same site without leading and trailing axes along which it is constant."""
     while site.span > 1:
         lead, tail = shape[site.axis], shape[site.axis + site.span - 1]
         whole = site.offset == 0 and site.outer * units * site.inner == site.extent(shape)
@@ -134,10 +138,10 @@ def site_of_rows(key: str, first: int, sizes: Sequence[int], rows: Ids) -> Site:
 
 
 def _same_for_each(along: Ids, rest: Ids, size: int) -> Ids | None:
-    """`rest` for one position of an axis, where every unit has the same for each of them; None otherwise.
+    """`rest` at one position of an axis, if every unit has the same `rest` at all positions; None otherwise.
 
     Args:
-        along, rest: (units, places), where each place lies along the axis, and where it lies otherwise.
+        along, rest: (units, positions), the coordinate along the axis, and along all other axes.
     """
     if np.any(along != along[0]) or along.shape[1] % size:
         return None
@@ -149,7 +153,7 @@ def _same_for_each(along: Ids, rest: Ids, size: int) -> Ids | None:
 
 
 def _regular(factors: Sequence[Factor], places: dict[Factor, Ids], units: int) -> Segment | None:
-    """The units' positions along the given factors as a segment; None where they lie otherwise."""
+    """The units' positions along the given factors as a segment; None where they form none."""
     queue = list(factors)
     offset, lead, tail = 0, 1, 1
     while queue and queue[0] in places and np.all(places[queue[0]] == places[queue[0]].flat[0]):
@@ -184,10 +188,10 @@ def _positions(factors: Sequence[Factor], places: dict[Factor, Ids], units: int)
 
 
 def regular_segments(rows: Ids) -> list[Segment | None]:
-    """For every fibre, its rows as a segment, where they are one.
+    """For every fibre, its rows as a segment, where they form one.
 
     Args:
-        rows: for each fibre and unit, the places that it moves: (fibres, units, places).
+        rows: for each fibre and unit, the indices that move with it: (fibres, units, indices).
     """
     count, units, width = rows.shape
     order = np.argsort(rows[:, :1], axis=2)

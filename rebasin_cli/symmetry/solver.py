@@ -75,8 +75,8 @@ def solve(relations: Relations) -> Closure:
         source, target = edges.source[one_to_one], edges.target[one_to_one]
         unit = _components(relations.size, source, target)
         family_of_colour = _components(len(size_of), colour[source], colour[target])
-        # A unit must hold exactly one id of each colour of its family. A component with more (`x + x.flip(0)` couples u
-        # to n - u, and thereby two units to each other) has exchangeable ids, but no permutation of units exchanges them.
+        # A unit must hold exactly one id of each colour of its family. A component with more of them couples units to
+        # each other (`x + x.flip(0)`, u to n - u): their ids look alike, but no permutation of units exchanges them.
         twisted = np.bincount(unit)[unit] != np.bincount(family_of_colour)[family_of_colour[colour]]
         if np.any(twisted):
             relations.pin(np.flatnonzero(twisted), TWISTED)

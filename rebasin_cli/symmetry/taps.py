@@ -1,4 +1,4 @@
-"""Where the units of every group can be seen at work: results of operations, and the sites of the groups in them."""
+"""Chooses where the units of every group are observed: axes of what operations read or return."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from rebasin_cli.tracing.graph import Ref, Trace
 from rebasin_cli.tracing.operations import OBSERVED, has, is_counted
 
 TAPS_PER_GROUP = 4
-"""A residual stream is seen at many places; so many of them, spread over the pass, speak for it."""
+"""A residual stream can be observed at many operations; this many, spread over the pass, represent it."""
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """An axis along which units lie: of an operation's argument, or of its result where `operand` is empty."""
+class Candidate:
+    """A possible tap: an axis of an operation's argument, or of its result where `operand` is empty."""
 
     ordinal: int
     operand: str
@@ -38,24 +38,24 @@ def choose_taps(
     layouts: Mapping[int, AxisLayout],
     names: Mapping[tuple[int, int], str],
 ) -> tuple[Tap, ...]:
-    """Taps for all groups whose units lie along one axis somewhere; where weights read them is preferred."""
+    """Taps for all groups whose units lie along one axis somewhere; what contractions read is preferred."""
     readout = Readout(closure, relations)
-    seen: dict[str, list[Place]] = {}
+    seen: dict[str, list[Candidate]] = {}
     present: dict[tuple[int, str, int], list[tuple[str, Site]]] = {}
     for read in (True, False):
         if len(seen) == len(names):
             break
-        found: dict[str, list[Place]] = {}
+        found: dict[str, list[Candidate]] = {}
         for ordinal, operand, value in _visible(trace, layouts, read):
             for placed in _sites(readout, layouts[value]):
                 name, site = names.get((placed.family, placed.fibre)), placed.site
                 if name is not None and site.span == 1:
-                    place = Place(ordinal, operand or "", site.axis, trace.values[value].shape[site.axis])
-                    present.setdefault(place.key, []).append((name, site))
+                    candidate = Candidate(ordinal, operand or "", site.axis, trace.values[value].shape[site.axis])
+                    present.setdefault(candidate.key, []).append((name, site))
                     if name not in seen:
-                        found.setdefault(name, []).append(place)
+                        found.setdefault(name, []).append(candidate)
         seen.update(found)
-    chosen = {place.key: place.length for places in seen.values() for place in _best(places)}
+    chosen = {candidate.key: candidate.length for candidates in seen.values() for candidate in _best(candidates)}
     return tuple(
         Tap(ordinal, operand or None, axis, length, tuple(present[ordinal, operand, axis]))
         for (ordinal, operand, axis), length in sorted(chosen.items())
@@ -63,25 +63,25 @@ def choose_taps(
 
 
 def _sites(readout: Readout, layout: AxisLayout) -> list[FibreSite]:
-    """All sites in a result; none where they are irregular: what nobody permutes needs no site of its own."""
+    """All sites in an activation; none where they are irregular, as activations need not be permuted."""
     try:
         return list(readout.sites("", layout))
     except Irregular:
         return []
 
 
-def _best(places: Sequence[Place]) -> Sequence[Place]:
-    """Of the shortest axes a few, evenly over the pass, the last always among them."""
-    shortest = min(place.length for place in places)
-    places = [place for place in places if place.length == shortest]
-    if len(places) <= TAPS_PER_GROUP:
-        return places
-    last = len(places) - 1
-    return [places[round(last * k / (TAPS_PER_GROUP - 1))] for k in range(TAPS_PER_GROUP)]
+def _best(candidates: Sequence[Candidate]) -> Sequence[Candidate]:
+    """A few of the shortest axes, evenly spread over the pass and including the last."""
+    shortest = min(candidate.length for candidate in candidates)
+    candidates = [candidate for candidate in candidates if candidate.length == shortest]
+    if len(candidates) <= TAPS_PER_GROUP:
+        return candidates
+    last = len(candidates) - 1
+    return [candidates[round(last * k / (TAPS_PER_GROUP - 1))] for k in range(TAPS_PER_GROUP)]
 
 
 def _visible(trace: Trace, layouts: Mapping[int, AxisLayout], read: bool) -> Iterable[tuple[int, str | None, int]]:
-    """Ordinal, argument name and value of what contractions read, or of what counted operations give."""
+    """Ordinal, argument name and value of what `OBSERVED` operations read, or of what counted operations return."""
     ordinal = -1
     live = {id(call) for call in trace.live}
     weights = set(trace.state.values())
@@ -99,6 +99,6 @@ def _visible(trace: Trace, layouts: Mapping[int, AxisLayout], read: bool) -> Ite
             layout = layouts.get(value)
             floating = trace.values[value].dtype.is_floating_point
             if layout is not None and any(isinstance(f, RowChoice) for entry in layout.entries for f in entry.factors):
-                continue  # rows of different blocks: no axis holds the units of one of them
+                continue  # rows of different blocks: no axis contains the units of one of them
             if layout is not None and layout.entries and layout.leaf is None and floating and value not in weights:
                 yield ordinal, name, value

@@ -1,8 +1,8 @@
-"""Rules from the user's own file, for operations that this program has never heard of.
+"""Rules from the user's own files (`--rules FILE.py`), written with `rebasin_cli.rules`.
 
-The file runs because the user named it. What it registers holds while the context is open, overrides what this program
-knows of the same operation, and is forgotten afterwards, so that one model's rules never touch another's; what it gets
-wrong is said with its file and line.
+A file runs because the user named it. Its rules are valid while the context is open, override built-in rules for the
+same operations, and are removed afterwards, so one model's rules never affect another's. Mistakes in them are reported
+with file and line.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 
 from rebasin_cli.errors import ModelError, RebasinError, UsageError, one_line
 from rebasin_cli.model.foreign_code import failed, foreign_code, importable, load_file, place_in
-from rebasin_cli.symmetry import rules as _rules  # noqa: F401  (so that no file of the user's loads and owns them)
+from rebasin_cli.symmetry import rules as _rules  # noqa: F401  (loaded first: otherwise they would count as the user's)
 from rebasin_cli.symmetry.positions import AxisLayout
 from rebasin_cli.symmetry.registry import INDEX_RULES, RULES, Op, Result, Rule, temporary_rules
 
@@ -26,7 +26,7 @@ _NAME = re.compile(r"[A-Za-z_]\w*\.[A-Za-z_]\w*")
 
 @dataclass(frozen=True, slots=True)
 class UserRules:
-    """What the files registered: the file by operator name, the names that were asked for so far, and what failed."""
+    """What the files registered: the file by operator name, the names used so far, and the errors."""
 
     files: dict[str, Path] = field(default_factory=dict)
     used: set[str] = field(default_factory=set)
@@ -34,14 +34,14 @@ class UserRules:
 
     @property
     def unused(self) -> tuple[str, ...]:
-        """One sentence for each rule that no operation of the model asked for."""
+        """One sentence for each rule that no operation of the model used."""
         missed = [(name, file) for name, file in self.files.items() if name not in self.used]
         return tuple(f"{file}: the model never calls {name}, so its rule was not used" for name, file in missed)
 
 
 @contextmanager
 def user_rules(files: Sequence[Path]) -> Iterator[UserRules]:
-    """Load the files and let their rules hold for the duration of the context.
+    """Load the files; their rules are valid inside the context.
 
     Args:
         files: Python files that register rules by `rebasin_cli.rules.rule("mylib.myop")`.
@@ -58,14 +58,14 @@ def user_rules(files: Sequence[Path]) -> Iterator[UserRules]:
             for file in dict.fromkeys(files):
                 _load(file, found)
             yield found
-            _tell_fault(found)
+            _raise_fault(found)
         except Exception:
-            _tell_fault(found)
+            _raise_fault(found)
             raise
 
 
-def _tell_fault(found: UserRules) -> None:
-    """A rule that fails would merely pin what it was asked about; its author wants to know."""
+def _raise_fault(found: UserRules) -> None:
+    """Raise the first error of a rule: otherwise it would only pin what the operation touches."""
     if found.faults:
         raise found.faults[0]
 
@@ -99,12 +99,12 @@ def _load(file: Path, found: UserRules) -> None:
             )
         RULES[name] = _guarded(name, given, file, found)
         if name in picking and INDEX_RULES[name] is picking[name]:
-            del INDEX_RULES[name]  # it would be asked first, and the user's rule not at all where it answers
+            del INDEX_RULES[name]  # it would be tried first, and take precedence over the user's rule
         found.files[name] = file
 
 
 def _guarded(name: str, given: Rule, file: Path, found: UserRules) -> Rule:
-    """The rule, with its mistakes told as the user's, and not as a bug of this program."""
+    """The rule, its mistakes reported as the user's and not as a bug of this program."""
 
     @wraps(given)
     def guarded(op: Op) -> Result:
@@ -125,7 +125,7 @@ def _guarded(name: str, given: Rule, file: Path, found: UserRules) -> Rule:
 
 
 def _wrong(result: object, op: Op) -> str | None:
-    """What is wrong with what a rule gave."""
+    """What is wrong with the result of a rule; None if nothing is."""
     layouts = [result] if isinstance(result, AxisLayout) else result
     if not isinstance(layouts, (list, tuple)) or not all(
         item is None or isinstance(item, AxisLayout) for item in layouts

@@ -1,1 +1,1 @@
-"""One forward pass, recorded as a list of operations."""
+"""Records one forward pass as a list of operations."""

@@ -1,8 +1,9 @@
-"""Which tensors share memory: turns in-place changes and views into values that are assigned once.
+"""Resolves views and in-memory changes into values that are assigned once.
 
-Every tensor object that the model handles has a value. Tensors that share a storage form one family: a root, and views
-that remember the chain of view operations which made them from it. Changing one member writes the change back through
-its chain into the root; the other members find themselves outdated when they are next read and replay their chains.
+Every tensor object that the model handles has a value. Tensors on one storage are a root and its views, each with the
+chain of view operations that made it from the root. An in-place change of one of them is written back through its chain
+into the root, which gets a new version. A view of an older version is outdated: when it is next read, its chain is
+replayed on the current root. So every read sees all writes before it, and no value ever changes.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from rebasin_cli.tracing.graph import SCATTER, Call, Ref, Value
 
 @dataclass(frozen=True, slots=True)
 class ViewStep:
-    """One view operation: how to repeat it on another value of the same shape."""
+    """One view operation, to be repeated on another value of the same shape."""
 
     name: str
     overload: str
@@ -29,13 +30,13 @@ class ViewStep:
     of: str
 
     def on(self, value: int) -> dict[str, Any]:
-        """The arguments with `value` in place of the tensor that was viewed."""
+        """The arguments with `value` in memory of the tensor that was viewed."""
         return {**self.arguments, self.of: Ref(value)}
 
 
 @dataclass(slots=True)
-class Family:
-    """All tensors on one storage: the current value of the root, how often it was changed, and all values they had."""
+class SharedStorage:
+    """All tensors on one storage: the current value of the root, its version, and all values that they have had."""
 
     root: int
     version: int = 0
@@ -43,10 +44,10 @@ class Family:
 
 
 @dataclass(slots=True)
-class Member:
-    """One tensor object: its value at the time of `version`, and its chain of views from the root."""
+class TrackedTensor:
+    """One tensor object: its value as of `version`, and its chain of views from the root."""
 
-    family: Family
+    shared: SharedStorage
     value: int
     version: int
     chain: tuple[ViewStep, ...] = field(default=())
@@ -70,82 +71,80 @@ class AliasTable:
         describe: Callable[[int], Value],
     ) -> None:
         self._members: Any = WeakTensorKeyDictionary()
-        self._latest: dict[tuple[int, ...], Member] = {}
+        self._latest: dict[tuple[int, ...], TrackedTensor] = {}
         self._new_value = new_value
         self._emit = emit
         self._scope = scope
         self._describe = describe
 
     def add_root(self, tensor: Tensor, value: int) -> None:
-        """A tensor that is no view of another one that is known."""
-        self._keep(tensor, Member(Family(value), value, 0))
+        """Register a tensor that is no view of a known one."""
+        self._keep(tensor, TrackedTensor(SharedStorage(value), value, 0))
 
     def add_view(self, tensor: Tensor, value: int, viewed: Tensor, step: ViewStep) -> None:
-        """A tensor made by a view operation of another."""
+        """Register a tensor that a view operation made of another."""
         parent = self._member(viewed)
-        self._keep(tensor, Member(parent.family, value, parent.family.version, (*parent.chain, step)))
+        self._keep(tensor, TrackedTensor(parent.shared, value, parent.shared.version, (*parent.chain, step)))
 
     def add_stand_in(self, tensor: Tensor, known: Tensor) -> None:
-        """Another tensor object for the same memory."""
+        """Register another tensor object for the same memory."""
         self._keep(tensor, self._member(known))
 
     def adopt(self, tensor: Tensor) -> bool:
-        """Recognise a tensor object that looks at the whole of a known one (`.data`, a fresh wrapper); False if
-        none.
-        """
-        place = _place(tensor)
-        if place not in self._latest:
+        """Register an unknown object for the memory of a known tensor (`.data`, a new wrapper); False if it is none."""
+        memory = _memory(tensor)
+        if memory not in self._latest:
             return False
         for other, (member, _) in list(self._members.items()):
-            if place[0] and _place(other) == place:
+            if memory[0] and _memory(other) == memory:
                 self._keep(tensor, member)
                 return True
         return False
 
     def read(self, tensor: Tensor) -> int | None:
-        """The current value of a tensor, replaying its views where its family has changed; None if unknown."""
+        """The current value of a tensor, its views replayed if its storage has changed; None if it is unknown."""
         kept = self._members.get(tensor)
         if kept is None:
             return None
-        member: Member = kept[0]
-        if kept[1] != _storage(tensor):  # `.data` was assigned: the object stands for other memory now, or for other's
+        member: TrackedTensor = kept[0]
+        if kept[1] != _storage(tensor):  # `.data` was assigned: the object now has other memory
             del self._members[tensor]
-            latest = self._latest.get(_place(tensor))  # what it was assigned may be gone by now
+            latest = self._latest.get(_memory(tensor))  # the assigned tensor may no longer exist
             if latest is not None:
                 self._keep(tensor, latest)
             return self.read(tensor) if latest is not None or self.adopt(tensor) else None
-        if member.version != member.family.version:
-            member.value = self._replay(member.family.root, member.chain)[-1]
-            member.version = member.family.version
-            member.family.values.add(member.value)
+        if member.version != member.shared.version:
+            member.value = self._replay(member.shared.root, member.chain)[-1]
+            member.version = member.shared.version
+            member.shared.values.add(member.value)
         return member.value
 
     def write(self, tensor: Tensor, value: int) -> None:
-        """The tensor was changed in place and now has this value."""
+        """The tensor was changed in memory and now has this value."""
         member = self._member(tensor)
-        family = member.family
+        shared = member.shared
         current = value
         if member.chain:
-            stages = self._replay(family.root, member.chain[:-1])
+            stages = self._replay(shared.root, member.chain[:-1])
             for stage, step in zip(reversed(stages), reversed(member.chain), strict=True):
                 current = self._scatter(stage, current, step)
-        family.root = current
-        family.version += 1
-        member.value, member.version = value, family.version
+        shared.root = current
+        shared.version += 1
+        member.value, member.version = value, shared.version
         self._keep(tensor, member)
 
-    def family_values(self, tensor: Tensor) -> set[int]:
-        """Values of all tensors that share or shared memory with this one, itself included."""
-        return self._member(tensor).family.values
+    def values_sharing_memory(self, tensor: Tensor) -> set[int]:
+        """All values, past and present, of tensors that share memory with this one, itself included."""
+        return self._member(tensor).shared.values
 
-    def _member(self, tensor: Tensor) -> Member:
-        member: Member = self._members[tensor][0]
+    def _member(self, tensor: Tensor) -> TrackedTensor:
+        member: TrackedTensor = self._members[tensor][0]
         return member
 
-    def _keep(self, tensor: Tensor, member: Member) -> None:
+    def _keep(self, tensor: Tensor, member: TrackedTensor) -> None:
         self._members[tensor] = member, _storage(tensor)
-        member.family.values.add(member.value)
-        self._latest[_place(tensor)] = member
+        member.shared.values.add(member.value)
+        self._latest[_memory(tensor)] = member
 
     def _replay(self, root: int, chain: tuple[ViewStep, ...]) -> list[int]:
         values = [root]
@@ -164,14 +163,14 @@ class AliasTable:
 
 
 def _storage(tensor: Tensor) -> int:
-    """Which memory a tensor looks at; 0 where it has none of its own kind (a sparse one)."""
+    """Identifies the storage of a tensor; 0 where it has none (a sparse one)."""
     try:
         return int(tensor.untyped_storage()._cdata)
     except (NotImplementedError, RuntimeError):
         return 0
 
 
-def _place(tensor: Tensor) -> tuple[int, ...]:
-    """The memory, and which part of it in which order."""
+def _memory(tensor: Tensor) -> tuple[int, ...]:
+    """The storage, and the part of it in which order."""
     storage = _storage(tensor)
     return (storage, int(tensor.storage_offset()), *tensor.shape, *tensor.stride()) if storage else (0, id(tensor))

@@ -1,4 +1,4 @@
-"""Runs a model as it was traced and hands out what chosen operations read or give: where activations are seen."""
+"""Runs a model again as it was traced, and passes on what chosen operations read or return."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from rebasin_cli.tracing.operations import is_counted
 
 _AFFINE, _TWO_STEPS, _SECOND_STEP = "aten.addmm.default", "aten.mm.default", "aten.add.Tensor"
 _OPERANDS = {"mat1": "self"}
-"""A linear layer is one operation where its input is contiguous and two where it is not, as in attention on batches."""
+"""A linear layer is one operation if its input is contiguous, and otherwise two, as in attention on batches."""
 
 
 class OtherPath(ModelError):
-    """The model did not do what it did when it was traced."""
+    """The operations differ from those of the trace."""
 
     default_slug = "other-path"
 
@@ -38,16 +38,16 @@ OnTensor = Callable[[Tap, Tensor], None]
 def capture(
     module: nn.Module, example: ExampleInput, expected: Sequence[str], taps: Collection[Tap], on_tensor: OnTensor
 ) -> None:
-    """Run `module` once and hand what every tap looks at to `on_tensor`.
+    """Run `module` once and pass the tensor of every tap to `on_tensor`.
 
     Args:
         module: with real parameters, in eval mode.
         expected: overloads in the order of the trace (`called_operations`).
-        taps: where to look.
-        on_tensor: is given the tap and the tensor, which it must copy if it keeps it.
+        taps: what to observe.
+        on_tensor: called with the tap and the tensor, which it must copy to keep.
 
     Raises:
-        OtherPath: the model took another path than when it was traced.
+        OtherPath: the operations differ from those of the trace.
     """
     mode = _Capture(expected, taps, on_tensor)
     with torch.no_grad(), plain_operations(), mode:
@@ -70,7 +70,7 @@ class _Capture(OperationMode):  # type: ignore[no-untyped-call]
         name = operator(func).overload
         if not is_counted(name):
             return func(*args, **kwargs)
-        if name == self.pending:  # the bias of an affine map made in two steps: correlations do not see it
+        if name == self.pending:  # the bias of a linear layer in two steps: correlations are invariant to it
             self.pending = None
             return func(*args, **kwargs)
         place, self.place = self.place, self.place + 1

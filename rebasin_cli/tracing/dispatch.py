@@ -22,32 +22,32 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from rebasin_cli.errors import ModelError
 
 _FLEX, _DIRECTLY = "torch.nn.attention.flex_attention", "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG"
-"""By this switch `flex_attention` calls its operator itself; otherwise by the compiler, which no mode can follow."""
+"""With this switch `flex_attention` calls its operator directly, and not through the compiler, which no mode sees."""
 
 
 class OperationMode(TorchDispatchMode):
-    """Base of modes that see every operation, `operation` being called for each.
+    """Base of modes that see every operation: `operation` is called for each.
 
     Attributes:
-        takes_apart: whether composed operations that arrive whole are shown as what they are made of.
+        decomposes: whether composite operations that arrive undecomposed are decomposed.
     """
 
     supports_higher_order_operators = True
-    takes_apart = True
+    decomposes = True
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._switches: list[bool | None] = []
 
     def operation(self, func: OpOverload, args: Any, kwargs: dict[str, Any]) -> Any:
-        """What `func` gives for these arguments."""
+        """The result of `func` for these arguments."""
         raise NotImplementedError
 
     def __torch_dispatch__(self, func: Any, types: Iterable[type], args: Any = (), kwargs: Any = None) -> Any:
         if isinstance(func, HigherOrderOperator):
             with self:
                 return _written_out(func)(*args, **(kwargs or {}))
-        if self.takes_apart and _is_composite(func):
+        if self.decomposes and _is_composite(func):
             with self:
                 return func.decompose(*args, **(kwargs or {}))
         return self.operation(func, args, kwargs or {})
@@ -68,13 +68,13 @@ class OperationMode(TorchDispatchMode):
 
 @lru_cache(maxsize=4096)
 def _is_composite(func: OpOverload) -> bool:
-    if func.namespace == "prim":  # what a tensor is asked about itself; the dispatcher does not know these
+    if func.namespace == "prim":  # attribute queries; the dispatcher does not know them
         return False
     return bool(torch._C._dispatch_has_kernel_for_dispatch_key(func._name, "CompositeImplicitAutograd"))
 
 
 def _written_out(func: HigherOrderOperator) -> Callable[..., Any]:
-    """The operator's plain implementation, which calls its functions and other operators.
+    """The operator's eager implementation, which calls its functions and other operators.
 
     Raises:
         ModelError: it has none.
@@ -83,7 +83,7 @@ def _written_out(func: HigherOrderOperator) -> Callable[..., Any]:
     own: dict[str, Callable[..., Any]] = {"cond": _branch, "while_loop": _loop}
     kernel = own.get(name) or func.py_kernels.get(torch._C.DispatchKey.CompositeExplicitAutograd)
     if kernel is None:
-        raise ModelError(f"the operator {name} takes functions and cannot be followed into them")
+        raise ModelError(f"the operator {name} takes functions, and has no eager implementation to follow")
     return kernel
 
 
@@ -107,11 +107,11 @@ class Operator:
         schema: the schema's own name (`aten::add_`).
         name: namespace and operator without overload and without the underscore of an in-place form (`aten.add`).
         overload: namespace, operator and overload (`aten.add_.Tensor`).
-        arguments: name, whether it can be given by name alone, and default, of every argument in order.
+        arguments: for every argument in order, its name, whether it is keyword-only, and its default.
         mutable: whether it changes any argument.
         written: names of the arguments that it changes.
-        outs: names of the arguments that serve only to be written to.
-        viewed: the argument that the results look at, for a view operation; None for all others.
+        outs: names of the output arguments.
+        viewed: the argument that the results are views of; None if they are not views.
         drawn: whether it draws random numbers.
     """
 
@@ -136,7 +136,7 @@ class Operator:
 
 @lru_cache(maxsize=4096)
 def operator(func: OpOverload) -> Operator:
-    """What the schema of `func` says."""
+    """The operator of `func`, read from its schema."""
     schema = func._schema
     full = schema.name.replace("::", ".")
     aliases = [(a.name, a.alias_info) for a in schema.arguments if a.alias_info is not None]
@@ -170,7 +170,7 @@ def tensors_in(nested: Any) -> Iterator[Tensor]:
 
 @contextmanager
 def plain_operations() -> Iterator[None]:
-    """Fused fast paths off: what they fuse must be seen. PyTorch's own log of failures too: the error says it all."""
+    """Disable fused fast paths, whose parts would not be seen, and PyTorch's log of failures, which errors repeat."""
     fastpath = torch.backends.mha.get_fastpath_enabled()
     onednn = torch._C._get_mkldnn_enabled()
     torch.backends.mha.set_fastpath_enabled(False)

@@ -46,11 +46,11 @@ _UNKNOWN = (
     torch.Tag.data_dependent_output,
     torch.Tag.inplace_view,
 )
-"""What an operation with one of these tags gives is not told by the shapes that it is given."""
+"""Shapes of the arguments do not determine the results of operations with these tags."""
 
 
 def fake_mode() -> FakeTensorMode:
-    """A mode whose fake tensors may meet real ones: inputs and constants stay real, their numbers are needed."""
+    """A mode in which fake tensors may be combined with real ones: inputs and constants stay real for their values."""
     return FakeTensorMode(allow_non_fake_inputs=True)
 
 
@@ -64,10 +64,10 @@ def fake_like(tensor: Tensor, mode: FakeTensorMode) -> Tensor:
 
 @contextmanager
 def fake_state(module: nn.Module, mode: FakeTensorMode) -> Iterator[None]:
-    """Every parameter, and every floating buffer of the state dict, replaced by a fake; shared ones stay shared.
+    """Replace every parameter, and every floating buffer of the state dict, by a fake; shared ones stay shared.
 
-    Other buffers keep their numbers: index tables and constants are read. Everything that the pass leaves behind in the
-    modules' attributes (caches of masks or tables) is undone at the end.
+    Other buffers stay real: the values of index tables and constants are read. Changes of module attributes by the pass
+    (caches of masks or tables) are undone at the end.
     """
     snapshots = [(owner, _snapshot(owner)) for owner in module.modules()]
     fakes: dict[int, Tensor] = {}
@@ -90,7 +90,7 @@ def fake_state(module: nn.Module, mode: FakeTensorMode) -> Iterator[None]:
 
 @contextmanager
 def unchanged_attributes(module: nn.Module) -> Iterator[None]:
-    """Whatever the pass leaves behind in the modules' attributes is undone at the end."""
+    """Changes of module attributes inside the context are undone at the end."""
     snapshots = [(owner, _snapshot(owner)) for owner in module.modules()]
     try:
         yield
@@ -136,11 +136,11 @@ def _restore(owner: nn.Module, snapshot: _Snapshot) -> None:
 
 
 class FakeKernels:
-    """Runs operations of which at least one tensor is a fake.
+    """Runs operations that have at least one fake tensor among their arguments.
 
     Args:
-        mode: to which the fakes belong; it runs whatever has no other way. Its own memory of results is turned off:
-            keys that cost more than most operations do.
+        mode: of the fakes; it runs everything else. Its own cache is disabled: computing its keys costs more than most
+            operations.
     """
 
     def __init__(self, mode: FakeTensorMode) -> None:
@@ -149,11 +149,11 @@ class FakeKernels:
         self._known: dict[Hashable, _Made | _Changed | None] = {}
 
     def run(self, func: OpOverload, args: Any, kwargs: dict[str, Any], tensors: list[Tensor]) -> Any:
-        """The operation's result, all tensors of which are fakes; `tensors` are those among the arguments in order."""
+        """The operation's result, all of whose tensors are fakes; `tensors` are those among the arguments in order."""
         form = operator(func)
         weightless = all(type(tensor) is FakeTensor for tensor in tensors)
         direct = weightless and has(form.name, META)
-        if direct and has(form.name, VIEW):  # shares the argument's memory, which a remembered result would not
+        if direct and has(form.name, VIEW):  # a remembered result would not share memory
             return self._directly(func, args, kwargs)
         key = _key(form, args, kwargs)
         known = self._known.get(key)
@@ -175,7 +175,7 @@ class FakeKernels:
         return self._faked(out)
 
     def _normalised(self, batch: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """BatchNorm in eval mode: like what it is given, and no statistics of the batch."""
+        """BatchNorm in eval mode: a tensor like its input, and empty batch statistics."""
         like: Tensor = self._directly(torch.ops.aten.empty_like.default, (batch,), {})
         return like, *(self._faked(torch.empty(0, dtype=like.dtype, device="meta")) for _ in range(2))
 
@@ -186,7 +186,7 @@ class FakeKernels:
             return func(*args, **kwargs)
 
     def _faked(self, out: Any) -> Any:
-        """Plain meta tensors, alone or in a tuple or list, as fakes; a fake that was changed in place as it is."""
+        """Meta tensors, single or in a tuple or list, as fakes; a fake changed in place is returned as it is."""
         if isinstance(out, (tuple, list)):
             return type(out)(self._faked(one) for one in out)
         return out if type(out) is FakeTensor else FakeTensor(self._mode, out, _CPU)
@@ -194,36 +194,36 @@ class FakeKernels:
 
 @dataclass(frozen=True, slots=True)
 class _Made:
-    """New tensors: shape, strides and dtype of each; alone or as a tuple."""
+    """New tensors: shape, strides and dtype of each; a single one or a tuple."""
 
     tensors: tuple[tuple[torch.Size, tuple[int, ...], torch.dtype], ...]
-    alone: bool
+    single: bool
 
     def again(self, mode: FakeTensorMode, given: list[Tensor]) -> Any:
         made = tuple(
             FakeTensor(mode, torch.empty_strided(shape, strides, dtype=dtype, device="meta"), _CPU)
             for shape, strides, dtype in self.tensors
         )
-        return made[0] if self.alone else made
+        return made[0] if self.single else made
 
 
 @dataclass(frozen=True, slots=True)
 class _Changed:
-    """The first tensor among the arguments, with other numbers."""
+    """The first tensor among the arguments, changed in place."""
 
     def again(self, mode: FakeTensorMode, given: list[Tensor]) -> Any:
         return given[0]
 
 
 def _remembered(func: OpOverload, out: Any, given: list[Tensor]) -> _Made | _Changed | None:
-    """What is to be done the next time; None where shapes do not tell it."""
+    """What to return next time; None where shapes do not determine it."""
     if any(tag in func.tags for tag in _UNKNOWN):
         return None
     if func._schema.is_mutable:
         whole = out is given[0] and type(out) is FakeTensor and not _written_beside_first(func)
         return _Changed() if whole else None
-    alone = isinstance(out, Tensor)
-    results = (out,) if alone else out
+    single = isinstance(out, Tensor)
+    results = (out,) if single else out
     if not isinstance(results, tuple) or not all(type(one) is FakeTensor and one.constant is None for one in results):
         return None
     memories = {one.untyped_storage()._cdata for one in results}
@@ -231,7 +231,7 @@ def _remembered(func: OpOverload, out: Any, given: list[Tensor]) -> _Made | _Cha
         return None
     if any(one.storage_offset() or one.device != _CPU or one.layout is not torch.strided for one in results):
         return None
-    return _Made(tuple((one.shape, one.stride(), one.dtype) for one in results), alone)
+    return _Made(tuple((one.shape, one.stride(), one.dtype) for one in results), single)
 
 
 def _written_beside_first(func: OpOverload) -> bool:
@@ -239,7 +239,7 @@ def _written_beside_first(func: OpOverload) -> bool:
 
 
 def _key(form: Operator, args: Any, kwargs: dict[str, Any]) -> Hashable:
-    """Everything about a call that its result's shapes can depend on."""
+    """Everything about a call that the shapes of its result can depend on."""
     return form.overload, _described(args), tuple((name, _described(value)) for name, value in kwargs.items())
 
 
@@ -252,7 +252,7 @@ def _described(value: Any) -> Hashable:
 
 
 def _as_bfloat16(func: OpOverload, args: Any, kwargs: dict[str, Any]) -> Any:
-    """What the operation gives in shape and in the dtype asked for, where its shape function knows bfloat16 alone."""
+    """The result in the dtype of the arguments, for operations whose shape function accepts only bfloat16."""
     asked = next(leaf.dtype for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor))
     args, kwargs = tree_map_only(Tensor, lambda t: t.bfloat16() if t.is_floating_point() else t, (args, kwargs))
     return tree_map_only(Tensor, lambda t: t.to(asked), func(*args, **kwargs))

@@ -1,4 +1,4 @@
-"""What one forward pass did, as data: values, the operations between them, and who asked for each.
+"""The record of one forward pass, as data: values, the operations between them, and the modules that called these.
 
 In-place operations and views are resolved while recording, so that every value is assigned once and never changes.
 """
@@ -31,7 +31,7 @@ class Ref(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Value:
-    """A tensor that existed during the pass. Its numbers are known only where `Trace.constants` holds them."""
+    """A tensor of the pass. Its elements are known only if `Trace.constants` contains them."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
@@ -46,8 +46,8 @@ class Call:
         overload: the full name as it was called (`aten.add_.Tensor`).
         arguments: every argument by its name in the operator's schema, defaults filled in, tensors replaced by `Ref`.
         results: value indices of the tensors returned, flattened; None where a result is not a tensor.
-        scope: path of the module that was speaking (empty for the model itself).
-        synthetic: made while resolving views, not called by the model.
+        scope: path of the module that called it (empty for the model itself).
+        synthetic: added while resolving views, not called by the model.
         place: file and line of the model's code, for operations that return numbers to it (`DECIDES`).
         inputs: value indices of all tensor arguments, in order, repeats kept.
     """
@@ -67,7 +67,7 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class ModuleCall:
-    """One call of one module: the values it was given and the values it gave."""
+    """One call of one module: the values of its arguments and of its outputs."""
 
     name: str
     type: str
@@ -117,15 +117,15 @@ class Trace:
 
     @cached_property
     def op_counts(self) -> dict[str, int]:
-        """How often each overload was called, by name; what weightless tensors ask about themselves is left out."""
+        """How often each overload was called, by name, without attribute queries of fake tensors."""
         counts = Counter(c.overload for c in self.calls if not c.synthetic and not c.overload.startswith("prim."))
         return dict(sorted(counts.items()))
 
     @cached_property
     def decisions(self) -> tuple[Call, ...]:
-        """The calls by which the model's code learnt numbers that depend on weights or inputs.
+        """The calls that returned values which depend on weights or inputs to the model's Python code.
 
-        The record shows the path that was taken then; other numbers may lead to another one.
+        The record is of the path taken with these values; with others, the path may differ.
         """
         return tuple(
             call
@@ -135,7 +135,7 @@ class Trace:
 
     @cached_property
     def weighed(self) -> tuple[Call, ...]:
-        """Those decisions that depend on weights: routes taken, thresholds passed. The others go by the input alone."""
+        """Those decisions that depend on weights (routes, thresholds); the others depend on the input only."""
         from_weights = set(self.state.values()) - set(self.constants)
         for call in self.calls:
             if not from_weights.isdisjoint(call.inputs):
@@ -144,9 +144,9 @@ class Trace:
 
     @cached_property
     def live(self) -> tuple[Call, ...]:
-        """The calls on which an output or a decision depends, in order; the others cannot constrain anything.
+        """The calls on which an output or a decision depends, in order; the others constrain nothing.
 
-        What ran on no rows (a head on the boxes of an empty picture) counts: other inputs have rows.
+        Calls on empty tensors (a head on no boxes) are included: other inputs have rows.
         """
         needed = set(self.outputs)
         deciding = {id(call) for call in self.decisions}
@@ -159,7 +159,7 @@ class Trace:
 
     @cached_property
     def read(self) -> frozenset[int]:
-        """Values that a live call or the output looks at."""
+        """Values that a live call reads, or that are outputs."""
         return frozenset(value for call in self.live for value in call.inputs) | frozenset(self.outputs)
 
     @cached_property

@@ -56,7 +56,7 @@ class Recorder(OperationMode):  # type: ignore[no-untyped-call]
         return len(self.values) - 1
 
     def _emit(self, call: Call) -> None:
-        """A call made while views were resolved: what it gives varies where what it was given does."""
+        """Add a synthetic call; its results vary with its arguments."""
         self.calls.append(call)
         if not self._variable.isdisjoint(call.inputs):
             self._variable.update(value for value in call.results if value is not None)
@@ -75,7 +75,7 @@ class Recorder(OperationMode):  # type: ignore[no-untyped-call]
         return index
 
     def value_of(self, tensor: Tensor) -> int:
-        """Value of a tensor; one that was never seen is a constant of the user's code."""
+        """Value of a tensor; an unknown one is a constant of the user's code."""
         index = self.aliases.read(tensor)
         if index is None and self.aliases.adopt(tensor):
             index = self.aliases.read(tensor)
@@ -86,7 +86,7 @@ class Recorder(OperationMode):  # type: ignore[no-untyped-call]
     def operation(self, func: OpOverload, args: Any, kwargs: dict[str, Any]) -> Any:
         """Run and record it."""
         if func is torch.ops.prim.device.default:
-            return args[0].fake_device  # what a tensor without memory is asked about itself is no operation
+            return args[0].fake_device  # an attribute query, not an operation
         form = operator(func)
         tensors = list(tensors_in((args, kwargs)))
         refs = {id(tensor): Ref(self.value_of(tensor)) for tensor in tensors}
@@ -104,9 +104,9 @@ class Recorder(OperationMode):  # type: ignore[no-untyped-call]
         return self._run_on_fakes(func, args, kwargs, tensors)
 
     def _keep_numbers(self, tensors: list[Tensor]) -> None:
-        """An in-place operation is coming: constants whose memory it may change keep a copy of their numbers."""
+        """Before an in-place operation: copy the values of constants whose memory it may change."""
         for tensor in tensors:
-            for value in self.aliases.family_values(tensor):
+            for value in self.aliases.values_sharing_memory(tensor):
                 if value in self.constants:
                     self.constants[value] = self.constants[value].clone()
 
@@ -118,17 +118,17 @@ class Recorder(OperationMode):  # type: ignore[no-untyped-call]
         spot = _code_place() if has(form.name, DECIDES) else ""
         call = Call(form.name, form.overload, arguments, results, self.scope(), place=spot)
         self.calls.append(call)
-        # what is drawn has other numbers in the next pass
+        # random numbers differ in the next pass
         constant = not form.drawn and self._variable.isdisjoint(call.inputs)
         for place, (tensor, index) in enumerate(zip(leaves, results, strict=True)):
-            self._note_constancy(index, tensor, constant)  # before it is written back into what it is a view of
+            self._note_constancy(index, tensor, constant)  # before the change is written back to the root
             changed = next((w for w in written if w is tensor), None)
             if changed is None and len(written) == len(leaves) == 1:
-                changed = written[0]  # a real tensor changed by a fake one: what comes back is a stand-in for it
+                changed = written[0]  # a real tensor changed by a fake one: the result stands for it
             if changed is not None:
                 self.aliases.write(changed, index)
                 self.aliases.add_stand_in(tensor, changed)
-            elif form.viewed is not None and isinstance(given[form.viewed], Tensor):  # a number may stand there
+            elif form.viewed is not None and isinstance(given[form.viewed], Tensor):  # may be a Python number
                 if tensor is not given[form.viewed]:
                     step = ViewStep(form.name, form.overload, arguments, described, place, form.viewed)
                     self.aliases.add_view(tensor, index, given[form.viewed], step)
@@ -138,7 +138,7 @@ class Recorder(OperationMode):  # type: ignore[no-untyped-call]
             self._record_silent_writes(written, constant)
 
     def _record_silent_writes(self, written: list[Tensor], constant: bool) -> None:
-        """The operation changed arguments and returns nothing: their new values are its results."""
+        """Record an operation that changes arguments and returns nothing: their new values are its results."""
         call = self.calls.pop()
         results = tuple(self.new_value(Value(tuple(tensor.shape), tensor.dtype)) for tensor in written)
         self.calls.append(Call(call.name, call.overload, call.arguments, results, call.scope))
@@ -163,7 +163,7 @@ def _referred(nested: Any, refs: dict[int, Ref]) -> Any:
 
 
 class ModuleScope:
-    """Follows the modules of one forward pass.
+    """Tracks which module is running, by hooks on all modules of one forward pass.
 
     Args:
         root: the model.

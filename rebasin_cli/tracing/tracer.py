@@ -24,11 +24,11 @@ from rebasin_cli.tracing.graph import Trace, collector_paused
 from rebasin_cli.tracing.recorder import ModuleScope, Recorder
 
 ASIDE = ("hidden_state", "attentions", "cache", "key_values", "model_output")
-"""Parts of these names are no answer where there are logits."""
+"""Fields with these names are ignored where there are logits."""
 
 
 SECOND_TRY_BYTES = 4 << 30
-"""A pass that fails without weights is tried with them if they take no more than this."""
+"""A pass that fails on fake tensors is repeated with real weights if they take no more than this."""
 
 
 def trace_model(
@@ -36,8 +36,8 @@ def trace_model(
 ) -> Trace:
     """Record one forward pass in eval mode.
 
-    The pass runs on parameters that own no memory. Where the model's own code asks for their numbers (a mixture of
-    experts that routes, a data-dependent branch), it runs on real ones instead.
+    The pass runs on fake tensors. Where the model's code needs their values (routing in a mixture of experts, a
+    data-dependent branch), it runs on real ones instead.
 
     Args:
         module: the model; its parameters may lie on the meta device. It is left as it was.
@@ -46,13 +46,13 @@ def trace_model(
         real.
 
     Raises:
-        ModelError: the model's forward pass fails on this input, or it is compiled and cannot be followed.
+        ModelError: the model's forward pass fails on this input, or the model is compiled and cannot be recorded.
     """
     for name, part in module.named_modules():
         if isinstance(part, torch.jit.ScriptModule):
             raise ModelError(
-                f"{name or 'the model'} is a TorchScript module, whose operations cannot be followed",
-                hint="give the Python module that it was made from; its checkpoint is the same",
+                f"{name or 'the model'} is a TorchScript module, whose operations cannot be recorded",
+                hint="use the Python module that it was made from; its checkpoint is the same",
             )
     try:
         with collector_paused():
@@ -61,9 +61,9 @@ def trace_model(
         real = with_numbers() if with_numbers is not None else module
         if _has_no_numbers(real):
             raise ModelError(
-                "the model's forward pass depends on the numbers in its weights, and it has none"
+                "the model's forward pass depends on the values of its weights, and they are on the meta device"
             ) from None
-    except ModelError:  # perhaps only because some operation knows no tensors without numbers
+    except ModelError:  # perhaps only because an operation does not support fake tensors
         if sum(p.numel() * p.element_size() for p in module.parameters()) > SECOND_TRY_BYTES:
             raise
         real = with_numbers() if with_numbers is not None else module
@@ -119,12 +119,12 @@ def _run(module: nn.Module, example: ExampleInput, recorder: Recorder, scope: Mo
         text = " ".join(str(error).split())
         raise ModelError(
             f"the model's forward pass failed{where}: {type(error).__name__}: {text[:300]}",
-            hint="give an input that the model accepts with --input",
+            hint="pass an input that the model accepts with --input",
         ) from error
 
 
 def _register_state(module: nn.Module, recorder: Recorder) -> tuple[dict[str, int], frozenset[str], dict[str, str]]:
-    """Value by name for every parameter and every buffer of the state dict; integer buffers keep their numbers."""
+    """Value by name for every parameter and every buffer of the state dict; integer buffers are constants."""
     state: dict[str, int] = {}
     trainable: set[str] = set()
     owners: dict[str, str] = {}
@@ -148,7 +148,12 @@ def _tensors(nested: Any) -> list[Tensor]:
 
 
 def opened(nested: Any) -> Any:
-    """Output objects of other libraries (dataclasses with tensors) as plain containers."""
+    """Output objects of other libraries (dataclasses with tensors) as plain containers.
+
+    An output with named fields may contain, beside the logits, the hidden states that led to them. These are in the
+    units of the hidden layers: as outputs, they would pin every one of these. So where there are logits, hidden states,
+    caches and attention maps are left out.
+    """
     if isinstance(nested, Mapping):
         return {key: opened(value) for key, value in _answers(nested).items()}
     if hasattr(nested, "to_tuple"):

@@ -1,4 +1,4 @@
-"""How the positions of each operation's results relate to those of its arguments: one family, one file."""
+"""How the axes of each operation's results relate to those of its arguments: one family of operations a file."""
 
 from rebasin_cli.symmetry.rules import (
     attention,

@@ -1,4 +1,4 @@
-"""Scaled dot-product attention, however it is fused."""
+"""Scaled dot-product attention in all its fused forms."""
 
 from __future__ import annotations
 

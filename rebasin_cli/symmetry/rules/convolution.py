@@ -1,4 +1,4 @@
-"""Convolutions: grouped, depthwise, transposed; kernel positions keep their order."""
+"""Convolutions: grouped, depthwise, transposed; kernel positions and space are pinned."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SPACE = "spatial positions of a convolution"
 
 @rule("aten.convolution", "aten._convolution", "aten.convolution_overrideable", "aten.mkldnn_convolution")
 def convolution(op: Op) -> AxisLayout:
-    """Input channels (g, i), weight (g, o), i: the channels of a group meet only their own weights."""
+    """Input channels (g, i), weight ((g, o), i): the channels of a group are multiplied by its own weights only."""
     layout, weight = op.layout("input"), op.layout("weight")
     rank = len(op.shape("weight")) - 2
     groups = int(op["groups"])
@@ -44,7 +44,7 @@ def convolution(op: Op) -> AxisLayout:
 
 
 def _is_pointwise_kernel(op: Op, rank: int) -> bool:
-    """A kernel of one position that neither skips nor pads treats all points in space alike."""
+    """A kernel of size 1 with stride 1 and no padding treats all spatial positions alike, so they need no pin."""
     kernel = op.shape("weight")[2:]
     strides, padding = op.get("stride", [1]), op.get("padding", [0])
     return all(size == 1 for size in kernel) and all(s == 1 for s in strides) and all(p == 0 for p in padding)

@@ -1,4 +1,4 @@
-"""Tensors made new: the same everywhere, or with an order of their own."""
+"""New tensors: uniform ones, ordered ones, and constants of the model."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from rebasin_cli.symmetry.relations import Relations
 
 DIFFERS = "a constant varies along this axis"
 MOST_ALIKE = 4096
-"""Longest axis of a constant along which equal positions are looked for."""
+"""Longest axis of a constant that is searched for positions with equal values."""
 
 MOST_NUMBERS = 1 << 20
-"""Largest constant in which they are looked for."""
+"""Largest constant that is searched."""
 
 
 @rule(
@@ -65,7 +65,7 @@ def constant_layout(relations: Relations, numbers: Tensor) -> AxisLayout:
 
 
 def _alike(numbers: Tensor, place: int) -> Ids | None:
-    """Equal labels for positions along a dimension that hold the same numbers; None where no two do, or for many."""
+    """Equal labels for positions along a dimension with equal values; None if all differ, or there are too many."""
     if numbers.shape[place] > MOST_ALIKE or numbers.numel() > MOST_NUMBERS or numbers.is_complex():
         return None
     rows = np.ascontiguousarray(numbers.movedim(place, 0).reshape(numbers.shape[place], -1).double().numpy())

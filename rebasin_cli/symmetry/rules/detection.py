@@ -1,4 +1,4 @@
-"""Regions of interest: boxes are chosen by number and keep their order, channels pass."""
+"""Regions of interest: boxes and space are pinned, channels pass through."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def regions(op: Op) -> list[AxisLayout]:
 
 @rule("torchvision.ps_roi_align", "torchvision.ps_roi_pool")
 def position_sensitive_regions(op: Op) -> list[AxisLayout]:
-    """Channels are (c, h, w): each place in the box reads a channel of its own."""
+    """Channels are (c, h, w): each position in the box reads a channel of its own."""
     shape, channels = op.shape("input"), op.result_shape[1]
     layout = view(op.relations, op.layout("input"), [shape[0], channels, shape[1] // channels, *shape[2:]])
     layout = op.relations.released(hold(op.relations, layout, [0, 2, 3, 4], SPACE))
@@ -44,7 +44,7 @@ def position_sensitive_regions(op: Op) -> list[AxisLayout]:
 
 @rule("torchvision.deform_conv2d")
 def deformable_convolution(op: Op) -> AxisLayout:
-    """A convolution that reads where `offset` says; blocks of channels that share offsets keep their order."""
+    """A convolution that samples at `offset`; blocks of channels that share offsets are pinned."""
     layout, weight = op.layout("input"), op.layout("weight")
     groups, blocks = int(op["groups"]), int(op["offset_groups"])
     for name in ("offset", "mask"):

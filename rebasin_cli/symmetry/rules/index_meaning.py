@@ -1,11 +1,11 @@
-"""Numbers that are positions: the best experts of every token, rows sorted by expert, what a pick brings along.
+"""Integers that are positions: the best experts of every token, rows sorted by expert, what is looked up by index.
 
-When blocks trade places, a router's `topk` names them by their new numbers, and what is then looked up by these numbers
-is what was looked up before. So a tensor of positions is invariant up to renumbering (`IndexMeaning`), a table
-looked up by it gives every row its own block's positions (`RowChoice`), and rows sorted by it move as a whole
-(`Relations.sortings`).
-Every rule here answers None where it does not understand; then the numbers themselves count, and the blocks are pinned.
-Where two scores are exactly equal, which one comes first may depend on the order: execution would show it.
+When experts are permuted, a router's `topk` returns their new indices, and what is then looked up by these is what was
+looked up before. So a tensor of indices is invariant up to renumbering (`IndexMeaning`); a table looked up by it gives
+every row the positions of the block that it selected (`RowChoice`); and rows sorted by it are permuted as wholes
+(`Relations.sortings`). Every rule here returns None where that argument does not apply. Then the values themselves
+matter, and the blocks are pinned. Where two scores are exactly equal, the order may decide which comes first; the check
+by execution would show it.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ RANKED = "order of a ranking"
 
 
 def meaning_after(name: str, meaning: IndexMeaning) -> IndexMeaning | None:
-    """What the results of an operation tell whose argument meaning this; None where the numbers were worked with."""
+    """The meaning of the result, given that of the argument; None where the operation computes with the values."""
     if has(name, WHOLE):
         return meaning
     return replace(meaning, token=object()) if has(name, SEGMENT) else None
 
 
 def pin_indexed(relations: Relations, meaning: IndexMeaning, reason: str) -> None:
-    """The numbers themselves matter, so the positions that they name keep theirs."""
+    """The values themselves matter, so the positions that they index are pinned."""
     if meaning.kind in ("index", "ends"):
         relations.pin(_ids(relations, meaning.block), reason)
 
@@ -64,10 +64,10 @@ def _alone(op: Op, layout: AxisLayout, place: int) -> tuple[AxisLayout, Entry] |
 
 @index_rule("aten.topk", "aten.sort", "aten.argsort")
 def best(op: Op) -> list[AxisLayout] | None:
-    """The best of an axis that moves: their values do not depend on its order, their positions are told."""
+    """The best along an axis that moves: values do not depend on its order, indices are renumbered with it."""
     given = op.layout("self")
     if given.meaning is not None:
-        return _sorted_picks(op, given, given.meaning)
+        return _sorted_by_index(op, given, given.meaning)
     place = op.dim("dim", len(given.dims))
     found = _alone(op, given, place) if given.dims else None
     if found is None:
@@ -82,7 +82,7 @@ def best(op: Op) -> list[AxisLayout] | None:
 
 @index_rule("aten.max", "aten.min", "aten.argmax", "aten.argmin")
 def extreme(op: Op) -> list[AxisLayout] | None:
-    """The largest or smallest along an axis that moves, and where it stands."""
+    """The largest or smallest along an axis that moves, and its index."""
     given = op.layout("self")
     only = op.call.name.startswith("aten.arg")
     if given.meaning is not None or not isinstance(op.get("dim"), int) or not given.dims:
@@ -106,8 +106,8 @@ def _second(op: Op) -> int:
     return value
 
 
-def _sorted_picks(op: Op, given: AxisLayout, meaning: IndexMeaning) -> list[AxisLayout] | None:
-    """Rows in the order of what they picked; or, sorted back, the way from the sorted rows to where they were."""
+def _sorted_by_index(op: Op, given: AxisLayout, meaning: IndexMeaning) -> list[AxisLayout] | None:
+    """Rows sorted by the indices that they selected; sorting that order gives the inverse permutation."""
     if len(given.dims) != 1 or meaning.kind not in ("index", "order"):
         return None
     if meaning.kind == "order":
@@ -126,7 +126,7 @@ def _sorted_picks(op: Op, given: AxisLayout, meaning: IndexMeaning) -> list[Axis
 
 @index_rule("aten.index", "aten._unsafe_index")
 def looked_up(op: Op) -> AxisLayout | None:
-    """A table by positions: every row has the positions of the block that it picked."""
+    """A table looked up by indices: every row has the positions of the block that it selected."""
     given = [(place, ref) for place, ref in enumerate(op["indices"]) if ref is not None]
     if len(given) != 1:
         return None
@@ -147,10 +147,10 @@ def selected(op: Op) -> AxisLayout | None:
 
 
 def rows_by_index(op: Op, table: AxisLayout, place: int, index: AxisLayout, meaning: IndexMeaning) -> AxisLayout | None:
-    """`table` with the dimension `place`, whose positions are told, replaced by the dimensions of `index`."""
+    """`table` with the dimension `place`, which the indices refer to, replaced by the dimensions of `index`."""
     if table.shape[place] != meaning.block.size:
         return None
-    picked = op.relations.row_choice(meaning, index.factors)
+    choice = op.relations.row_choice(meaning, index.factors)
     if table.unresolved and all(len(dim) < 2 for dim in table.dims) and table.dims[place]:
         table = _paired(op.relations, table, place, meaning)
     table = materialise(op.relations, op.relations.released(table), place)
@@ -160,7 +160,7 @@ def rows_by_index(op: Op, table: AxisLayout, place: int, index: AxisLayout, mean
     whole = AxisLayout(((factor,),), (Entry((factor,), meaning.block),))
     labels = list(range(len(table.dims)))
     table = combine(op.relations, [(whole, [place]), (table, labels)], labels)
-    names = {table.dims[place][0]: picked}
+    names = {table.dims[place][0]: choice}
     entries = tuple(
         Entry(tuple(names.get(f, f) for f in entry.factors), entry.block, entry.order) for entry in table.entries
     )
@@ -170,7 +170,7 @@ def rows_by_index(op: Op, table: AxisLayout, place: int, index: AxisLayout, mean
 
 
 def _paired(relations: Relations, table: AxisLayout, place: int, meaning: IndexMeaning) -> AxisLayout:
-    """A parameter used for the first time: each of its other axes may move in its own way in every block."""
+    """A parameter used for the first time: each of its other axes may be permuted differently in every block."""
     factor = table.dims[place][0]
     entries = [Entry((factor,), meaning.block)]
     for other in table.factors:
@@ -182,7 +182,7 @@ def _paired(relations: Relations, table: AxisLayout, place: int, meaning: IndexM
 
 @index_rule("aten.gather", "aten.take_along_dim")
 def gathered(op: Op) -> AxisLayout | None:
-    """What stands at the told positions of an axis that moves with them."""
+    """The values at indices along an axis that is permuted with them."""
     index = op.layout("index")
     layout = op.layout("self")
     if index.meaning is None or index.meaning.kind != "index" or len(index.dims) != len(layout.dims):
@@ -204,7 +204,7 @@ def gathered(op: Op) -> AxisLayout | None:
 
 @index_rule("aten.scatter")
 def marked(op: Op) -> AxisLayout | None:
-    """Numbers written at told positions: the tensor written into moves with these positions."""
+    """Values written at indices: the axis of the target is permuted with the indexed positions."""
     index, base = op.layout("index"), op.layout("self")
     if index.meaning is None or index.meaning.kind != "index" or len(index.dims) != len(base.dims):
         return None
@@ -217,8 +217,8 @@ def marked(op: Op) -> AxisLayout | None:
         if op.shape("src") != index.shape:
             return None
         rows.append(op.layout("src"))
-    picks = elementwise(op.relations, rows, index.shape)
-    written = reduce(op.relations, replace(picks, dims=(*picks.dims[:place], (), *picks.dims[place + 1 :])))
+    rows_of = elementwise(op.relations, rows, index.shape)
+    written = reduce(op.relations, replace(rows_of, dims=(*rows_of.dims[:place], (), *rows_of.dims[place + 1 :])))
     factor = Factor(base.shape[place])
     marks = AxisLayout(
         tuple((factor,) if p == place else () for p in range(len(base.dims))), (Entry((factor,), index.meaning.block),)
@@ -228,19 +228,23 @@ def marked(op: Op) -> AxisLayout | None:
 
 @index_rule("aten.cat", "aten.stack")
 def together(op: Op) -> AxisLayout | None:
-    """Picks from the same axis, one beside the other."""
+    """Indices along the same axis, concatenated or stacked."""
     pieces = op.layouts("tensors")
-    told = [piece.meaning for piece in pieces if piece.meaning is not None]
-    if len(told) != len(pieces) or not told or any(t.kind != "index" or t.block is not told[0].block for t in told):
+    meanings = [piece.meaning for piece in pieces if piece.meaning is not None]
+    if (
+        len(meanings) != len(pieces)
+        or not meanings
+        or any(t.kind != "index" or t.block is not meanings[0].block for t in meanings)
+    ):
         return None
     result = RULES[op.call.name](op)
     assert isinstance(result, AxisLayout)
-    return replace(result, meaning=IndexMeaning("index", told[0].block, object()))
+    return replace(result, meaning=IndexMeaning("index", meanings[0].block, object()))
 
 
 @index_rule("aten.histc", "aten.bincount")
 def counted(op: Op) -> AxisLayout | None:
-    """How many rows picked each position."""
+    """How many rows selected each position."""
     meaning = op.layout("self").meaning
     size = op.result_shape[0]
     if meaning is None or meaning.kind != "index" or op.has("weights") or size != meaning.block.size:
@@ -254,7 +258,7 @@ def counted(op: Op) -> AxisLayout | None:
 
 @index_rule("aten.cumsum")
 def ended(op: Op) -> AxisLayout | None:
-    """Counts summed up: where the run of every position ends among the sorted rows."""
+    """Cumulative counts: where the segment of every position ends among the sorted rows."""
     layout = op.layout("self")
     if layout.meaning is None or layout.meaning.kind != "counts" or len(layout.dims) != 1:
         return None
@@ -263,7 +267,7 @@ def ended(op: Op) -> AxisLayout | None:
 
 @index_rule("aten.index_put", "aten._unsafe_index_put", "aten._index_put_impl")
 def undone(op: Op) -> AxisLayout | None:
-    """0, 1, 2 … written where an order says: the way back from the sorted rows."""
+    """0, 1, 2 … written at a sorting order: its inverse permutation."""
     given = [ref for ref in op["indices"] if ref is not None]
     if len(given) != 1 or op.get("accumulate", False):
         return None
@@ -277,7 +281,7 @@ def undone(op: Op) -> AxisLayout | None:
 
 @index_rule("aten._grouped_mm", "transformers.grouped_mm_fallback")
 def grouped_product(op: Op) -> AxisLayout | None:
-    """Rows sorted by what they picked, each times the matrix that it picked."""
+    """Sorted rows, each times the matrix that it selected."""
     names = ("input", "weight") if op.has("weight") else ("self", "mat2")
     rows, table = op.layout(names[0]), op.layout(names[1])
     ends = op.layout("offs") if op.has("offs") else None

@@ -1,4 +1,4 @@
-"""Slices, picks and writes by index."""
+"""Segments of axes, selection and writing by index, embedding tables."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def index_selected(op: Op) -> AxisLayout:
 
 @rule("aten.index", "aten._unsafe_index")
 def indexed(op: Op) -> AxisLayout | list[AxisLayout]:
-    """A constant list along one dimension is a pick; any other indexed dimension keeps its order."""
+    """A constant index along one dimension selects positions; any other indexed dimension is pinned."""
     layout = op.layout("self")
     given = [(place, ref) for place, ref in enumerate(op["indices"]) if ref is not None]
     numbers = [op.numbers_of(ref.value) for _, ref in given]
@@ -89,7 +89,7 @@ def indexed(op: Op) -> AxisLayout | list[AxisLayout]:
 
 
 def _index_dims(op: Op, values: Sequence[int], shape: Sequence[int], masks: bool) -> AxisLayout:
-    """The dimensions that indices bring along: theirs, run together; what masks pick has an order of its own."""
+    """The dimensions that indices add: theirs, broadcast; those of masks are pinned."""
     if not masks:
         return elementwise(op.relations, [op.layout_of(value) for value in values], shape)
     for value in values:
@@ -108,14 +108,14 @@ def _is_mask(op: Op) -> bool:
 
 @rule("aten.gather", "aten.take_along_dim")
 def gathered(op: Op) -> AxisLayout:
-    """RowChoice along one dimension; the others run together with the index."""
+    """Selected along one dimension; the others are indexed together with the index tensor."""
     layout = op.layout("self")
     place = op.dim("dim", len(layout.dims))
     if layout.shape != op.shape("index"):
         other = [p for p in range(len(layout.dims)) if layout.shape[p] != op.shape("index")[p]]
         layout = hold(op.relations, layout, other, BY_VALUE)
     held = hold(op.relations, layout, [place], BY_VALUE)
-    picked = resized(
+    selected = resized(
         op.relations,
         op.relations.released(held),
         _differing(held.shape, op.result_shape, place),
@@ -123,7 +123,7 @@ def gathered(op: Op) -> AxisLayout:
         BY_VALUE,
     )
     index = hold(op.relations, op.layout("index"), [place], BY_VALUE)
-    return elementwise(op.relations, [picked, index], op.result_shape)
+    return elementwise(op.relations, [selected, index], op.result_shape)
 
 
 def _differing(old: Sequence[int], new: Sequence[int], place: int) -> list[int]:
@@ -143,7 +143,7 @@ def _differing(old: Sequence[int], new: Sequence[int], place: int) -> list[int]:
     "aten.masked_scatter",
 )
 def scattered(op: Op) -> AxisLayout | list[AxisLayout]:
-    """Written by index: the indexed dimensions keep their order, a last dimension that is not indexed passes."""
+    """Written by index: indexed dimensions are pinned, trailing dimensions that are not indexed pass through."""
     layout = op.layout("self")
     name = op.call.name.removeprefix("aten.")
     if name in ("index_add", "index_copy", "index_fill"):
@@ -187,7 +187,7 @@ def _index_put(op: Op, layout: AxisLayout) -> AxisLayout | list[AxisLayout]:
         and op.shape_of(given[0][1].value) == layout.shape
         and _is_one(op.shape("values"))
     ):
-        mask = op.layout_of(given[0][1].value)  # one number where the mask says: each position for itself
+        mask = op.layout_of(given[0][1].value)  # one value wherever the mask is true: pointwise
         return elementwise(op.relations, [layout, mask, op.layout("values")], layout.shape)
     widths = [max(1, _rank(op, ref.value)) if _is_mask(op) else 1 for _, ref in given]
     for _, ref in given:
@@ -207,7 +207,7 @@ def _is_one(shape: Sequence[int]) -> bool:
 
 
 def _written_rows(op: Op, covered: Sequence[int], source: AxisLayout | None, lost: Sequence[int]) -> AxisLayout:
-    """The target with its covered dimensions held, its other dimensions running together with the source's."""
+    """The target with its covered dimensions pinned and its other dimensions joined with the source's."""
     layout = op.relations.released(hold(op.relations, op.layout("self"), covered, BY_VALUE))
     if source is None:
         return layout
@@ -225,7 +225,7 @@ def _written_rows(op: Op, covered: Sequence[int], source: AxisLayout | None, los
 
 @rule("aten.embedding")
 def embedding(op: Op) -> AxisLayout:
-    """The indices' dimensions, then the features of a row."""
+    """The dimensions of the indices, then the features of a row; rows are pinned."""
     table = op.relations.released(hold(op.relations, op.layout("weight"), [0], TOKENS))
     places = op.relations.released(op.layout("indices"))
     fixed = {**table.fixed, **places.fixed}

@@ -15,9 +15,9 @@ from rebasin_cli.tracing.graph import SCATTER
 from rebasin_cli.tracing.operations import DROP, RESHAPE, SAME, SEGMENT, TRANSPOSE, has, segments
 
 STACKED = 1 << 16
-"""Joint positions up to which what is stacked or written back may move apart: it is often taken apart again."""
-BESIDE = 1 << 13
-"""The same for what is laid end to end, which mostly is read alike (tokens beside a class token)."""
+"""Joint positions up to which stacked pieces may be permuted apart: they are often split again."""
+CONCATENATED = 1 << 13
+"""The same for concatenated pieces, which are mostly read alike (tokens beside a class token)."""
 
 
 @rule("aten.cat", "aten.concat")
@@ -26,7 +26,7 @@ def cat(op: Op) -> AxisLayout:
     place = op.dim("dim", len(op.result_shape))
     some = op.result_shape[place] > 0
     pieces = [piece for piece in pieces if len(piece.dims) == len(op.result_shape) and not (some and 0 in piece.shape)]
-    return concatenate(op.relations, pieces, place, apart=BESIDE)
+    return concatenate(op.relations, pieces, place, apart=CONCATENATED)
 
 
 @rule("aten.stack", "aten._stack")
@@ -40,7 +40,7 @@ def stack(op: Op) -> AxisLayout:
 
 @rule("aten.constant_pad_nd")
 def padded(op: Op) -> AxisLayout:
-    """Padded positions are positions of their own, alike on both sides; a negative pad is a slice."""
+    """Padding adds uniform positions; a negative pad is a slice."""
     layout, pads = op.layout("self"), list(op["pad"])
     rank = len(layout.dims)
     for axis in range(len(pads) // 2):
@@ -86,7 +86,7 @@ def replaced(op: Op, base: AxisLayout, part: AxisLayout, place: int, index: np.n
 
 @rule(SCATTER)
 def written_back(op: Op) -> AxisLayout | list[AxisLayout]:
-    """A value after one of its views was changed: the view undone, or the slice put back."""
+    """A value after one of its views was changed: the view is inverted, or the segment replaced."""
     base, part, name = op.layout("base"), op.layout("part"), op["view"]
     if has(name, SEGMENT):
         return _segment_replaced(op, base, part, int(op["which"]), drop=has(name, DROP))

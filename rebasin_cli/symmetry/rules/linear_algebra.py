@@ -1,4 +1,4 @@
-"""Factorisations and solutions of matrices, products of vectors in space: what they work along keeps its order."""
+"""Matrix factorisations, solvers, cross products, Fourier transforms: the axes that they work along are pinned."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ COORDINATES = "coordinates of a cross product"
 
 
 def _of_batches(op: Op, matrix: AxisLayout) -> list[AxisLayout]:
-    """Results over the matrix' leading dimensions, their own last ones fixed."""
+    """Results over the leading dimensions of the matrix, with their own last dimensions pinned."""
     lead = len(matrix.dims) - 2
     batch = reduce(op.relations, replace(op.relations.released(matrix), dims=matrix.dims[:-2]))
     results = []
@@ -45,7 +45,7 @@ def factorised(op: Op) -> list[AxisLayout]:
 
 @rule("aten._linalg_solve_ex", "aten.linalg_solve_triangular", "aten.triangular_solve")
 def solved(op: Op) -> list[AxisLayout]:
-    """`A X = B` (or `X A = B`): as a product with the inverse, whose rows and columns keep their order."""
+    """`A X = B` (or `X A = B`): as a product with the inverse, whose rows and columns are pinned."""
     first, second = ("self", "B") if op.call.name == "aten.linalg_solve_triangular" else ("A", "B")
     if op.call.name == "aten.triangular_solve":
         first, second = "A", "self"
@@ -65,7 +65,7 @@ def solved(op: Op) -> list[AxisLayout]:
 
 @rule("aten.linalg_cross")
 def cross(op: Op) -> AxisLayout:
-    """Each of the three coordinates is made of the two others, so what moves beside them moves alike at all three."""
+    """Each coordinate depends on the two others, so the other dimensions are permuted alike at all three."""
     place = op.dim("dim", len(op.result_shape))
     held = [hold(op.relations, op.layout(name), [place], COORDINATES) for name in ("self", "other")]
     product = elementwise(op.relations, held, op.result_shape)

@@ -57,7 +57,7 @@ def dot(op: Op) -> AxisLayout:
 
 @rule("aten._cdist_forward", "aten._euclidean_dist")
 def distances(op: Op) -> AxisLayout:
-    """Distances between all rows of two lists: the features are summed over."""
+    """Distances between all pairs of rows: summed over the features."""
     lead = [("lead", place) for place in range(len(op.layout("x1").dims) - 2)]
     return combine(
         op.relations, [(op.layout("x1"), [*lead, "m", "k"]), (op.layout("x2"), [*lead, "n", "k"])], [*lead, "m", "n"]
@@ -66,7 +66,7 @@ def distances(op: Op) -> AxisLayout:
 
 @rule("aten._trilinear")
 def trilinear(op: Op) -> AxisLayout:
-    """Three tensors spread over common dimensions, multiplied, and summed over some of them."""
+    """Three tensors expanded to common dimensions, multiplied, and summed over some of them."""
     rank = len(op.layout("i1").dims) + len(op["expand1"])
     operands = [
         (op.layout(f"i{which}"), [place for place in range(rank) if place not in op[f"expand{which}"]])
@@ -77,7 +77,7 @@ def trilinear(op: Op) -> AxisLayout:
 
 @rule("aten.linear")
 def linear(op: Op) -> AxisLayout:
-    """`input @ weight.T + bias`, where it was not taken apart."""
+    """`input @ weight.T + bias`, where it was not decomposed."""
     layout = op.layout("input")
     lead = [("lead", place) for place in range(len(layout.dims) - 1)]
     product = combine(op.relations, [(layout, [*lead, "k"]), (op.layout("weight"), ["n", "k"])], [*lead, "n"])
@@ -88,7 +88,7 @@ def linear(op: Op) -> AxisLayout:
 
 @rule("aten._grouped_mm", "transformers.grouped_mm_fallback")
 def grouped(op: Op) -> AxisLayout | list[AxisLayout]:
-    """Runs of rows, each times a matrix of its own: rows and matrices keep their order, and all move units alike."""
+    """Segments of rows, each times its own matrix: rows and matrices are pinned, units are permuted alike in all."""
     names = ("input", "weight") if op.has("weight") else ("self", "mat2")
     rows, table = op.layout(names[0]), op.layout(names[1])
     if len(rows.dims) != 2 or len(table.dims) != 3:

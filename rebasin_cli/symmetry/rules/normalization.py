@@ -1,4 +1,4 @@
-"""Norms: statistics over rows or channels, then a scale and a shift for each position."""
+"""Norms: statistics over rows or channels, then an elementwise scale and shift."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from rebasin_cli.symmetry.registry import Op, rule
 
 
 def _with_statistics(op: Op, layout: AxisLayout) -> list[AxisLayout]:
-    """The result of a norm, followed by its statistics, which no model reads in eval mode."""
+    """The result of a norm, and its statistics, which no model reads in eval mode."""
     rest = op.result_shapes[1:]
     return [layout, *(fixed_layout(shape, "auxiliary result of a norm") for shape in rest)]
 
 
 def _scaled(op: Op, layout: AxisLayout, names: Sequence[str], labels: Sequence[object]) -> AxisLayout:
-    """`layout` run together with one-dimensional tensors along dimension 1."""
+    """`layout` joined with one-dimensional tensors along dimension 1."""
     given = [(op.layout(name), [labels[1]]) for name in names if op.has(name)]
     return combine(op.relations, [(layout, labels), *given], labels)
 
@@ -42,7 +42,7 @@ def layer_norm(op: Op) -> list[AxisLayout]:
     "aten._batch_norm_no_update",
 )
 def batch_norm(op: Op) -> list[AxisLayout]:
-    """Channel by channel along dimension 1; with batch statistics, the points of a channel are reduced together."""
+    """Channel by channel along dimension 1; batch statistics reduce over all other dimensions."""
     layout = op.layout("input")
     rank = len(layout.dims)
     if op.get("training", False) or not op.has("running_mean"):
@@ -53,7 +53,7 @@ def batch_norm(op: Op) -> list[AxisLayout]:
 
 @rule("aten.native_group_norm")
 def group_norm(op: Op) -> list[AxisLayout]:
-    """Statistics over the channels of a group and all points: groups may trade places, channels inside theirs."""
+    """Statistics over the channels of a group and all positions: groups may be permuted, and channels within them."""
     layout = op.layout("input")
     rank = len(layout.dims)
     grouped = split_dim(op.relations, layout, 1, int(op["group"]))

@@ -1,4 +1,4 @@
-"""Operations that treat every position alike, with broadcasting."""
+"""Pointwise operations, with broadcasting."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rebasin_cli.tracing.operations import POINTWISE, VIEW, has, named
 
 @rule(*(name for name in named(POINTWISE) if not has(name, VIEW)))
 def pointwise(op: Op) -> list[AxisLayout]:
-    """Dimensions run together from the right; the result's positions are those of all arguments."""
+    """Dimensions are aligned from the right; all arguments are permuted alike."""
     shape = op.result_shape
     tensors = [layout for layout in op.tensors if len(layout.dims) <= len(shape)]
     if op.call.name == "aten.copy":
@@ -34,7 +34,7 @@ def prelu(op: Op) -> AxisLayout:
 
 @rule("aten.bucketize")
 def between(op: Op) -> AxisLayout:
-    """Each number's place among the boundaries, which are in order."""
+    """The index of each value among the sorted boundaries."""
     hold_all(op.relations, op.layout("boundaries"), "bucket boundaries")
     return elementwise(op.relations, [op.layout("self")], op.result_shape)
 

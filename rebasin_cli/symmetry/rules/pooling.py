@@ -1,4 +1,4 @@
-"""Pooling, resizing and sampling: spatial positions, channels pass."""
+"""Pooling, resizing and sampling: spatial positions are pinned, channels pass through."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def pool(op: Op) -> list[AxisLayout]:
 
 @rule("aten.max_unpool2d", "aten.max_unpool3d")
 def unpool(op: Op) -> AxisLayout:
-    """Back to the places that the indices name: in space, in the same picture and channel."""
+    """Back to the spatial positions that the indices name, in the same sample and channel."""
     shape, rank = op.shape("self"), _LAST[op.call.name[-2:]]
     places = range(len(shape) - rank, len(shape))
     held = [hold(op.relations, op.layout(name), places, SPACE) for name in ("self", "indices")]
@@ -63,7 +63,7 @@ def unpool(op: Op) -> AxisLayout:
 
 @rule("aten.pixel_shuffle")
 def pixel_shuffle(op: Op) -> AxisLayout:
-    """Channels (c, r, r) go into space: only c stays a channel."""
+    """Channels (c, r, r): c stays the channel, the others become spatial."""
     layout = op.layout("self")
     *lead, channels, height, width = layout.shape
     r, n = int(op["upscale_factor"]), len(lead)
@@ -96,7 +96,7 @@ def channel_shuffle(op: Op) -> AxisLayout:
 
 @rule("aten.im2col")
 def im2col(op: Op) -> AxisLayout:
-    """Patches: channels (c, kernel positions) by places."""
+    """Patches: (c, kernel positions) by output positions."""
     layout = hold(op.relations, op.layout("self"), [2, 3], SPACE)
     batch, channels = layout.dims[:2]
     _, rows, columns = op.result_shape
@@ -118,7 +118,7 @@ def col2im(op: Op) -> AxisLayout:
 
 @rule("aten.grid_sampler_2d", "aten.grid_sampler_3d", "aten.grid_sampler")
 def grid_sampler(op: Op) -> AxisLayout:
-    """Space is sampled where the grid says; batches run together."""
+    """Sampled at the positions of the grid; batches are indexed together."""
     rank = len(op.shape("input")) - 2
     layout = hold(op.relations, op.layout("input"), range(2, 2 + rank), SPACE)
     grid = hold(op.relations, op.layout("grid"), range(1, 2 + rank), SPACE)

@@ -1,4 +1,4 @@
-"""Sums, means, extremes and softmax over dimensions; what depends on the order along one holds it."""
+"""Sums, means, extremes and softmax over dimensions; dimensions whose order matters are pinned."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def reduced(op: Op, layout: AxisLayout, dims: Sequence[int], keep: bool) -> Axis
     "aten.var_mean",
 )
 def total(op: Op) -> list[AxisLayout]:
-    """One number for every row of the kept dimensions."""
+    """One value for every row of the kept dimensions."""
     layout = op.layout("self")
     dims = op.dims("dim", len(layout.dims))
     result = reduced(op, layout, dims, bool(op.get("keepdim", False)))
@@ -52,9 +52,7 @@ def total(op: Op) -> list[AxisLayout]:
 
 @rule("aten.max", "aten.min")
 def extreme(op: Op) -> list[AxisLayout]:
-    """Of everything, of two tensors, or along one dimension, then with positions that hold its order if they are
-    read.
-    """
+    """Of everything, or along one dimension; that is pinned where the indices are read."""
     layout = op.layout("self")
     if op.get("dim") is None:
         return [reduced(op, layout, range(len(layout.dims)), False)]
@@ -97,7 +95,7 @@ def softmax(op: Op) -> AxisLayout:
 
 @rule("aten.nll_loss_forward", "aten.nll_loss2d_forward")
 def likelihood(op: Op) -> list[AxisLayout]:
-    """At each position the number of one class, and the weight of all that were summed."""
+    """The loss at each position, summed if asked, and the total weight; classes are pinned."""
     given, target = op.layout("self"), op.layout("target")
     classes = min(1, len(given.dims) - 1)
     held = hold(op.relations, given, [classes], CLASSES)
@@ -120,7 +118,7 @@ def running(op: Op) -> list[AxisLayout]:
 
 @rule("aten.sort", "aten.argsort", "aten.topk")
 def ranked(op: Op) -> list[AxisLayout]:
-    """Sorted along one dimension: positions are returned, and the results' order is the ranking's."""
+    """Sorted along one dimension: the results are in the order of the ranking."""
     layout = op.layout("self")
     place = op.dim("dim", len(layout.dims))
     if op.call.name == "aten.argsort" or _positions_are_read(op):
@@ -131,7 +129,7 @@ def ranked(op: Op) -> list[AxisLayout]:
 
 @rule("aten.nonzero", "aten.masked_select", "aten.unique", "aten._unique2", "aten.bincount", "aten.histc")
 def data_dependent(op: Op) -> list[AxisLayout]:
-    """What comes out depends on every position."""
+    """The size of the result depends on values, so every dimension is pinned."""
     reason = "positions selected by value"
     for layout in op.tensors:
         hold(op.relations, layout, range(len(layout.dims)), reason)

@@ -1,4 +1,4 @@
-"""Views: the same positions, differently arranged."""
+"""Views and repeats: the same elements in other dimensions."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ STRIDES = "unsupported strided view"
 @rule(*named(RESHAPE))
 def viewed(op: Op) -> AxisLayout:
     layout = op.layout("self")
-    if "dtype" in op.call.arguments:  # the bits of each number seen as another type
+    if "dtype" in op.call.arguments:  # bits reinterpreted as another dtype
         return layout if layout.shape == op.result_shape else hold_all(op.relations, layout, STRIDES)
     if layout.shape == op.result_shape:
         return layout
@@ -51,7 +51,7 @@ def transposed_order(op: Op, rank: int) -> list[int]:
 
 @rule(*named(EXPAND))
 def expanded(op: Op) -> AxisLayout:
-    """New positions along a dimension of length 1 are all the same."""
+    """New positions along a dimension of length 1 are uniform."""
     layout, shape = op.relations.released(op.layout("self")), op.result_shape
     dims = ((),) * (len(shape) - len(layout.dims)) + layout.dims
     return replace(layout, dims=tuple(dim or dimension(size) for dim, size in zip(dims, shape, strict=True)))
@@ -59,7 +59,7 @@ def expanded(op: Op) -> AxisLayout:
 
 @rule("aten.repeat", "aten.tile")
 def repeated(op: Op) -> AxisLayout:
-    """The whole tensor laid out several times: the repeat is an outer factor along which nothing changes."""
+    """The whole tensor several times: the repeat is a uniform outer factor."""
     layout, shape = op.relations.released(op.layout("self")), op.result_shape
     dims = ((),) * (len(shape) - len(layout.dims)) + layout.dims
     old = (1,) * (len(shape) - len(layout.shape)) + layout.shape
@@ -69,7 +69,7 @@ def repeated(op: Op) -> AxisLayout:
 
 @rule("aten.repeat_interleave")
 def interleaved(op: Op) -> AxisLayout | list[AxisLayout]:
-    """Each position several times in a row: the repeat is an inner factor."""
+    """Each position several times in a row: the repeat is a uniform inner factor."""
     if "self" not in op.call.arguments or op.get("dim") is None or op.has("repeats"):
         for layout in op.tensors:
             hold_all(op.relations, layout, "repeat counts given by a tensor")
@@ -98,7 +98,7 @@ def as_real(op: Op) -> AxisLayout:
 
 @rule("aten.as_strided")
 def strided(op: Op) -> AxisLayout | list[AxisLayout]:
-    """The identity where the strides are those of the tensor as it stands; not understood otherwise."""
+    """The identity where size and strides are those of a contiguous tensor; otherwise unsupported."""
     layout, shape = op.layout("self"), op.result_shape
     expected, count = [], 1
     for size in reversed(shape):
@@ -115,7 +115,7 @@ def strided(op: Op) -> AxisLayout | list[AxisLayout]:
 
 @rule("aten.unfold")
 def windows(op: Op) -> AxisLayout:
-    """Windows along one dimension, whose positions keep their order, in a new last dimension."""
+    """Windows along one dimension, which is pinned, in a new last dimension."""
     layout = op.layout("self")
     reason = "sliding window"
     held = op.relations.released(hold(op.relations, layout, [op.dim("dimension", len(layout.dims))], reason))
@@ -129,7 +129,7 @@ def windows(op: Op) -> AxisLayout:
     "aten.tril", "aten.triu", "aten.diagonal", "aten.diag_embed", "aten.diagonal_copy", "aten.block_diag", "aten.trace"
 )
 def diagonals(op: Op) -> list[AxisLayout]:
-    """Where on or off the diagonal matters, both axes keep their order."""
+    """Operations that distinguish the diagonal pin both axes."""
     reason = "operation on a diagonal"
     held = [hold_all(op.relations, layout, reason) for layout in op.tensors]
     if op.call.name in ("aten.tril", "aten.triu"):
