@@ -192,7 +192,7 @@ class Analysis:
         """
         held = False
         owners = {key: self.trace.owners.get(key, "") for key in self.unread}
-        for scope, place in dict.fromkeys((call.scope, call.place) for call in self.trace.weighed):
+        for scope, place in dict.fromkeys((call.scope, call.place) for call in self.trace.weight_decisions):
             missed = next(
                 (key for key, owner in owners.items() if f"{owner}.".startswith(f"{scope}." if scope else "")), None
             )

@@ -1,4 +1,4 @@
-"""Resolves views and in-memory changes into values that are assigned once.
+"""Resolves views and in-place changes into values that are assigned once.
 
 Every tensor object that the model handles has a value. Tensors on one storage are a root and its views, each with the
 chain of view operations that made it from the root. An in-place change of one of them is written back through its chain

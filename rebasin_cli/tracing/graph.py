@@ -134,7 +134,7 @@ class Trace:
         )
 
     @cached_property
-    def weighed(self) -> tuple[Call, ...]:
+    def weight_decisions(self) -> tuple[Call, ...]:
         """Those decisions that depend on weights (routes, thresholds); the others depend on the input only."""
         from_weights = set(self.state.values()) - set(self.constants)
         for call in self.calls:

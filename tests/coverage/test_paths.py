@@ -25,7 +25,7 @@ def test_experts_that_were_not_reached_move_like_those_that_were() -> None:
     module = build()
     trace = trace_model(module, example)
     derivation = derive(trace)
-    assert {call.place.rpartition("/")[2].partition(":")[0] for call in trace.weighed} == {"modules.py"}
+    assert {call.place.rpartition("/")[2].partition(":")[0] for call in trace.weight_decisions} == {"modules.py"}
     assert sorted(group.size for group in derivation.spec.groups) == [6, 9]
     other = ExampleInput((torch.randn(200, 5, generator=torch.Generator().manual_seed(1)),))
     for seed in range(3):

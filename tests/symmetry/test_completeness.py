@@ -1,4 +1,4 @@
-"""Tiny random networks, drawn from a grammar of operations: what is derived is all that trying everything finds."""
+"""Tiny random networks, drawn from a grammar of operations: the derived symmetries are all that brute force finds."""
 
 from __future__ import annotations
 

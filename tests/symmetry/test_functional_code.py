@@ -1,4 +1,4 @@
-"""Language models written in functions, as speed-runs are: the stream, the gated units and the heads are all found."""
+"""Language models written with functions: the residual stream, the gated units and the heads are all found."""
 
 from __future__ import annotations
 

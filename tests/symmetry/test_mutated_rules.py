@@ -1,4 +1,4 @@
-"""The mutation test of the rules weakens what it says, and nothing else (`tests/benchmarks/mutated_rules.py`)."""
+"""The mutation test of the rules (`tests/benchmarks/mutated_rules.py`) removes the named relation, and nothing else."""
 
 from __future__ import annotations
 

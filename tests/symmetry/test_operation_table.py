@@ -1,4 +1,4 @@
-"""Rules, cuts, captures and readings agree with the table of operation properties; one row introduces a view."""
+"""All users of the table of operation properties agree with it; one row introduces a view."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Small random networks, drawn from a grammar of operations: whatever is claimed of them survives execution."""
+"""Small random networks, drawn from a grammar of operations: execution confirms the derived symmetries."""
 
 from __future__ import annotations
 

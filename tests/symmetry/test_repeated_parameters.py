@@ -1,4 +1,4 @@
-"""One parameter twice in one operation: what is derived survives execution, and what is free is found."""
+"""One parameter twice in one operation: execution confirms what is derived, and no symmetry is lost."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The small zoo: what is found is what was worked out by hand, what the golden file keeps, what execution confirms."""
+"""The small zoo: results equal those worked out by hand and the golden file, and execution confirms them."""
 
 from __future__ import annotations
 

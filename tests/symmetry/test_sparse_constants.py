@@ -1,4 +1,4 @@
-"""Graph convolutions: a sparse table of neighbours is a constant whose order nobody looks into."""
+"""Graph convolutions: a sparse adjacency matrix is a constant that is not searched for equal rows."""
 
 from __future__ import annotations
 

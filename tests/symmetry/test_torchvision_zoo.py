@@ -1,4 +1,4 @@
-"""All torchvision classification models: derived afresh against the golden table, a few confirmed by execution."""
+"""All torchvision classification models: compared with the golden table, a few confirmed by execution."""
 
 from __future__ import annotations
 

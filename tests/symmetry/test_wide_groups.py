@@ -1,4 +1,4 @@
-"""Groups of more units than fit into one of NumPy's buffers (8,192), where it once went wrong."""
+"""Groups of more than 8,192 units, NumPy's buffer size."""
 
 from __future__ import annotations
 

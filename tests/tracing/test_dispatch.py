@@ -1,4 +1,4 @@
-"""Operators that take functions, and composed ones that arrive whole: followed into what they are made of."""
+"""Higher-order operators and undecomposed composite ones are decomposed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Shapes without numbers: remembered and direct results are those of PyTorch's own mode, call by call."""
+"""Fake tensors: cached and direct results equal those of PyTorch's own mode, call by call."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The record of one forward pass: what it holds, and what it leaves untouched."""
+"""The record of one forward pass: what it contains, and that the model is left unchanged."""
 
 from __future__ import annotations
 

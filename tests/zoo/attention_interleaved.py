@@ -1,4 +1,4 @@
-"""Packed projection with the heads outermost: (head, q k v, unit), as GPT-NeoX lays it."""
+"""Packed projection with the heads outermost: (head, q k v, unit), as in GPT-NeoX."""
 
 from __future__ import annotations
 

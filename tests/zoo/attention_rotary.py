@@ -1,4 +1,4 @@
-"""Rotary embedding with rotate-half: every pair of units of q and k turns at a speed of its own."""
+"""Rotary embedding with rotate-half: every pair of units of q and k has its own frequency."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A mixture that sends every token to the best two of four experts: the pass depends on numbers."""
+"""A mixture that sends every token to the best two of four experts: data-dependent control flow."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 EXPECTED = {"roots": 5, "families": 0, "groups": 5, "units": 33}
-# the stream (9), the hidden units (6) of each of the four experts; these are modules and keep their order
+# the stream (9), the hidden units (6) of each of the four experts; these are modules and are not permuted
 
 
 class Net(nn.Module):

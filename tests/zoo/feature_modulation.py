@@ -1,4 +1,4 @@
-"""Channels scaled and shifted by what another network makes of a second input."""
+"""Channels scaled and shifted by another network's output for a second input."""
 
 from __future__ import annotations
 

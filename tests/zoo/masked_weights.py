@@ -1,4 +1,4 @@
-"""Weights under a mask (Germain et al. 2015, MADE): hidden units that the mask treats alike may trade places."""
+"""Weights under a mask (Germain et al. 2015, MADE): hidden units with equal rows of the mask may be exchanged."""
 
 from __future__ import annotations
 

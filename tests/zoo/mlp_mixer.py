@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 EXPECTED = {"roots": 3, "families": 0, "groups": 3, "units": 25}
-# the channels (8), the hidden units that mix tokens (7), those that mix channels (10); tokens keep their order
+# the channels (8), the hidden units that mix tokens (7), those that mix channels (10); tokens are pinned
 
 
 class Net(nn.Module):

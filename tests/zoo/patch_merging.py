@@ -1,4 +1,4 @@
-"""Neighbouring tokens laid side by side by strided slices, normalised and projected."""
+"""Neighbouring tokens concatenated by strided slices, normalised and projected."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Channels that become places: four by four are spread over a square of two by two."""
+"""Channels moved to space: each four become a square of two by two."""
 
 from __future__ import annotations
 

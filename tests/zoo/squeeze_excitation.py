@@ -1,4 +1,4 @@
-"""Channels scaled by a small network that sees their means."""
+"""Channels scaled by a small network of their means."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 EXPECTED = {"roots": 2, "families": 0, "groups": 2, "units": 24}
-# the stream (8) along the table's features, the hidden units (16); tokens keep their order
+# the stream (8) along the table's features, the hidden units (16); tokens are pinned
 
 
 class Net(nn.Module):

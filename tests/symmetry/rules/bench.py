@@ -1,4 +1,4 @@
-"""The workbench of the rule tests: derive a small model, read its groups, confirm or refute a claim by execution."""
+"""Fixtures of the rule tests: derive a small model, read its groups, confirm or refute a claim by execution."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Slices, chunks, flips, picks by a constant index, lookups."""
+"""Slices, chunks, flips, selection by a constant index, embedding tables."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Matrices factorised or solved, distances, Fourier transforms, numbers written by a mask."""
+"""Matrix factorisations and solvers, distances, Fourier transforms, writing through a mask."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Losses inside a model, unpooling, and products of vectors in space: what is named by number keeps its order."""
+"""Losses inside a model, unpooling, and cross products: indexed classes and coordinates are pinned."""
 
 from __future__ import annotations
 

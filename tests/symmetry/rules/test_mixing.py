@@ -1,4 +1,4 @@
-"""What mixes positions along an axis ties what may move otherwise at each of them; what only moves them does not.
+"""Operations that mix positions along an axis join the permutations there; those that only move them do not.
 
 Two layers are stacked along a new axis, so their units move apart; then an operation runs along that axis.
 """

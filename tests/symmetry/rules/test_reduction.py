@@ -1,4 +1,4 @@
-"""Reductions: extremes, sums and rankings; positions that are returned matter only to those who read them."""
+"""Reductions: extremes, sums and rankings; returned indices pin an axis only if they are read."""
 
 from __future__ import annotations
 
