@@ -7,6 +7,7 @@ composite operators, which arrive undecomposed in inference mode and inside high
 from __future__ import annotations
 
 import logging
+import math
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -17,6 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._ops import HigherOrderOperator, OpOverload
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from rebasin_cli.errors import ModelError
@@ -168,19 +171,42 @@ def tensors_in(nested: Any) -> Iterator[Tensor]:
             yield from tensors_in(item)
 
 
+def _flat_linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`F.linear` as one matrix product, whatever the layout of `input`.
+
+    PyTorch takes one of three ways (`addmm`, `mm` and `add`, `bmm` and `add`), which depends on strides. A
+    transposed input is contiguous in a batch of one and not in a batch of two, so a pass on another batch would not
+    repeat the operations of the trace.
+    """
+    if (type(input) is not Tensor and not isinstance(input, FakeTensor)) or input.dim() < 3 or weight.dim() != 2:
+        return _linear(input, weight, bias)
+    flat = input.reshape(math.prod(input.shape[:-1]), input.shape[-1])
+    out = flat.mm(weight.t()) if bias is None else torch.addmm(bias, flat, weight.t())
+    return out.view(*input.shape[:-1], weight.shape[0])
+
+
+_linear = F.linear
+
+
 @contextmanager
 def plain_operations() -> Iterator[None]:
-    """Disable fused fast paths, whose parts would not be seen, and PyTorch's log of failures, which errors repeat."""
+    """Disable fused fast paths, whose parts would not be seen, and PyTorch's log of failures, which errors repeat.
+
+    Linear layers take one way only, see `_flat_linear`.
+    """
     fastpath = torch.backends.mha.get_fastpath_enabled()
     onednn = torch._C._get_mkldnn_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     torch._C._set_mkldnn_enabled(False)
     log = logging.getLogger("torch._subclasses.fake_tensor")
     silent, log.disabled = log.disabled, True
+    linear = F.linear
+    F.linear = _flat_linear
     try:
         with torch.jit._fuser.optimized_execution(False):
             yield
     finally:
+        F.linear = linear
         log.disabled = silent
         torch._C._set_mkldnn_enabled(onednn)
         torch.backends.mha.set_fastpath_enabled(fastpath)
