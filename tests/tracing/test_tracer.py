@@ -217,7 +217,7 @@ def test_a_pass_that_needs_numbers_gets_real_weights_or_says_so() -> None:
 
     module = Wired(run, one=nn.Linear(3, 4))
     assert not trace_model(module, X).weightless
-    with pytest.raises(ModelError, match="depends on the numbers in its weights"):
+    with pytest.raises(ModelError, match="depends on the values of its weights"):
         trace_model(without_weights(Wired(run, one=nn.Linear(3, 4))), X)
     built = trace_model(without_weights(Wired(run, one=nn.Linear(3, 4))), X, with_numbers=lambda: module)
     assert not built.weightless
