@@ -1,40 +1,78 @@
-"""Activation matching: pair the units that go together on the same inputs (Ainsworth et al. 2022, section 3.1).
+"""Activation matching: pair the units whose activations correlate (Ainsworth et al. 2022, section 3.1).
 
-On real inputs this finds basins that the weights alone do not show; on synthetic inputs it makes a start for weight
-matching that needs no data. Mixed with the weights, both speak for one set of permutations.
+Correlations are written as terms of the matching problem. A correlation matrix C between the units of A and B at a tap
+is the pair of tensors (C, identity) with a site on their first axes: permuting the second by p makes their inner
+product `sum_i C[i, p(i)]`, which is what activation matching maximises. So nested groups, several taps of one group,
+and any mixture with the weights are solved by the same search. On synthetic inputs the result is a start for weight
+matching that needs no data.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import sqrt
 
+import torch
 from torch import Tensor
 
-from rebasin_cli.matching.activation_terms import Terms, activations_alone, mixed
+from rebasin_cli.execution.activations import pair_correlations
+from rebasin_cli.matching.method import MatchTask
 from rebasin_cli.matching.outcome import conclude
+from rebasin_cli.matching.plan import Effort
 from rebasin_cli.matching.polish import Run, Settings
 from rebasin_cli.matching.problem import prepare
 from rebasin_cli.matching.result import MatchResult
-from rebasin_cli.matching.search import Effort, search
+from rebasin_cli.matching.search import search
 from rebasin_cli.matching.weighing import PLAIN, weigh
 from rebasin_cli.matching.weight_matching import weight_matching
 from rebasin_cli.permutation import Permutations
-from rebasin_cli.spec import PermutationSpec, Tap
+from rebasin_cli.spec import AxisGroup, PermutationSpec, Site
+from rebasin_cli.tracing.capture import Tap
 
 TOLERANCE = 1e-6
+
+
+PREFIX = "activations at operation "
+
+
+def record(task: MatchTask) -> list[Tensor]:
+    """The correlations at the taps of the task's model; the same in all processes, each of which runs a share.
+
+    Raises:
+        DataError, ModelError, NumericalError: a batch cannot be read or run.
+    """
+    return pair_correlations(task.pair, task.understood, task.inputs(), ranks=task.ranks)
+
+
+def match_recorded(task: MatchTask, correlations: Sequence[Tensor], share: float) -> MatchResult:
+    """`activation_matching` of the task's pair, its correlations given."""
+    assert task.understood.derivation is not None
+    return activation_matching(
+        task.understood.spec,
+        task.pair.a,
+        task.pair.b,
+        parameters=task.pair.subject.parameters,
+        taps=task.understood.derivation.taps,
+        correlations=correlations,
+        share=share,
+        objective=task.matching.objective,
+        effort=task.matching.effort,
+        seed=task.matching.seed,
+        time_limit=task.matching.time_limit,
+    )
 
 
 def match_activations(
     spec: PermutationSpec, taps: Sequence[Tap], correlations: Sequence[Tensor], *, seed: int = 0
 ) -> Permutations:
-    """The permutations that raise the sum of the paired units' correlations most; units that no tap sees stay.
+    """The permutations with the largest sum of correlations of paired units; units that no tap records stay in place.
 
     Args:
         spec: the groups.
-        taps, correlations: where units were seen, and how A's go with B's: (length, length) each.
-        seed: of the visiting order, which matters only among equals.
+        taps, correlations: where activations were recorded, and the correlations there, (length, length) each.
+        seed: of the visiting order, which matters only between equal sums.
     """
     return _match_alone(activations_alone(spec, taps, correlations), seed, None).permutations
 
@@ -58,8 +96,8 @@ def activation_matching(
     Args:
         spec, a, b, parameters: as for `weight_matching`; the result's objective is that of the weights.
         taps, correlations: see `match_activations`.
-        objective: how the weights count: see `weighing`; the result states the plain objective besides.
-        share: how much activations weigh: 1 for them alone, less to let the weights speak too.
+        objective: how the weights count: see `weighing`; the result also states the plain objective.
+        share: weight of the activations; below 1 the parameters have the rest.
         effort, time_limit: of the search for a mixture.
     """
     began = time.monotonic()
@@ -78,7 +116,7 @@ def activation_matching(
     return replace(result, passes=found.passes, converged=found.converged, timed_out=found.timed_out)
 
 
-def _match_alone(terms: Terms, seed: int, time_limit: float | None) -> MatchResult:
+def _match_alone(terms: ActivationTerms, seed: int, time_limit: float | None) -> MatchResult:
     return weight_matching(
         terms.spec,
         terms.a,
@@ -90,5 +128,93 @@ def _match_alone(terms: Terms, seed: int, time_limit: float | None) -> MatchResu
     )
 
 
-def _match_mixture(terms: Terms, effort: Effort, seed: int, time_limit: float | None) -> MatchResult:
+def _match_mixture(terms: ActivationTerms, effort: Effort, seed: int, time_limit: float | None) -> MatchResult:
     return search(terms.spec, terms.a, terms.b, parameters=terms.keys, effort=effort, seed=seed, time_limit=time_limit)
+
+
+@dataclass(frozen=True, slots=True)
+class ActivationTerms:
+    """A matching problem with activations in it.
+
+    Args:
+        spec: the groups with sites at the taps, in addition to those in the weights or instead of them.
+        a, b: tensors by key.
+        keys: those that make up the objective.
+    """
+
+    spec: PermutationSpec
+    a: Mapping[str, Tensor]
+    b: Mapping[str, Tensor]
+    keys: tuple[str, ...]
+
+
+def activations_alone(spec: PermutationSpec, taps: Sequence[Tap], correlations: Sequence[Tensor]) -> ActivationTerms:
+    """The problem in which only activations count; groups that no tap records keep their order."""
+    sites = _tap_sites(taps)
+    groups = tuple(replace(group, sites=tuple(sites.get(group.name, ()))) for group in spec.groups)
+    return _terms(PermutationSpec(groups), taps, correlations, 1.0)
+
+
+def mixed(
+    spec: PermutationSpec,
+    a: Mapping[str, Tensor],
+    b: Mapping[str, Tensor],
+    parameters: Collection[str],
+    taps: Sequence[Tap],
+    correlations: Sequence[Tensor],
+    share: float,
+) -> ActivationTerms:
+    """The problem in which activations weigh `share` and weights the rest, each relative to its largest possible value.
+
+    The weights' inner product is at most `|A| |B|`, the sum of the correlations at most the number of units at taps.
+
+    Args:
+        share: in (0, 1).
+    """
+    sites = _tap_sites(taps)
+    groups: tuple[AxisGroup, ...] = tuple(
+        replace(group, sites=(*group.sites, *sites.get(group.name, ()))) for group in spec.groups
+    )
+    most = _norm(a, parameters) * _norm(b, parameters)
+    units = sum(tap.length for tap in taps)
+    terms = _terms(PermutationSpec(groups), taps, correlations, share / (1 - share) * most / max(units, 1))
+    return ActivationTerms(terms.spec, _Joined(a, terms.a), _Joined(b, terms.b), (*parameters, *terms.keys))
+
+
+def _tap_sites(taps: Sequence[Tap]) -> dict[str, list[Site]]:
+    sites: dict[str, list[Site]] = {}
+    for tap in taps:
+        for name, site in tap.sites:
+            sites.setdefault(name, []).append(replace(site, key=_key(tap), axis=0))
+    return sites
+
+
+def _key(tap: Tap) -> str:
+    return f"{PREFIX}{tap.ordinal}, {tap.operand or 'result'}, axis {tap.axis}"
+
+
+def _terms(spec: PermutationSpec, taps: Sequence[Tap], correlations: Sequence[Tensor], scale: float) -> ActivationTerms:
+    a = {_key(tap): (matrix * scale).float() for tap, matrix in zip(taps, correlations, strict=True)}
+    b = {_key(tap): torch.eye(tap.length) for tap in taps}
+    return ActivationTerms(spec, a, b, tuple(a))
+
+
+def _norm(tensors: Mapping[str, Tensor], keys: Collection[str]) -> float:
+    return sqrt(sum(float(tensors[key].float().square().sum()) for key in keys))
+
+
+class _Joined(Mapping[str, Tensor]):
+    """Two mappings read as one; a tensor is read when it is asked for."""
+
+    def __init__(self, first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> None:
+        self._first, self._second = first, second
+
+    def __getitem__(self, key: str) -> Tensor:
+        return self._second[key] if key in self._second else self._first[key]
+
+    def __iter__(self) -> Iterator[str]:
+        yield from self._first
+        yield from self._second
+
+    def __len__(self) -> int:
+        return len(self._first) + len(self._second)

@@ -19,7 +19,8 @@ class PassReport:
         moved_groups: groups whose permutation changed.
         objective: after the pass.
         elapsed: seconds since the matching began.
-        left: seconds until it ends, as far as can be guessed; None where nothing can.
+        left: estimate of the seconds until it ends; None where there is none.
+        words: what a method says of an iteration that is not a pass over groups.
     """
 
     start: str
@@ -29,6 +30,15 @@ class PassReport:
     objective: float
     elapsed: float
     left: float | None = None
+    words: str | None = None
+
+    @property
+    def detail(self) -> str:
+        """The report in words, for a progress display."""
+        if self.words is not None:
+            return self.words
+        moved = f"{self.moved_groups} of {self.visited} groups moved"
+        return f"{self.start}, pass {self.number}, {moved}, similarity {self.objective:.5g}"
 
 
 OnPass = Callable[[PassReport], None]

@@ -9,21 +9,22 @@ import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from rebasin_cli.errors import UsageError
+from rebasin_cli.matching.method import MatchTask
 from rebasin_cli.matching.outcome import conclude
+from rebasin_cli.matching.plan import Effort
 from rebasin_cli.matching.polish import Order, Settings
 from rebasin_cli.matching.portfolio import BuildStart, Plan, Portfolio
 from rebasin_cli.matching.problem import prepare
 from rebasin_cli.matching.result import MatchResult, OnPass
+from rebasin_cli.matching.starts.activations import activation_starts
 from rebasin_cli.matching.weighing import PLAIN, weigh
 from rebasin_cli.spec import PermutationSpec
 
-Effort = Literal["auto", "fast", "standard", "thorough"]
 STARTS = ("identity", "forward", "annealing", "barycentre", "random", "activations")
 
 SECONDS_OF_WORK = 4e9
@@ -52,6 +53,32 @@ PLANS: Mapping[str, Plan] = {
         barycentres=8,
     ),
 }
+
+
+def match_weights(task: MatchTask) -> MatchResult:
+    """`search` on the task's pair, with all starts that its model and its data allow.
+
+    Raises:
+        ModelError, NumericalError, UsageError: as for `search`.
+        DataError: the data cannot be read, or do not fit the model.
+    """
+    matching = task.matching
+    return search(
+        task.understood.spec,
+        task.pair.a,
+        task.pair.b,
+        parameters=task.pair.subject.parameters,
+        objective=matching.objective,
+        seed=matching.seed,
+        effort=matching.effort,
+        starts=matching.starts,
+        restarts=matching.restarts,
+        max_passes=matching.max_passes,
+        time_limit=matching.time_limit,
+        device=task.device,
+        on_pass=task.on_pass,
+        activations=activation_starts(task),
+    )
 
 
 def search(

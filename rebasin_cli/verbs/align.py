@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import field
 from typing import TYPE_CHECKING, cast
 
+from rebasin_cli.matching.methods import MethodOptions, find_method, names
+from rebasin_cli.matching.plan import EFFORTS
 from rebasin_cli.options import AnyPath, AnyTexts, OptionalPath, argument, option, options_class, verb
 from rebasin_cli.progress import Progress, Silent
 from rebasin_cli.verbs.early_checks import check_inputs
@@ -12,16 +14,14 @@ from rebasin_cli.verbs.output_paths import OutputFiles
 from rebasin_cli.verbs.shared_options import DATA_HELP, Derivation, RequiredModel, Seed, StateOfEach, Writing
 
 if TYPE_CHECKING:
-    from rebasin_cli.matching.search import Effort
+    from rebasin_cli.matching.plan import Effort
     from rebasin_cli.verbs.align_result import AlignResult
 
-METHODS = ("weight", "activation", "straight-through")
-EFFORTS = ("auto", "fast", "standard", "thorough")
 OBJECTIVES = ("plain", "matrices", "tensors", "rows")
 
 
 @options_class
-class AlignOptions(RequiredModel, Derivation, StateOfEach, Writing, Seed):
+class AlignOptions(MethodOptions, RequiredModel, Derivation, StateOfEach, Writing, Seed):
     """The options of `align`."""
 
     a: AnyPath = argument("Reference checkpoint. It is not modified.", metavar="A", kw_only=False)
@@ -47,7 +47,7 @@ class AlignOptions(RequiredModel, Derivation, StateOfEach, Writing, Seed):
         "Matching method. See 'rebasin help methods'.",
         group="Matching",
         metavar="NAME",
-        choices=METHODS,
+        choices=names,
         default="weight",
     )
     objective: str = option(
@@ -81,32 +81,6 @@ class AlignOptions(RequiredModel, Derivation, StateOfEach, Writing, Seed):
         "Time limit of the matching.", group="Matching", metavar="SECONDS", at_least=0, default=None
     )
     device: str = option("Device for matching: cpu, cuda, cuda:1, mps.", group="Matching", default="cpu")
-    mix: float = option(
-        "Share of activations against weights in activation matching.",
-        group="Matching",
-        at_least=0.001,
-        at_most=1,
-        default=1.0,
-    )
-    learning_steps: int = option(
-        "Number of batches that straight-through learns from.", group="Learning", metavar="N", at_least=1, default=100
-    )
-    learning_rate: float = option(
-        "Step size of learning, relative to the norm of the weights.",
-        group="Learning",
-        metavar="R",
-        at_least=1e-6,
-        default=0.03,
-    )
-    keep_similarity: float | None = option(
-        "Share of weight matching's similarity that learning must keep.",
-        group="Learning",
-        metavar="S",
-        at_least=0,
-        at_most=1,
-        default=None,
-        shown_default="at least that of B as it is",
-    )
     data: str | None = option(
         f"Inputs on which both networks run. {DATA_HELP}", group="Data", metavar="DATA", default=None
     )
@@ -137,9 +111,9 @@ def run_align(options: AlignOptions) -> AlignResult:
 
     from rebasin_cli.execution.pair import Source
     from rebasin_cli.execution.subject import ModelChoice
+    from rebasin_cli.matching.method import Matching
     from rebasin_cli.verbs.align_among_ranks import align_among_ranks
     from rebasin_cli.verbs.alignment import AlignRequest
-    from rebasin_cli.verbs.find_permutations import Matching
 
     request = AlignRequest(
         a=Source(options.a, *options.state_of_a),
@@ -159,11 +133,8 @@ def run_align(options: AlignOptions) -> AlignResult:
             options.data,
             options.limit,
             options.batch_size,
-            options.mix,
             options.objective,
-            options.learning_steps,
-            options.learning_rate,
-            options.keep_similarity,
+            find_method(options.method).own_options(options),
         ),
         files=options.files,
         spec_file=options.spec,

@@ -12,33 +12,24 @@ from torch import Tensor
 from rebasin_cli import __version__
 from rebasin_cli.checkpoint.write import check_output
 from rebasin_cli.data.ranks import ALONE, Ranks
-from rebasin_cli.errors import UsageError
 from rebasin_cli.execution.closeness import Closeness
+from rebasin_cli.execution.data_inputs import sample_inputs_from_data
 from rebasin_cli.execution.device import resolve_device
 from rebasin_cli.execution.pair import Pair, Source, check_all_finite, open_pair
 from rebasin_cli.execution.same_function import FunctionCheck
 from rebasin_cli.execution.subject import ModelChoice
 from rebasin_cli.execution.understanding import understand
+from rebasin_cli.matching.methods import Matching, MatchTask, find_method, match
 from rebasin_cli.matching.result import PassReport
 from rebasin_cli.matching.weighing import OBJECTIVES, PLAIN, check_objective, weigh
 from rebasin_cli.model.example_input import ExampleInput
 from rebasin_cli.progress import Progress
-from rebasin_cli.verbs.activations import sample_batches
 from rebasin_cli.verbs.align_report import compose, write_beside
 from rebasin_cli.verbs.align_result import AlignResult
 from rebasin_cli.verbs.cost import PhaseClock, release_freed_memory, spare_limited_memory
-from rebasin_cli.verbs.find_permutations import (
-    ACTIVATION,
-    METHODS,
-    Matching,
-    activation_statistics,
-    find_permutations,
-)
 from rebasin_cli.verbs.output_paths import OutputFiles, check_outputs
 from rebasin_cli.verbs.permuted_copy import Rearranged, Rearrangement, write_permuted
 from rebasin_cli.verbs.proof import measure, prove_closer, prove_same_function, verify_spec, with_spec
-from rebasin_cli.verbs.straight_through import CRITERION
-from rebasin_cli.verbs.straight_through import NAME as LEARNED
 
 DATA_SAMPLES = 3
 """Inputs that are taken from data for the verification of the result, beside the example."""
@@ -89,11 +80,12 @@ class Alignment:
         return result
 
     def assist(self) -> None:
-        """What another process than the first does: its share of the statistics of activations, if these are needed."""
-        matching = self.request.matching
-        if matching.method == ACTIVATION:
+        """What the processes other than the first do: their share of the method's work, if it divides any."""
+        method = find_method(self.request.matching.method)
+        if method.assist is not None:
             self._prepare()
-            activation_statistics(self.pair, self.understood, matching, self.request.choice.spec, self.ranks)
+            method.check_model(self.understood)
+            method.assist(self._task())
 
     def _prepare(self) -> None:
         """All that comes before the matching."""
@@ -132,8 +124,7 @@ class Alignment:
     def _check_request(self) -> None:
         """What can be refused before a byte is read."""
         request = self.request
-        if request.matching.method not in METHODS:
-            raise UsageError(f"unknown method {request.matching.method!r}", hint=f"methods are: {', '.join(METHODS)}")
+        find_method(request.matching.method).check(request.matching)
         check_objective(request.matching.objective)
         if not request.dry_run:
             inputs = [request.a.path, request.b.path]
@@ -161,28 +152,25 @@ class Alignment:
         self.sha256.update(a=a.sha256(), b=b.sha256())
 
     def _match(self) -> None:
-        request = self.request
-        self.match = find_permutations(
-            self.pair,
-            self.understood,
-            request.matching,
-            request.choice.spec,
-            device=self.device,
-            on_pass=self._tell,
-            ranks=self.ranks,
-        )
+        self.match = match(self._task())
         self.rearrangement = Rearrangement(
             self.understood.spec, self.match.permutations, self.pair.b, self.pair.subject.ties
         )
 
-    def _tell(self, done: PassReport) -> None:
-        """One pass is over; how long it will go on is a guess, in seconds."""
-        if done.start == LEARNED:
-            detail = f"{done.start}, step {done.number}, {CRITERION} {done.objective:.5g}"
-        else:
-            moved = f"{done.moved_groups} of {done.visited} groups moved"
-            detail = f"{done.start}, pass {done.number}, {moved}, similarity {done.objective:.5g}"
-        self.progress.step(done.elapsed, None if done.left is None else done.elapsed + done.left, detail)
+    def _task(self) -> MatchTask:
+        return MatchTask(
+            self.pair,
+            self.understood,
+            self.request.matching,
+            self.request.choice.spec,
+            self.device,
+            self._show_pass,
+            self.ranks,
+        )
+
+    def _show_pass(self, done: PassReport) -> None:
+        """Show a finished pass, and the estimate of the seconds left."""
+        self.progress.step(done.elapsed, None if done.left is None else done.elapsed + done.left, done.detail)
 
     def _write(self) -> None:
         if self.request.dry_run:
@@ -236,7 +224,7 @@ class Alignment:
         data = self.request.matching.data
         if data is None:
             return ()
-        return sample_batches(
+        return sample_inputs_from_data(
             self.pair,
             self.understood,
             data,

@@ -6,8 +6,9 @@ from typing import Any
 
 from torch import nn
 
+from rebasin_cli.matching.plan import Effort
 from rebasin_cli.matching.result import MatchResult
-from rebasin_cli.matching.search import Effort, search
+from rebasin_cli.matching.search import search
 from rebasin_cli.model.example_input import ExampleInput
 from rebasin_cli.model.state import load_state, parameter_keys, state_tensors
 from rebasin_cli.permutation import apply

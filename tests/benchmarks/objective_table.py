@@ -24,12 +24,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from rebasin_cli.data.ranks import ALONE
 from rebasin_cli.execution.pair import Pair, Source, open_pair
 from rebasin_cli.execution.subject import ModelChoice
 from rebasin_cli.execution.understanding import Understanding, understand
+from rebasin_cli.matching.methods import Matching, MatchTask, match
+from rebasin_cli.matching.methods.activation import ActivationOptions
 from rebasin_cli.matching.result import MatchResult
 from rebasin_cli.permutation import Permutations, apply, identity
-from rebasin_cli.verbs.find_permutations import Matching, find_permutations
 from tests.benchmarks.small_pairs import KINDS, Images, Kind, load_images, read, scores, trained
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
@@ -39,10 +41,10 @@ WAYS: dict[str, dict[str, Any]] = {
     "tensors": {"objective": "tensors"},
     "rows": {"objective": "rows"},
     "noise": {"method": "activation"},
-    "noise and weights": {"method": "activation", "mix": 0.2},
+    "noise and weights": {"method": "activation", "options": ActivationOptions(mix=0.2)},
     "data": {"method": "activation", "data": True},
-    "data and weights": {"method": "activation", "data": True, "mix": 0.2},
-    "straight-through": {"method": "straight-through", "data": True},
+    "data and weights": {"method": "activation", "data": True, "options": ActivationOptions(mix=0.2)},
+    "straight-through": {"method": "learned", "data": True},
 }
 LEARNED_ON, RECALIBRATED_ON = 1000, 1000
 
@@ -64,7 +66,7 @@ class Bench:
         self.ends = [scores(kind, one, test, None) for one in (self.a, self.b)]
 
     def match(self, how: dict[str, Any]) -> MatchResult:
-        chosen = {"method": "weight", "mix": 1.0, "objective": "plain", **how}
+        chosen = {"method": "weight", "objective": "plain", **how}
         matching = Matching(
             effort="standard",
             starts=None,
@@ -76,9 +78,8 @@ class Bench:
             batch_size=100,
             **{**chosen, "data": str(self.data) if how.get("data") else None},
         )
-        return find_permutations(
-            self.pair, self.understood, matching, self.kind.model, device=torch.device("cpu"), on_pass=lambda done: None
-        )
+        cpu = torch.device("cpu")
+        return match(MatchTask(self.pair, self.understood, matching, self.kind.model, cpu, lambda done: None, ALONE))
 
     def barriers(self, permutations: Permutations) -> tuple[float, float]:
         """Of loss and of accuracy (in points) at the midpoint."""

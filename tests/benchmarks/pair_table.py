@@ -23,11 +23,14 @@ from typing import Any
 
 import torch
 
+from rebasin_cli.data.ranks import ALONE
 from rebasin_cli.execution.pair import Source, open_pair
 from rebasin_cli.execution.subject import ModelChoice
 from rebasin_cli.execution.understanding import understand
+from rebasin_cli.matching.methods import Matching, MatchTask, match
+from rebasin_cli.matching.methods.activation import ActivationOptions
+from rebasin_cli.matching.methods.learned import LearnedOptions
 from rebasin_cli.permutation import Permutations, apply, identity
-from rebasin_cli.verbs.find_permutations import Matching, find_permutations
 from tests.benchmarks.merged_scores import TREATMENTS, Judge, accuracies
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
@@ -37,21 +40,17 @@ WAYS: dict[str, dict[str, Any]] = {
     "weights": {},
     "weights, started on data": {"data": True},
     "activations": {"method": "activation", "data": True},
-    "mixture": {"method": "activation", "data": True, "mix": 0.2},
-    "straight-through": {"method": "straight-through", "data": True},
+    "mixture": {"method": "activation", "data": True, "options": ActivationOptions(mix=0.2)},
+    "straight-through": {"method": "learned", "data": True},
     "straight-through, similarity kept": {
-        "method": "straight-through",
+        "method": "learned",
         "data": True,
-        "keep": 0.9985,
-        "rate": 0.01,
-        "steps": 200,
+        "options": LearnedOptions(keep_similarity=0.9985, learning_rate=0.01, learning_steps=200),
     },
     "straight-through, kept, large batches": {
-        "method": "straight-through",
+        "method": "learned",
         "data": True,
-        "keep": 0.999,
-        "rate": 0.005,
-        "steps": 200,
+        "options": LearnedOptions(keep_similarity=0.999, learning_rate=0.005, learning_steps=200),
         "batch_size": 1000,
         "limit": 20000,
     },
@@ -63,7 +62,7 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     "matrices": {"objective": "matrices"},
     "tensors": {"objective": "tensors"},
     "rows": {"objective": "rows"},
-    "noise and weights": {"method": "activation", "mix": 0.2},
+    "noise and weights": {"method": "activation", "options": ActivationOptions(mix=0.2)},
 }
 TABLES: dict[str, dict[str, dict[str, Any] | None]] = {"merged": {"naive": None, **WAYS}, "objectives": {**OBJECTIVES}}
 SEEN, MEASURED_ON = 500, 2000
@@ -86,9 +85,8 @@ class Bench:
     def match(self, how: dict[str, Any], seed: int = 0) -> tuple[Permutations, float]:
         chosen = {
             "method": "weight",
-            "mix": 1.0,
             "starts": None,
-            "limit": 2000 if how.get("method") == "straight-through" else SEEN,
+            "limit": 2000 if how.get("method") == "learned" else SEEN,
             **how,
             "data": str(self.images / "train") if "data" in how else None,
         }
@@ -101,9 +99,8 @@ class Bench:
             device="cpu",
             **chosen,
         )
-        found = find_permutations(
-            self.pair, self.understood, matching, self.model, device=torch.device("cpu"), on_pass=lambda done: None
-        )
+        cpu = torch.device("cpu")
+        found = match(MatchTask(self.pair, self.understood, matching, self.model, cpu, lambda done: None, ALONE))
         return found.permutations, found.cosine_after
 
     def row(self, way: str, permutations: Permutations, seconds: float) -> dict[str, Any]:

@@ -19,12 +19,13 @@ from typing import Any
 
 import torch
 
+from rebasin_cli.data.ranks import ALONE
 from rebasin_cli.execution.pair import Source, open_pair
 from rebasin_cli.execution.subject import ModelChoice
 from rebasin_cli.execution.understanding import understand
-from rebasin_cli.matching import weight_matching
+from rebasin_cli.matching.methods import Matching, MatchTask, match
 from rebasin_cli.matching.search import search
-from rebasin_cli.verbs.find_permutations import Matching, find_permutations
+from rebasin_cli.matching.weight_matching import weight_matching
 from tests.benchmarks.pair_table import PAIRS, SHARED
 from tests.benchmarks.small_pairs import KINDS, load_images, trained
 
@@ -46,13 +47,16 @@ class Trained:
         a, b = ({key: side[key] for key in side} for side in (pair.a, pair.b))
         keys, spec = pair.subject.parameters, understood.spec
         found = [
-            find_permutations(
-                pair,
-                understood,
-                Matching("weight", "standard", None, None, None, None, seed, "cpu"),
-                self.choice.spec,
-                device=torch.device("cpu"),
-                on_pass=lambda done: None,
+            match(
+                MatchTask(
+                    pair,
+                    understood,
+                    Matching("weight", "standard", None, None, None, None, seed, "cpu"),
+                    self.choice.spec,
+                    torch.device("cpu"),
+                    lambda done: None,
+                    ALONE,
+                )
             )
             for seed in range(SEEDS)
         ]

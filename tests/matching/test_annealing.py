@@ -11,13 +11,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from rebasin_cli.matching import annealing, weight_matching
+from rebasin_cli.matching import annealing
 from rebasin_cli.matching.annealing import Balancing, anneal, hard, memory_needed
 from rebasin_cli.matching.arrangement import Arrangement
 from rebasin_cli.matching.polish import Run, Settings
 from rebasin_cli.matching.problem import Problem, prepare
 from rebasin_cli.matching.search import search
 from rebasin_cli.matching.soft import Soft
+from rebasin_cli.matching.weight_matching import weight_matching
 from rebasin_cli.spec import AxisGroup, ParentBlock, PermutationSpec, Site
 from tests.benchmarks.matching_specs import (
     cifar_resnet20,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from rebasin_cli.matching import search
+from rebasin_cli.matching.search import search
 from rebasin_cli.matching.straight_through import StraightThrough, merged
 from rebasin_cli.permutation import Permutations, apply, random
 from tests.benchmarks.matching_specs import mlp, random_tensors

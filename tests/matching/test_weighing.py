@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from rebasin_cli.errors import UsageError
-from rebasin_cli.matching import search
+from rebasin_cli.matching.search import search
 from rebasin_cli.matching.weighing import OBJECTIVES, weigh
 from rebasin_cli.permutation import apply, random
 from rebasin_cli.spec import AxisGroup, ParentBlock, PermutationSpec, Site

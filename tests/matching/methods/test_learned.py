@@ -1,4 +1,4 @@
-"""Straight-through learning on data: never worse than weight matching by its own measure, seeded, and bounded."""
+"""Learned matching: never worse than weight matching by its own measure, seeded, and bounded."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def learn(folder: Path, kind: str = "plain", data: str | None = "digits.npz", **
         model=f"{folder / 'nets.py'}:{kind}",
         inputs=["1,1,8,8"],
         data=None if data is None else str(folder / data),
-        **{"method": "straight-through", "learning_steps": 30, "dry_run": True, **options},
+        **{"method": "learned", "learning_steps": 30, "dry_run": True, **options},
     )
 
 
@@ -63,7 +63,7 @@ def learn(folder: Path, kind: str = "plain", data: str | None = "digits.npz", **
 def test_it_is_never_worse_than_where_it_started(folder: Path, kind: str) -> None:
     found = learn(folder, kind)
     by = found.criterion
-    assert (found.method, by.name) == ("straight-through", "midpoint loss")
+    assert (found.method, by.name) == ("learned", "midpoint loss")
     assert by.weight_matching is not None
     assert by.after <= by.weight_matching < by.before
     assert found.cosine.after >= found.cosine.before
@@ -95,6 +95,11 @@ def test_it_keeps_the_similarity_that_is_asked_for(folder: Path) -> None:
 def test_a_share_above_one_is_refused(folder: Path) -> None:
     with pytest.raises(UsageError, match=r"--keep-similarity 1\.5: must be between 0 and 1"):
         learn(folder, keep_similarity=1.5)
+
+
+def test_the_earlier_name_is_accepted(folder: Path) -> None:
+    found = learn(folder, method="straight-through", learning_steps=1)
+    assert found.method == "learned"
 
 
 def test_the_same_seed_learns_the_same(folder: Path) -> None:
@@ -131,7 +136,7 @@ def test_activation_matching_without_data_goes_by_noise(folder: Path) -> None:
 
 
 def test_without_data_it_is_refused(folder: Path) -> None:
-    with pytest.raises(UsageError, match="straight-through learning needs data"):
+    with pytest.raises(UsageError, match="method learned needs data"):
         learn(folder, data=None)
 
 

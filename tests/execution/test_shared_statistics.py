@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from rebasin_cli.matching.covariance import CrossCovariance
+from rebasin_cli.execution.activations import CrossCovariance
 
 
 class Exchange:

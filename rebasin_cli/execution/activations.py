@@ -1,0 +1,220 @@
+"""Activations of both networks on the same inputs, recorded as correlations between their units in one pass.
+
+Cross-covariances are accumulated in float64. Batches are merged about their means (Chan, Golub and LeVeque, "Updating
+formulae and a pairwise algorithm for computing sample variances", 1979), so the result depends on the samples and not
+on how they were batched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from rebasin_cli.data.ranks import ALONE, Ranks
+from rebasin_cli.errors import DataError, ModelError, NumericalError, RebasinError
+from rebasin_cli.execution.pair import Pair
+from rebasin_cli.execution.understanding import Understanding
+from rebasin_cli.execution.weights import Weights
+from rebasin_cli.model.example_input import ExampleInput
+from rebasin_cli.model.state import load_state
+from rebasin_cli.tracing.capture import OtherPath, Tap, called_operations, capture
+
+LARGEST = 1 << 30
+"""Largest number of parameters of a model that is run for a search start: above it the run costs more than it gains."""
+
+
+def can_record(pair: Pair, understood: Understanding, largest: int = LARGEST) -> bool:
+    """Whether activations can be recorded: the model was traced and has at most `largest` parameters."""
+    numbers = sum(tensor.numel() for tensor in pair.subject.module.parameters())
+    return understood.trace is not None and understood.derivation is not None and numbers <= largest
+
+
+def pair_correlations(
+    pair: Pair, understood: Understanding, inputs: Iterable[ExampleInput], *, ranks: Ranks = ALONE
+) -> list[Tensor]:
+    """Correlations of A's units with B's at every tap of a traced model; each process passes its own inputs.
+
+    Raises:
+        DataError, ModelError, NumericalError: as for `correlations`.
+    """
+    assert understood.trace is not None
+    assert understood.derivation is not None
+    networks = (_network(pair, pair.a), _network(pair, pair.b))
+    expected = called_operations(understood.trace)
+    return correlations(networks, inputs, understood.derivation.taps, expected, ranks=ranks)
+
+
+def _network(pair: Pair, weights: Weights) -> nn.Module:
+    """The model with these weights, in float32 where the file is narrower."""
+    return load_state(pair.subject.factory.build_weightless(), weights, dtype=torch.float32).eval()
+
+
+def correlations(
+    networks: tuple[nn.Module, nn.Module],
+    batches: Iterable[ExampleInput],
+    taps: Sequence[Tap],
+    expected: Sequence[str],
+    *,
+    ranks: Ranks = ALONE,
+) -> list[Tensor]:
+    """Correlation of A's units with B's at every tap: float64 (length, length) each; any batch size gives the same.
+
+    Args:
+        networks: A and B, in eval mode.
+        batches: inputs; both networks get the same ones, one batch at a time.
+        taps: where activations are recorded.
+        expected: operations in the order of the trace (`called_operations`).
+        ranks: the processes that share the inputs; each has its own batches, and all return the same correlations.
+
+    Raises:
+        DataError: there was no input.
+        ModelError: on these inputs the model runs other operations, or gives other shapes, than when it was traced.
+        NumericalError: an activation is not finite.
+    """
+    sums = {tap: CrossCovariance(f"operation {tap.ordinal}", tap.length) for tap in taps}
+    seen = 0
+    error: RebasinError | None = None
+    try:
+        for batch in batches:
+            seen += 1
+            _accumulate(sums, networks, batch, expected)
+    except RebasinError as caught:
+        error = caught
+    ranks.agree(error)
+    if ranks.world > 1:
+        seen = int(ranks.total(torch.tensor([float(seen)], dtype=torch.float64)))
+        for tap in taps:
+            sums[tap].share(ranks.total)
+    if not seen:
+        raise DataError("there is no input to record activations on")
+    return [sums[tap].correlation() for tap in taps]
+
+
+def _accumulate(
+    sums: Mapping[Tap, CrossCovariance],
+    networks: tuple[nn.Module, nn.Module],
+    batch: ExampleInput,
+    expected: Sequence[str],
+) -> None:
+    try:
+        _add(sums, networks, batch, expected)
+    except OtherPath:  # some models run other operations on a batch than on a single input
+        for row in _rows(batch):
+            _add(sums, networks, row, expected)
+
+
+def _add(
+    sums: Mapping[Tap, CrossCovariance],
+    networks: tuple[nn.Module, nn.Module],
+    batch: ExampleInput,
+    expected: Sequence[str],
+) -> None:
+    ours, theirs = (_observe(network, batch, sums, expected) for network in networks)
+    for tap, total in sums.items():
+        total.add(ours[tap], theirs[tap])
+
+
+def _rows(batch: ExampleInput) -> list[ExampleInput]:
+    """The batch's inputs one by one.
+
+    Raises:
+        OtherPath: the batch holds a single input already, or its tensors have different batch sizes.
+    """
+    leaves, structure = tree_flatten((batch.args, batch.kwargs))
+    sizes = {len(leaf) if leaf.dim() else 0 for leaf in leaves if isinstance(leaf, Tensor)}
+    if len(sizes) != 1 or min(sizes) < 2:
+        raise OtherPath("the model takes another path on this input than on the one it was traced with")
+    count = min(sizes)
+    pieces = [[leaf[i : i + 1] if isinstance(leaf, Tensor) else leaf for i in range(count)] for leaf in leaves]
+    return [ExampleInput(*tree_unflatten(list(row), structure)) for row in zip(*pieces, strict=True)]
+
+
+def _observe(
+    network: nn.Module, batch: ExampleInput, taps: Collection[Tap], expected: Sequence[str]
+) -> dict[Tap, Tensor]:
+    """For every tap the units' activations: (observations, units)."""
+    seen: dict[Tap, Tensor] = {}
+
+    def keep(tap: Tap, tensor: Tensor) -> None:
+        seen[tap] = _observations(tensor, tap)
+
+    capture(network, batch, expected, taps, keep)
+    return seen
+
+
+def _observations(result: Tensor, tap: Tap) -> Tensor:
+    """The tensor as (observations, units); an axis that holds the batch and the units is split into both."""
+    length = result.shape[tap.axis] if tap.axis < result.dim() else 0
+    if not length or length % tap.length:
+        raise ModelError(f"activations of shape {tuple(result.shape)} where {tap.length} units were expected")
+    shape = (*result.shape[: tap.axis], length // tap.length, tap.length, *result.shape[tap.axis + 1 :])
+    return result.reshape(shape).movedim(tap.axis + 1, -1).reshape(-1, tap.length).float().clone()
+
+
+class CrossCovariance:
+    """Covariances between the units of A and those of B over all samples (and positions) added so far.
+
+    With n samples of mean m so far and k new ones of mean m', the cross sums about the mean become
+    `C + C' + n k / (n + k) (m'_a - m_a)(m'_b - m_b)^T`, which is exact and does not cancel.
+    """
+
+    def __init__(self, name: str, units: int) -> None:
+        self.name, self.units, self.count = name, units, 0
+        self._mean = torch.zeros(2, units, dtype=torch.float64)
+        self._square = torch.zeros(2, units, dtype=torch.float64)
+        self._cross = torch.zeros(units, units, dtype=torch.float64)
+
+    def add(self, a: Tensor, b: Tensor) -> None:
+        """Add one batch: activations (samples, units) of both networks for the same samples.
+
+        Raises:
+            DataError: the two batches are not of one shape, or not of this many units.
+            NumericalError: an activation is not finite.
+        """
+        if a.shape != b.shape or a.dim() != 2 or a.shape[1] != self.units:
+            raise DataError(
+                f"activations of {self.name}: A has shape {tuple(a.shape)}, B has {tuple(b.shape)}, "
+                f"expected (samples, {self.units}) of both"
+            )
+        if not len(a):
+            return
+        both = torch.stack([a, b]).detach().to(device="cpu", dtype=torch.float64)
+        if not bool(torch.isfinite(both.sum())):
+            raise NumericalError(f"non-finite activations in {self.name}", slug="non_finite_activations")
+        mean = both.mean(dim=1)
+        centred = both - mean[:, None]
+        total = self.count + len(a)
+        apart = mean - self._mean
+        weight = self.count * len(a) / total
+        self._cross += centred[0].T @ centred[1] + weight * torch.outer(apart[0], apart[1])
+        self._square += centred.square().sum(dim=1) + weight * apart.square()
+        self._mean += apart * (len(a) / total)
+        self.count = total
+
+    def share(self, total: Callable[[Tensor], Tensor]) -> None:
+        """Add what other processes have recorded, as if it were further batches.
+
+        Args:
+            total: the sum over all processes of a float64 tensor; called equally often in each.
+        """
+        own = torch.tensor([float(self.count)], dtype=torch.float64)
+        sums = total(torch.cat([own, self.count * self._mean.flatten()]))
+        count = int(sums[0])
+        mean = sums[1:].view(2, self.units) / max(1, count)
+        apart = self._mean - mean
+        self._cross = total(self._cross + self.count * torch.outer(apart[0], apart[1]))
+        self._square = total(self._square + self.count * apart.square())
+        self._mean, self.count = mean, count
+
+    def covariance(self) -> Tensor:
+        """`mean of (a - mean a)(b - mean b)`: float64 (units of A, units of B)."""
+        return self._cross / max(1, self.count)
+
+    def correlation(self) -> Tensor:
+        """The covariance in units of the standard deviations; 0 for a unit that never varies."""
+        spread = self._square.sqrt()
+        scale = torch.outer(spread[0], spread[1])
+        return torch.where(scale > 0, self._cross / scale.clamp(min=torch.finfo(torch.float64).tiny), 0.0)

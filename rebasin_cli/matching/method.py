@@ -1,0 +1,180 @@
+"""The interface of a matching method: what the user sees of it, what it needs, and what it is called with.
+
+A method is one file in `methods/` that defines `METHOD`; nothing else knows its name. Imports nothing heavy, because
+help lists the methods: a method's file imports what it works with inside its functions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields
+from enum import Enum
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from rebasin_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    import torch
+
+    from rebasin_cli.data import Batch
+    from rebasin_cli.data.ranks import Ranks
+    from rebasin_cli.execution.pair import Pair
+    from rebasin_cli.execution.understanding import Understanding
+    from rebasin_cli.matching.plan import Effort
+    from rebasin_cli.matching.result import MatchResult, OnPass
+    from rebasin_cli.model.example_input import ExampleInput
+
+Options = TypeVar("Options")
+
+
+class Need(str, Enum):
+    """What a method works with besides the weights of both checkpoints."""
+
+    DATA = "data"
+    TRACE = "a traced model"
+    GRADIENTS = "gradients of the model"
+
+
+@dataclass(frozen=True, slots=True)
+class Matching:
+    """How the user wants permutations to be found.
+
+    Attributes:
+        method: a name or an alias of a method.
+        starts, restarts, max_passes: of the search by weights; None for what the effort sets.
+        time_limit: seconds.
+        data, limit, batch_size: the data set for methods and starts that run the networks.
+        options: the method's own options; None for their defaults.
+    """
+
+    method: str
+    effort: Effort
+    starts: tuple[str, ...] | None
+    restarts: int | None
+    max_passes: int | None
+    time_limit: float | None
+    seed: int
+    device: str
+    data: str | None = None
+    limit: int | None = None
+    batch_size: int = 64
+    objective: str = "plain"
+    options: object | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class MatchTask:
+    """One pair to match, and how.
+
+    Attributes:
+        model: the model's name, which decides how its data are transformed.
+        device: where products are computed.
+        on_pass: called after every pass of a search.
+        ranks: the processes that take part; all but the first run only the method's `assist`.
+        shuffle: read the data in a random order that the seed decides.
+    """
+
+    pair: Pair
+    understood: Understanding
+    matching: Matching
+    model: str
+    device: torch.device
+    on_pass: OnPass
+    ranks: Ranks
+    shuffle: bool = False
+
+    def options(self, kind: type[Options]) -> Options:
+        """The method's own options, which are of this class.
+
+        Raises:
+            UsageError: options of another method were given.
+        """
+        given = self.matching.options
+        if given is None:
+            return kind()
+        if not isinstance(given, kind):
+            raise UsageError(f"{type(given).__name__} are not the options of method {self.matching.method}")
+        return given
+
+    def batches(self) -> Iterator[Batch]:
+        """This process's share of the data set.
+
+        Raises:
+            DataError: there is no such data, or it does not fit the model.
+        """
+        from rebasin_cli.execution.data_inputs import data_batches
+
+        assert self.matching.data is not None
+        return data_batches(
+            self.pair,
+            self.understood,
+            self.matching.data,
+            model=self.model,
+            limit=self.matching.limit,
+            batch_size=self.matching.batch_size,
+            seed=self.matching.seed,
+            shuffle=self.shuffle,
+            ranks=self.ranks,
+        )
+
+    def inputs(self) -> Iterator[ExampleInput]:
+        """Inputs to record activations on: the data, or noise where there is none.
+
+        Raises:
+            DataError: there is no such data, or it does not fit the model.
+        """
+        from rebasin_cli.execution.synthetic_inputs import is_image, natural_noise, white_noise
+        from rebasin_cli.model.example_input import ExampleInput
+
+        if self.matching.data is None:
+            make = natural_noise if is_image(self.understood.example) else white_noise
+            yield from make(self.understood.example, self.matching.seed)
+            return
+        for batch in self.batches():
+            yield ExampleInput(batch.args, dict(batch.kwargs))
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """A way to find permutations.
+
+    Attributes:
+        help: one line for the user.
+        match: finds the permutations.
+        aliases: other accepted names.
+        needs: checked before the method is called.
+        options: the class of its own options, made with `options_class`; every option has a default.
+        assist: what the other processes run under `torchrun`, while the first runs `match`; None for nothing.
+    """
+
+    name: str
+    help: str
+    match: Callable[[MatchTask], MatchResult]
+    aliases: tuple[str, ...] = ()
+    needs: frozenset[Need] = frozenset()
+    options: type | None = None
+    assist: Callable[[MatchTask], None] | None = None
+
+    def own_options(self, given: object) -> Any:
+        """The method's own options out of an object that has them among others; None where it has none."""
+        if self.options is None:
+            return None
+        return self.options(**{entry.name: getattr(given, entry.name) for entry in fields(self.options)})
+
+    def check(self, matching: Matching) -> None:
+        """Refuse what the method cannot work without, as far as the command line tells.
+
+        Raises:
+            UsageError: it needs data, and none is given.
+        """
+        if Need.DATA in self.needs and matching.data is None:
+            raise UsageError(f"method {self.name} needs data", hint="give --data")
+
+    def check_model(self, understood: Understanding) -> None:
+        """Refuse a model that the method cannot work with.
+
+        Raises:
+            UsageError: it needs a traced model, and the spec is from a file.
+        """
+        if Need.TRACE in self.needs and understood.derivation is None:
+            raise UsageError(f"method {self.name} needs a traced model", hint="leave out --spec")

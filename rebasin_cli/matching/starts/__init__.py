@@ -1,0 +1,1 @@
+"""Starts of the search by weights."""
