@@ -19,14 +19,14 @@ from torch import Tensor
 
 from rebasin_cli.execution.activations import pair_correlations
 from rebasin_cli.matching.method import MatchTask
+from rebasin_cli.matching.multistart import weight_matching
 from rebasin_cli.matching.outcome import conclude
 from rebasin_cli.matching.plan import Effort
-from rebasin_cli.matching.polish import Run, Settings
+from rebasin_cli.matching.polish import DescentRun, Settings
 from rebasin_cli.matching.problem import prepare
 from rebasin_cli.matching.result import MatchResult
 from rebasin_cli.matching.search import search
 from rebasin_cli.matching.weighing import PLAIN, weigh
-from rebasin_cli.matching.weight_matching import weight_matching
 from rebasin_cli.permutation import Permutations
 from rebasin_cli.spec import AxisGroup, PermutationSpec, Site
 from rebasin_cli.tracing.capture import Tap
@@ -111,8 +111,8 @@ def activation_matching(
     problem = prepare(spec, sides.a, sides.b, sides.keys)
     plain = problem if objective == PLAIN else prepare(spec, a, b, parameters)
     settings = Settings("random", None, TOLERANCE, None, began, None)
-    run = Run(problem, "activations", seed, settings, found.permutations)
-    result = conclude(problem, [run.finish()], "activation", seed, settings, objective=objective, plain=plain)
+    run = DescentRun(problem, "activations", seed, settings, found.permutations)
+    result = conclude(problem, [run.finish()], seed, settings, objective=objective, plain=plain)
     return replace(result, passes=found.passes, converged=found.converged, timed_out=found.timed_out)
 
 

@@ -41,6 +41,10 @@ class Arrangement:
         for place in moved:
             self._gathers[place] = self._compose(place, ())
 
+    def load(self, permutations: Mapping[str, Tensor]) -> None:
+        """Replace all permutations by those of named groups; groups without a name there return to the identity."""
+        self.set({family.index: _initial(family, permutations) for family in self.families.all})
+
     def around(self, place: Place, own: Sequence[int]) -> tuple[Index | None, Index | None]:
         """What others do at a place before and after the families `own` (a root last) act there."""
         here = self.families.places[place]

@@ -10,6 +10,7 @@ from rebasin_cli.matching.arrangement import Arrangement
 from rebasin_cli.matching.polish import Polished, Settings
 from rebasin_cli.matching.problem import Problem
 from rebasin_cli.matching.result import Candidate, Criterion, MatchResult
+from rebasin_cli.matching.starts.identity import START as IDENTITY
 from rebasin_cli.matching.weighing import PLAIN
 from rebasin_cli.permutation import Permutations
 
@@ -17,7 +18,6 @@ from rebasin_cli.permutation import Permutations
 def conclude(
     problem: Problem,
     ends: Sequence[Polished],
-    method: str,
     seed: int,
     settings: Settings,
     *,
@@ -48,7 +48,6 @@ def conclude(
         per_pass=best.per_pass,
         passes=len(best.per_pass),
         converged=best.converged,
-        method=method,
         start=best.start,
         seed=seed,
         already_aligned=aligned,
@@ -89,7 +88,7 @@ def _unmoved(problem: Problem, best: Polished | None) -> Polished:
     """Leaving B as it is, with the proof, if there is one, that no single group can improve on it."""
     proof = best if best is not None and best.arrangement.is_identity else None
     return Polished(
-        start="identity",
+        start=IDENTITY.name,
         seed=0 if best is None else best.seed,
         arrangement=Arrangement(problem.families),
         value=problem.identity,

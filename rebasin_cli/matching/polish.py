@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import ceil, log
 from typing import Literal
 
 import numpy as np
 from torch import Tensor
 
 from rebasin_cli.matching.arrangement import Arrangement
-from rebasin_cli.matching.clusters import Cluster, Tile
 from rebasin_cli.matching.descent import Descent, Step
-from rebasin_cli.matching.families import Families
-from rebasin_cli.matching.forecast import passes_left
 from rebasin_cli.matching.problem import Problem
 from rebasin_cli.matching.result import OnPass, PassReport
 from rebasin_cli.matching.workers import at_a_time
 
 Order = Literal["random", "path", "fixed"]
 
+_SHRINKING = 0.5
+"""Estimate of the ratio of a pass's gain to that of the pass before, while there is only one."""
+_SLOWEST, _FASTEST = 0.9, 0.02
+"""Bounds of that ratio."""
 _ROUNDING = 1e-5
 """How far the objective followed gain by gain may stray from the true one, in units of `|A| |B|`."""
 
@@ -51,7 +53,12 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class Polished:
-    """Where a descent ended, or was left: `value` is the true objective, computed anew."""
+    """Where a descent ended, or was interrupted.
+
+    Attributes:
+        value: the true objective, computed from the permutations.
+        from_identity: the descent began at the identity.
+    """
 
     start: str
     seed: int
@@ -62,15 +69,18 @@ class Polished:
     converged: bool
     seconds: float
     work: int
+    from_identity: bool = False
 
 
-class Run:
-    """A descent from a start, which can be left after some passes and taken up again.
+class DescentRun:
+    """A descent from a start, which can be interrupted after some passes and resumed.
 
     Args:
-        initial: where to start; None for the identity. The start named `forward` is built along the data's path.
-        earlier: the end of this descent's earlier part, where it is taken up again.
-        spent, began: work done and time begun for making `initial`.
+        start: the name that results show.
+        initial: where to begin; None for the identity.
+        place: moves the descent from there to the start, given the seed.
+        earlier: the end of this descent's earlier part, where it is resumed.
+        spent, began: work done to make `initial`, and when that began.
     """
 
     def __init__(
@@ -80,6 +90,8 @@ class Run:
         seed: int,
         settings: Settings,
         initial: Mapping[str, Tensor] | None = None,
+        *,
+        place: Callable[[Descent, int], None] | None = None,
         earlier: Polished | None = None,
         spent: int = 0,
         began: float | None = None,
@@ -88,9 +100,11 @@ class Run:
         self.began = (began or time.monotonic()) - (0.0 if earlier is None else earlier.seconds)
         self.arrangement = Arrangement(problem.families, initial)
         self.descent = Descent(problem, self.arrangement, settings.tolerance)
-        if start == "forward" and earlier is None:
-            forward(problem, self.descent)
+        if place is not None:
+            place(self.descent, seed)
             self.descent.value = problem.value(self.arrangement)
+        begins_here = initial is None and place is None
+        self.from_identity = begins_here if earlier is None else earlier.from_identity
         self.per_pass = [] if earlier is None else list(earlier.per_pass)
         self.gains: list[float] = []
         self.passes_that_moved = 0 if earlier is None else earlier.passes_that_moved
@@ -130,6 +144,7 @@ class Run:
             self.converged,
             time.monotonic() - self.began,
             self.earlier_work + self.descent.similarity.work,
+            self.from_identity,
         )
 
     def _pass(self, order: Sequence[int]) -> None:
@@ -172,37 +187,23 @@ class Run:
         return step.number, moved
 
 
-def forward(problem: Problem, descent: Descent) -> None:
-    """Visit the groups along the data's path; match each on the tiles on which no unmatched group acts besides.
-
-    Others act on a tile's other folds, and, where segments of an axis are permuted each in its own way, on the very
-    positions of the tile.
-    """
-    matched: set[int] = set()
-    for number, cluster in enumerate(problem.clusters):
-        known = [
-            index
-            for index, tile in enumerate(cluster.tiles)
-            if not tile.coupled and _others(problem.families, cluster, tile) <= matched
-        ]
-        if known:
-            descent.place(number, known)
-            matched.update(cluster.families)
-
-
-def _others(families: Families, cluster: Cluster, tile: Tile) -> set[int]:
-    """The families of other clusters on which a tile's similarity hangs."""
-    folds = range(len(families.shapes[tile.key].sizes))
-    found = {f for fold in folds if fold != tile.fold for f in families.places.get((tile.key, fold), ())}
-    beside = set(families.places[tile.place]) - set(cluster.families)
-    if beside:
-        own = np.zeros(families.shapes[tile.key].sizes[tile.fold], dtype=bool)
-        own[tile.positions] = True
-        found |= {f for f in beside if own[families.all[f].rows[tile.place]].any()}
-    return found
-
-
 def _ordered(waiting: list[int], order: Order, number: int, generator: np.random.Generator) -> list[int]:
     if order == "random":
         return [waiting[place] for place in generator.permutation(len(waiting))]
     return waiting[::-1] if order == "path" and number % 2 else waiting
+
+
+def passes_left(gains: Sequence[float], least: float) -> int:
+    """Estimate of the passes until one gains nothing that counts, that last one included.
+
+    The gains of a descent's passes shrink about geometrically: after n more passes of ratio r the gain is `g r^n`, so
+    `n = log(least / g) / log(r)`.
+
+    Args:
+        gains: of the passes so far, the first one first.
+        least: a gain that does not count any more.
+    """
+    if not gains or gains[-1] <= least or least <= 0:
+        return 0 if gains and gains[-1] <= 0 else 1
+    ratio = gains[-1] / gains[-2] if len(gains) > 1 and gains[-2] > 0 else _SHRINKING
+    return max(1, ceil(log(least / gains[-1]) / log(min(max(ratio, _FASTEST), _SLOWEST))))

@@ -87,6 +87,7 @@ class MatchResult:
             say so of what they maximise; straight-through learning says that it took all its steps, which `passes` are.
         already_aligned: nothing better than leaving B as it is was found.
         start: the start that won. candidates: all that were tried.
+        method: the matching method's name; empty where a search was called directly.
     """
 
     permutations: Permutations
@@ -96,7 +97,6 @@ class MatchResult:
     per_pass: tuple[float, ...]
     passes: int
     converged: bool
-    method: str
     start: str
     seed: int
     already_aligned: bool
@@ -109,3 +109,4 @@ class MatchResult:
     moved_units: int
     seconds: float
     timed_out: bool = False
+    method: str = ""

@@ -8,7 +8,6 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -16,43 +15,20 @@ from torch import Tensor
 from rebasin_cli.errors import UsageError
 from rebasin_cli.matching.method import MatchTask
 from rebasin_cli.matching.outcome import conclude
-from rebasin_cli.matching.plan import Effort
+from rebasin_cli.matching.plan import EFFORTS, Effort, make_plan
 from rebasin_cli.matching.polish import Order, Settings
-from rebasin_cli.matching.portfolio import BuildStart, Plan, Portfolio
+from rebasin_cli.matching.portfolio import Portfolio
 from rebasin_cli.matching.problem import prepare
 from rebasin_cli.matching.result import MatchResult, OnPass
-from rebasin_cli.matching.starts.activations import activation_starts
+from rebasin_cli.matching.start import Makers
+from rebasin_cli.matching.starts import STARTS, find_start
 from rebasin_cli.matching.weighing import PLAIN, weigh
 from rebasin_cli.spec import PermutationSpec
-
-STARTS = ("identity", "forward", "annealing", "barycentre", "random", "activations")
 
 SECONDS_OF_WORK = 4e9
 """Multiply-adds of a full pass, and steps of its assignments, below which the standard search takes seconds."""
 SMALL = 2e9
 """Multiply-adds of a full pass below which one thread computes it."""
-
-PLANS: Mapping[str, Plan] = {
-    "fast": Plan(("identity", "forward"), passes_of_work=4, work=0.0, frugal=True),
-    "standard": Plan(
-        ("identity", "forward", "annealing", "activations", "barycentre"),
-        passes_of_work=14,
-        work=1e11,
-        replicas=32,
-        sweeps=200,
-        reheats=12,
-        barycentres=1,
-    ),
-    "thorough": Plan(
-        ("identity", "forward", "annealing", "activations", "random", "barycentre"),
-        passes_of_work=100,
-        work=2e12,
-        replicas=64,
-        sweeps=800,
-        reheats=40,
-        barycentres=8,
-    ),
-}
 
 
 def match_weights(task: MatchTask) -> MatchResult:
@@ -77,7 +53,7 @@ def match_weights(task: MatchTask) -> MatchResult:
         time_limit=matching.time_limit,
         device=task.device,
         on_pass=task.on_pass,
-        activations=activation_starts(task),
+        makers={start.name: start.makers(task) for start in STARTS if start.makers is not None},
     )
 
 
@@ -96,7 +72,7 @@ def search(
     max_passes: int | None = None,
     relative_tolerance: float | None = None,
     time_limit: float | None = None,
-    activations: Mapping[str, BuildStart] | None = None,
+    makers: Mapping[str, Makers] | None = None,
     on_pass: OnPass | None = None,
     budget: int | None = None,
     memory: int | None = None,
@@ -109,26 +85,25 @@ def search(
         objective: what is maximised: see `weighing`. The result states the plain one besides.
         order: by default `random`, and `path` where `fast` has a large network: a third of the passes less.
         relative_tolerance: by default 1e-6, and 3e-5 for `fast`.
-        effort: `fast` is descents only; `standard` adds annealing, starts from activations and Frank–Wolfe; `thorough`
-            has more of each; `auto` is `standard` where that costs seconds, and `fast` for larger networks.
-        starts: only these instead of the effort's own: names in `STARTS`.
-        restarts: how often the search is taken up again from the best so far (or how many random starts there are, if
-            they are asked for alone), instead of the effort's number. With 0 nothing is left to the seed but the order
-            of visits.
-        activations: makers of starts from activations, by the name that the result shows (`noise`, `images`, …).
-        memory: bytes that annealing and Frank–Wolfe may use; where they do not suffice these are left out. By default
-            as much as the parameters of one side take, at least 2 GiB.
+        effort: decides the starts and the work: `fast` is descents only, `standard` and `thorough` are more; `auto` is
+            `standard` where that costs seconds, and `fast` for larger networks.
+        starts: names of starts to use instead of the effort's own.
+        restarts: how often the search restarts from the best end so far, or how many starts there are of one that
+            repeats and is asked for alone; by default the effort's own numbers. With 0 the seed decides nothing but
+            the order of visits.
+        makers: for starts that run the networks, by the start's name; the inner names are those that the result shows.
+        memory: bytes that each phase of the search may use; phases that need more are left out. By default as much as
+            the parameters of one side take, at least 2 GiB.
 
     Raises:
         ModelError, NumericalError: as for `weight_matching`.
         UsageError: an unknown start, effort or objective.
     """
     began = time.monotonic()
-    if effort not in (*PLANS, "auto") or any(name not in STARTS for name in starts or ()):
-        unknown = (
-            effort if effort not in (*PLANS, "auto") else next(name for name in starts or () if name not in STARTS)
-        )
-        raise UsageError(f"unknown effort or start {unknown!r}: efforts are {', '.join(PLANS)}; {', '.join(STARTS)}")
+    if effort not in EFFORTS:
+        raise UsageError(f"unknown effort {effort!r}", hint=f"efforts are: {', '.join(EFFORTS)}")
+    for name in starts or ():
+        find_start(name)
     sides = weigh(objective, spec, a, b, parameters)
     problem = prepare(spec, sides.a, sides.b, sides.keys, budget=budget, device=device)
     plain = problem if objective == PLAIN else prepare(spec, a, b, parameters, budget=budget, device=device)
@@ -139,12 +114,12 @@ def search(
     order = order or ("path" if effort == "fast" and large else "random")
     tolerance = relative_tolerance or (3e-5 if effort == "fast" else 1e-6)
     settings = Settings(order, max_passes, tolerance, deadline, began, on_pass)
-    plan = _plan(PLANS[effort], starts, restarts)
+    plan = make_plan(effort, starts, restarts)
     if memory is None:
         memory = max(1 << 31, sum(a[key].nbytes for key in problem.keys))
-    portfolio = Portfolio(problem, settings, plan, seed, activations or {}, memory)
+    portfolio = Portfolio(problem, settings, plan, seed, makers or {}, memory)
     with _fitting_threads(problem.full_pass):
-        return conclude(problem, portfolio.run(), "weight", seed, settings, objective=objective, plain=plain)
+        return conclude(problem, portfolio.run(), seed, settings, objective=objective, plain=plain)
 
 
 @contextmanager
@@ -156,13 +131,3 @@ def _fitting_threads(work: float) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
-
-
-def _plan(plan: Plan, starts: Sequence[str] | None, restarts: int | None) -> Plan:
-    if starts is not None:
-        centres = max(1, plan.barycentres) if "barycentre" in starts else 0
-        plan = replace(plan, starts=tuple(starts), replicas=0, reheats=0, barycentres=centres, frugal=False)
-    if restarts is not None:
-        replicas = min(plan.replicas, restarts) if starts is None else restarts
-        plan = replace(plan, reheats=restarts, replicas=replicas)
-    return plan

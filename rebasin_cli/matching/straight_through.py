@@ -81,14 +81,14 @@ def learn(
         task: the pair and its data. `on_pass` is called after every evaluation, with the lowest loss so far.
         start: of weight matching; also one of the candidates.
         further: makers of further permutations to start from, by name; learning begins at the best of all.
-        method: the name that the result and the reports of passes give to the method.
+        method: the name that the reports of passes give to the method.
 
     Raises:
         DataError: there are no data, or the model does not accept them.
         NumericalError: the midpoint's loss is not finite from the start.
     """
     began = time.monotonic()
-    run = _LearningRun(task, start, further, learning, method)
+    run = _LearningRun(task, start, further, learning)
     while not run.finished:
         run.advance()
         elapsed = time.monotonic() - began
@@ -108,10 +108,9 @@ class _LearningRun:
         start: MatchResult,
         further: Mapping[str, Callable[[], Permutations]],
         learning: Learning,
-        method: str,
     ) -> None:
         pair = task.pair
-        self.found, self.learning, self.method, self.spec = start, learning, method, task.understood.spec
+        self.found, self.learning, self.spec = start, learning, task.understood.spec
         self.a, self.b = (_widened(weights, pair) for weights in (pair.a, pair.b))
         module = load_state(pair.subject.factory.build_weightless(), self.a)
         self.loss = MidpointLoss(module, (self.a, self.b), task.device)
@@ -194,7 +193,6 @@ class _LearningRun:
             per_pass=tuple(self.losses),
             passes=self.done,
             converged=not late,
-            method=self.method,
             start=self.start,
             timed_out=late,
             seconds=seconds,

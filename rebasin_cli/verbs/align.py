@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, cast
 
 from rebasin_cli.matching.methods import MethodOptions, find_method, names
 from rebasin_cli.matching.plan import EFFORTS
+from rebasin_cli.matching.starts import STARTS
 from rebasin_cli.options import AnyPath, AnyTexts, OptionalPath, argument, option, options_class, verb
 from rebasin_cli.progress import Progress, Silent
 from rebasin_cli.verbs.early_checks import check_inputs
@@ -69,6 +70,7 @@ class AlignOptions(MethodOptions, RequiredModel, Derivation, StateOfEach, Writin
         group="Matching",
         flag="--start",
         metavar="NAME",
+        choices=tuple(start.name for start in STARTS),
         default=(),
     )
     restarts: int | None = option(

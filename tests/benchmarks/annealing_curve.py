@@ -17,7 +17,7 @@ from rebasin_cli.execution.understanding import understand
 from rebasin_cli.matching.annealing import anneal
 from rebasin_cli.matching.arrangement import Arrangement
 from rebasin_cli.matching.frank_wolfe import frank_wolfe, near_barycentre
-from rebasin_cli.matching.polish import Run, Settings
+from rebasin_cli.matching.polish import DescentRun, Settings
 from rebasin_cli.matching.problem import Problem, prepare
 from rebasin_cli.permutation import Permutations
 from tests.benchmarks.pair_table import SHARED
@@ -26,7 +26,7 @@ from tests.benchmarks.searched_table import Trained, pairs
 
 def polished(problem: Problem, start: Permutations | None, spent: int) -> str:
     """Cosine at the end of a descent, and the work in full passes, that of the start included."""
-    run = Run(problem, "start", 0, Settings(), start, spent=spent)
+    run = DescentRun(problem, "start", 0, Settings(), start, spent=spent)
     run.advance(None)
     end = run.finish()
     return f"{end.value / problem.norms.scale:.4f} ({end.work / problem.full_pass:.0f})"

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from rebasin_cli.matching.arrangement import Arrangement
+from rebasin_cli.matching.multistart import weight_matching
 from rebasin_cli.matching.problem import Problem, prepare
 from rebasin_cli.matching.search import search
-from rebasin_cli.matching.weight_matching import weight_matching
 from rebasin_cli.spec import PermutationSpec
 from tests.benchmarks.matching_plain import objective, plain_coordinate_descent
 from tests.benchmarks.matching_specs import Tensors, resnet50, resnet50_tensors

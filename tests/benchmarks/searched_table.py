@@ -24,8 +24,8 @@ from rebasin_cli.execution.pair import Source, open_pair
 from rebasin_cli.execution.subject import ModelChoice
 from rebasin_cli.execution.understanding import understand
 from rebasin_cli.matching.methods import Matching, MatchTask, match
+from rebasin_cli.matching.multistart import weight_matching
 from rebasin_cli.matching.search import search
-from rebasin_cli.matching.weight_matching import weight_matching
 from tests.benchmarks.pair_table import PAIRS, SHARED
 from tests.benchmarks.small_pairs import KINDS, load_images, trained
 

@@ -14,11 +14,11 @@ from torch import Tensor
 from rebasin_cli.matching import annealing
 from rebasin_cli.matching.annealing import Balancing, anneal, hard, memory_needed
 from rebasin_cli.matching.arrangement import Arrangement
-from rebasin_cli.matching.polish import Run, Settings
+from rebasin_cli.matching.multistart import weight_matching
+from rebasin_cli.matching.polish import DescentRun, Settings
 from rebasin_cli.matching.problem import Problem, prepare
 from rebasin_cli.matching.search import search
 from rebasin_cli.matching.soft import Soft
-from rebasin_cli.matching.weight_matching import weight_matching
 from rebasin_cli.spec import AxisGroup, ParentBlock, PermutationSpec, Site
 from tests.benchmarks.matching_specs import (
     cifar_resnet20,
@@ -196,7 +196,7 @@ def test_without_noise_there_is_nothing_to_draw_and_with_noise_seeds_repeat() ->
 
 def test_little_heat_keeps_the_start_and_much_heat_forgets_it() -> None:
     problem = problem_of("residual network")
-    run = Run(problem, "here", 0, Settings(), shuffled(problem, 0).permutations())
+    run = DescentRun(problem, "here", 0, Settings(), shuffled(problem, 0).permutations())
     run.advance(None)
     assert run.converged
 

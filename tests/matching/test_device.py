@@ -18,11 +18,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from rebasin_cli.matching.annealing import Balancing
 from rebasin_cli.matching.arrangement import Arrangement
+from rebasin_cli.matching.multistart import weight_matching
 from rebasin_cli.matching.problem import prepare
 from rebasin_cli.matching.products import Products
 from rebasin_cli.matching.search import search
 from rebasin_cli.matching.soft import Soft
-from rebasin_cli.matching.weight_matching import weight_matching
 from rebasin_cli.spec import PermutationSpec
 from tests.benchmarks.matching_specs import cifar_resnet20, cifar_vit, grouped_queries, mlp, random_tensors, shapes_of
 

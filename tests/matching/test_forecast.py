@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from rebasin_cli.matching.forecast import passes_left, seconds_ahead
+from rebasin_cli.matching.polish import passes_left
+from rebasin_cli.matching.portfolio import seconds_ahead
 from rebasin_cli.matching.result import PassReport
 from rebasin_cli.matching.search import search
 from tests.benchmarks.matching_specs import mlp, random_tensors

@@ -52,7 +52,7 @@ def test_a_perfect_match_asks_for_no_activations() -> None:
         return identity(spec)
 
     b = apply(spec, random(spec, 1), a)
-    found = search(spec, a, b, parameters=tuple(a), effort="standard", activations={"noise": build})
+    found = search(spec, a, b, parameters=tuple(a), effort="standard", makers={"activations": {"noise": build}})
     assert found.cosine_after > 1 - 1e-12
     assert not asked
 
@@ -135,7 +135,9 @@ def test_more_effort_finds_no_less_and_seeds_repeat() -> None:
 def test_starts_from_activations_take_part_under_their_name() -> None:
     spec, a, b, _ = planted(8, 12, 0)
     truth = search(spec, a, b, parameters=a.keys()).permutations
-    found = search(spec, a, b, parameters=a.keys(), starts=["activations"], activations={"noise": lambda: truth})
+    found = search(
+        spec, a, b, parameters=a.keys(), starts=["activations"], makers={"activations": {"noise": lambda: truth}}
+    )
     assert found.start == "noise"
     assert [candidate.start for candidate in found.candidates] == ["noise"]
 
@@ -185,5 +187,5 @@ def test_restarts_say_how_often_the_search_is_taken_up_again() -> None:
 
 def test_an_unknown_effort_is_refused() -> None:
     spec, a, b, _ = planted(3, 5, 0)
-    with pytest.raises(UsageError, match="unknown effort or start 'heroic'"):
+    with pytest.raises(UsageError, match="unknown effort 'heroic'"):
         search(spec, a, b, parameters=a.keys(), effort="heroic")  # type: ignore[arg-type]

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rebasin_cli.errors import NumericalError, UsageError
+from rebasin_cli.matching.multistart import weight_matching
 from rebasin_cli.matching.result import PassReport
-from rebasin_cli.matching.weight_matching import weight_matching
 from rebasin_cli.permutation import apply, random
 from rebasin_cli.spec import AxisGroup, ParentBlock, PermutationSpec, Site
 from tests.benchmarks.matching_specs import Tensors, mlp, random_tensors, residual_mlp

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from rebasin_cli.matching.multistart import weight_matching
 from rebasin_cli.matching.result import MatchResult
-from rebasin_cli.matching.weight_matching import weight_matching
 from rebasin_cli.model.state import parameter_keys, state_tensors, ties
 from rebasin_cli.permutation import apply
 from rebasin_cli.spec import PermutationSpec

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from rebasin_cli.matching.weight_matching import weight_matching
+from rebasin_cli.matching.multistart import weight_matching
 from rebasin_cli.model.factory import load_factory
 from rebasin_cli.model.state import parameter_keys, state_shapes
 from rebasin_cli.permutation import apply

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from importlib import import_module
 from pkgutil import iter_modules
 from typing import TYPE_CHECKING
@@ -60,4 +61,4 @@ def match(task: MatchTask) -> MatchResult:
     method = find_method(task.matching.method)
     method.check(task.matching)
     method.check_model(task.understood)
-    return method.match(task)
+    return replace(method.match(task), method=method.name)

@@ -9,10 +9,13 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+from rebasin_cli.matching.method import MatchTask, Need
+from rebasin_cli.matching.start import Makers, Phase, Start
 
-    from rebasin_cli.matching.method import MatchTask
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from rebasin_cli.matching.portfolio import Portfolio
     from rebasin_cli.model.example_input import ExampleInput
     from rebasin_cli.permutation import Permutations
 
@@ -21,14 +24,14 @@ _LARGEST_UNASKED = 1 << 24
 start made `standard` half as long again and did not win."""
 
 
-def activation_starts(task: MatchTask) -> Mapping[str, Callable[[], Permutations]]:
-    """Makers of starts by the name that the result shows."""
+def _makers(task: MatchTask) -> Makers:
+    """Noise of every kind that fits the input, and the data."""
     from rebasin_cli.data.ranks import ALONE
     from rebasin_cli.execution.activations import LARGEST, can_record
     from rebasin_cli.execution.synthetic_inputs import is_image, natural_noise, white_noise
 
     pair, understood, matching = task.pair, task.understood, task.matching
-    asked = matching.effort == "thorough" or "activations" in (matching.starts or ())
+    asked = matching.effort == "thorough" or START.name in (matching.starts or ())
     makers: dict[str, Callable[[], Permutations]] = {}
     if can_record(pair, understood, LARGEST if asked else _LARGEST_UNASKED):
         kinds = {"noise": white_noise, **({"natural noise": natural_noise} if is_image(understood.example) else {})}
@@ -52,3 +55,21 @@ def _matched_on(task: MatchTask, inputs: Callable[[], Iterable[ExampleInput]]) -
     except NumericalError:  # noise may drive a network out of range, and then there is nothing to start from
         return identity(task.understood.spec)
     return match_activations(task.understood.spec, task.understood.derivation.taps, found, seed=task.matching.seed)
+
+
+def _run(portfolio: Portfolio) -> None:
+    for name, make in portfolio.makers.get(START.name, {}).items():
+        if portfolio.perfect or (portfolio.ends and portfolio.settings.out_of_time):
+            return
+        portfolio.follow(name, portfolio.seed, make())
+
+
+START = Start(
+    name="activations",
+    help="Activation matching on noise, and on --data where given.",
+    rank=40,
+    efforts=frozenset({"standard", "thorough"}),
+    phases=(Phase(30, _run),),
+    makers=_makers,
+    needs=frozenset({Need.TRACE}),
+)

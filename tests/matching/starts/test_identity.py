@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from rebasin_cli import permutation
-from rebasin_cli.matching.probe import near_identity
 from rebasin_cli.matching.problem import prepare
 from rebasin_cli.matching.search import search
+from rebasin_cli.matching.starts.identity import near_identity
 from tests.benchmarks.matching_specs import mlp, random_tensors
 
 SPEC, SHAPES = mlp((16, 64, 48, 64, 10))
