@@ -115,7 +115,7 @@ def run_align(options: AlignOptions) -> AlignResult:
     from rebasin_cli.execution.subject import ModelChoice
     from rebasin_cli.matching.method import Matching
     from rebasin_cli.verbs.align_among_ranks import align_among_ranks
-    from rebasin_cli.verbs.alignment import AlignRequest
+    from rebasin_cli.verbs.align_report import AlignRequest
 
     request = AlignRequest(
         a=Source(options.a, *options.state_of_a),

@@ -9,8 +9,9 @@ from rebasin_cli.data.ranks import launched, ranks_for
 from rebasin_cli.errors import RebasinError
 from rebasin_cli.execution.device import resolve_device
 from rebasin_cli.progress import Progress, Silent
+from rebasin_cli.verbs.align_report import AlignRequest
 from rebasin_cli.verbs.align_result import AlignResult
-from rebasin_cli.verbs.alignment import Alignment, AlignRequest
+from rebasin_cli.verbs.alignment import Alignment
 
 
 def align_among_ranks(request: AlignRequest, progress: Progress) -> AlignResult:

@@ -1,26 +1,79 @@
-"""What an alignment leaves to be read: its result, the report beside the output, and the files that were asked for."""
+"""What an alignment was asked for, what it found, and the files that it writes beside the output."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from rebasin_cli.checkpoint.atomic import write_text_atomically
+from rebasin_cli.execution.closeness import Closeness
+from rebasin_cli.execution.pair import Pair, Source
+from rebasin_cli.execution.same_function import FunctionCheck
+from rebasin_cli.execution.soundness import SoundnessCheck
+from rebasin_cli.execution.subject import ModelChoice
+from rebasin_cli.execution.understanding import Understanding
+from rebasin_cli.matching.method import Matching
+from rebasin_cli.matching.result import MatchResult
 from rebasin_cli.matching.weighing import PLAIN
 from rebasin_cli.verbs.align_result import AlignResult, Change, MovedGroup, Objective
 from rebasin_cli.verbs.cost import peak_rss_bytes
 from rebasin_cli.verbs.document import envelope, pretty
-from rebasin_cli.verbs.proof import warnings_of
+from rebasin_cli.verbs.output_paths import OutputFiles
 from rebasin_cli.verbs.saved_permutations import SavedPermutations
+from rebasin_cli.verbs.verification import spec_warnings
 from rebasin_cli.verbs.versions import versions
 
-if TYPE_CHECKING:
-    from rebasin_cli.verbs.alignment import Alignment
+
+@dataclass(frozen=True, slots=True)
+class AlignRequest:
+    """Everything the user asked for; the fields are explained at `align`."""
+
+    a: Source
+    b: Source
+    choice: ModelChoice
+    matching: Matching
+    files: OutputFiles
+    spec_file: Path | None
+    pins: tuple[str, ...]
+    rules: tuple[Path, ...]
+    ignore_extra: bool
+    strict: bool
+    dry_run: bool
+    force: bool
+    mkdir: bool
+    cache: bool = True
 
 
-def compose(run: Alignment) -> AlignResult:
-    """The result of a run whose steps are all done."""
+@dataclass(frozen=True, slots=True)
+class FinishedRun:
+    """What the steps of a run found, for its result and its report.
+
+    Attributes:
+        before, after: B's closeness to A, as it was and permuted.
+        function: the check that the function is unchanged; soundness: that of the spec.
+        sha256: of `a`, `b` and `out`; the last is None after a dry run.
+        seconds: by phase.
+        provenance: the metadata of the output.
+    """
+
+    request: AlignRequest
+    pair: Pair
+    understood: Understanding
+    match: MatchResult
+    before: Closeness
+    after: Closeness
+    function: FunctionCheck
+    soundness: SoundnessCheck
+    device: str
+    sha256: Mapping[str, str | None]
+    seconds: Mapping[str, float]
+    provenance: Mapping[str, str]
+
+
+def compose(run: FinishedRun) -> AlignResult:
+    """The result of a finished run."""
     request, match, understood = run.request, run.match, run.understood
     files, written = request.files, not request.dry_run
     groups = _moved_groups(run)
@@ -39,7 +92,7 @@ def compose(run: Alignment) -> AlignResult:
         method=match.method,
         start=match.start,
         seed=match.seed,
-        device=str(run.device),
+        device=run.device,
         passes=match.passes,
         converged=match.converged,
         relative_tolerance=match.relative_tolerance,
@@ -59,16 +112,16 @@ def compose(run: Alignment) -> AlignResult:
         free_fraction=understood.free_fraction,
         unknown_ops=understood.unknown_ops,
         verified=run.function,
-        seconds=run.clock.seconds(),
+        seconds=run.seconds,
         peak_rss_bytes=peak_rss_bytes(),
-        sha256=dict(run.sha256),
+        sha256=run.sha256,
         versions=versions(),
         warnings=_warnings(run),
     )
 
 
-def write_beside(result: AlignResult, run: Alignment) -> None:
-    """Write the report and, where asked for, the permutations and the spec; each of them whole or not at all."""
+def write_beside(result: AlignResult, run: FinishedRun) -> None:
+    """Write the report and, where asked for, the permutations and the spec; each of them atomically."""
     files, force = run.request.files, run.request.force
     if run.request.mkdir:
         for path in files.named().values():
@@ -79,19 +132,15 @@ def write_beside(result: AlignResult, run: Alignment) -> None:
             run.understood.spec,
             run.pair.subject.shapes,
             run.pair.subject.ties,
-            run.provenance(),
+            run.provenance,
         )
         write_text_atomically(files.permutations, saved.dumps() + "\n", force)
     if files.spec is not None:
-        write_spec(files.spec, run, force)
+        write_text_atomically(files.spec, json.dumps(run.understood.spec.to_json(), indent=1) + "\n", force)
     write_text_atomically(files.report, pretty(envelope("align", result, warnings=result.warnings)), force)
 
 
-def write_spec(path: Path, run: Alignment, force: bool) -> None:
-    write_text_atomically(path, json.dumps(run.understood.spec.to_json(), indent=1) + "\n", force)
-
-
-def _moved_groups(run: Alignment) -> tuple[MovedGroup, ...]:
+def _moved_groups(run: FinishedRun) -> tuple[MovedGroup, ...]:
     moved = {
         name: sum(1 for place, unit in enumerate(perm.tolist()) if place != unit)
         for name, perm in run.match.permutations.items()
@@ -99,21 +148,22 @@ def _moved_groups(run: Alignment) -> tuple[MovedGroup, ...]:
     return tuple(MovedGroup(group.name, group.size, moved.get(group.name, 0)) for group in run.understood.spec.groups)
 
 
-def _warnings(run: Alignment) -> tuple[str, ...]:
-    """What the user should know although the run succeeded."""
+def _warnings(run: FinishedRun) -> tuple[str, ...]:
+    """Warnings about a run that succeeded."""
     said = []
     if run.pair.subject.note:
         said.append(run.pair.subject.note)
-    said += [f"no rule for {op}: what it touches keeps its order" for op in run.understood.unknown_ops]
+    said += [f"no rule for {op}: its axes are not permuted" for op in run.understood.unknown_ops]
     for weights in (run.pair.a, run.pair.b):
         extra = weights.keys_in_file.extra
         if extra:
             said.append(f"{weights.checkpoint.path}: {len(extra)} tensors that the model does not have were ignored")
     if not run.understood.spec.groups:
-        said.append("nothing in this model can be reordered without changing its function")
+        said.append("no axis of this model can be permuted without changing its function")
     if not run.match.converged:
-        said.append(f"the matching stopped after {run.match.passes} passes, before it converged")
+        passes = "1 pass" if run.match.passes == 1 else f"{run.match.passes} passes"
+        said.append(f"the matching stopped after {passes} without converging")
     if run.function.left_out:
-        said.append(f"that the function is unchanged was not checked by running it: {run.function.left_out}")
-    said += warnings_of(run.soundness)
+        said.append(f"the function was not verified by running the networks: {run.function.left_out}")
+    said += spec_warnings(run.soundness)
     return tuple(said)

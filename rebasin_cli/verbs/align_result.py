@@ -1,4 +1,4 @@
-"""What `align` found, proved and wrote."""
+"""What `align` found, verified and wrote."""
 
 from __future__ import annotations
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
 
 from torch import Tensor
 
@@ -15,48 +13,27 @@ from rebasin_cli.data.ranks import ALONE, Ranks
 from rebasin_cli.execution.closeness import Closeness
 from rebasin_cli.execution.data_inputs import sample_inputs_from_data
 from rebasin_cli.execution.device import resolve_device
-from rebasin_cli.execution.pair import Pair, Source, check_all_finite, open_pair
+from rebasin_cli.execution.pair import Pair, check_all_finite, open_pair
 from rebasin_cli.execution.same_function import FunctionCheck
-from rebasin_cli.execution.subject import ModelChoice
 from rebasin_cli.execution.understanding import understand
-from rebasin_cli.matching.methods import Matching, MatchTask, find_method, match
+from rebasin_cli.matching.methods import MatchTask, find_method, match
 from rebasin_cli.matching.result import PassReport
 from rebasin_cli.matching.weighing import OBJECTIVES, PLAIN, check_objective, weigh
 from rebasin_cli.model.example_input import ExampleInput
 from rebasin_cli.progress import Progress
-from rebasin_cli.verbs.align_report import compose, write_beside
+from rebasin_cli.verbs.align_report import AlignRequest, FinishedRun, compose, write_beside
 from rebasin_cli.verbs.align_result import AlignResult
 from rebasin_cli.verbs.cost import PhaseClock, release_freed_memory, spare_limited_memory
-from rebasin_cli.verbs.output_paths import OutputFiles, check_outputs
+from rebasin_cli.verbs.output_paths import check_outputs
 from rebasin_cli.verbs.permuted_copy import Rearranged, Rearrangement, write_permuted
-from rebasin_cli.verbs.proof import measure, prove_closer, prove_same_function, verify_spec, with_spec
+from rebasin_cli.verbs.verification import measure, verify_closer, verify_same_function, verify_spec, with_spec
 
 DATA_SAMPLES = 3
-"""Inputs that are taken from data for the verification of the result, beside the example."""
-
-
-@dataclass(frozen=True, slots=True)
-class AlignRequest:
-    """Everything the user asked for; the fields are explained at `align`."""
-
-    a: Source
-    b: Source
-    choice: ModelChoice
-    matching: Matching
-    files: OutputFiles
-    spec_file: Path | None
-    pins: tuple[str, ...]
-    rules: tuple[Path, ...]
-    ignore_extra: bool
-    strict: bool
-    dry_run: bool
-    force: bool
-    mkdir: bool
-    cache: bool = True
+"""Number of inputs from the data that the result is verified on, in addition to the example."""
 
 
 class Alignment:
-    """One run; every step leaves behind what the next ones need."""
+    """One run; every step stores what the next ones need."""
 
     def __init__(self, request: AlignRequest, progress: Progress, ranks: Ranks = ALONE) -> None:
         self.request, self.progress, self.ranks = request, progress, ranks
@@ -66,7 +43,7 @@ class Alignment:
         self.sha256: dict[str, str | None] = {"a": None, "b": None, "out": None}
 
     def run(self) -> AlignResult:
-        """All steps; raises a RebasinError, having written nothing, where one of them fails."""
+        """Run all steps. If one raises a RebasinError, nothing has been written."""
         self._prepare()
         self._verify_spec()
         self.progress.phase("matching")
@@ -74,9 +51,10 @@ class Alignment:
             self._match()
             release_freed_memory()
         self._write()
-        result = compose(self)
+        finished = self._finished()
+        result = compose(finished)
         if not self.request.dry_run:
-            write_beside(result, self)
+            write_beside(result, finished)
         return result
 
     def assist(self) -> None:
@@ -109,7 +87,7 @@ class Alignment:
             self.progress.note(sentence)
 
     def _verify_spec(self) -> None:
-        """Before the long work: a spec that does not keep the function ends the run here."""
+        """Before the long work: the run ends here if the spec does not preserve the function."""
         self.progress.phase("verifying the groups")
         with self.clock.phase("verify"):
             self.soundness = verify_spec(
@@ -122,7 +100,7 @@ class Alignment:
             )
 
     def _check_request(self) -> None:
-        """What can be refused before a byte is read."""
+        """Checks that need no file to be read."""
         request = self.request
         find_method(request.matching.method).check(request.matching)
         check_objective(request.matching.objective)
@@ -132,7 +110,7 @@ class Alignment:
         self.device = resolve_device(request.matching.device)
 
     def _read(self) -> None:
-        """Headers first (keys, shapes, space on the disk), then every tensor once."""
+        """Check the headers (keys, shapes, disk space), then read every tensor once."""
         request = self.request
         self.pair: Pair = open_pair(request.a, request.b, request.choice, ignore_extra=request.ignore_extra)
         if self.pair.subject.note:
@@ -176,7 +154,7 @@ class Alignment:
         if self.request.dry_run:
             self.progress.phase("verifying")
             with self.clock.phase("verify"):
-                self._prove(Rearranged(self.pair.b, self.rearrangement))
+                self._verify(Rearranged(self.pair.b, self.rearrangement))
             return
         self.progress.phase("writing")
         with self.clock.phase("write"):
@@ -187,17 +165,17 @@ class Alignment:
                 provenance=self.provenance(),
                 force=self.request.force,
                 mkdir=self.request.mkdir,
-                check=self._prove_written,
+                check=self._verify_written,
             )
 
-    def _prove_written(self, written: Mapping[str, Tensor]) -> None:
+    def _verify_written(self, written: Mapping[str, Tensor]) -> None:
         began = time.perf_counter()
         self.progress.phase("verifying")
-        self._prove(written)
+        self._verify(written)
         self.clock.attribute("write", "verify", time.perf_counter() - began)
 
-    def _prove(self, permuted: Mapping[str, Tensor]) -> None:
-        """The proofs that need more than B: the similarity to A, and the function."""
+    def _verify(self, permuted: Mapping[str, Tensor]) -> None:
+        """The checks that need more than B: the similarity to A, and the function."""
         if self.match.moved_units == 0:  # every tensor is B's own, bit for bit: nothing is left to verify
             self.after = self.before
             self.function = with_spec(FunctionCheck.nothing_moved(), self.soundness)
@@ -206,10 +184,10 @@ class Alignment:
         self.after = measure(self.pair.a, permuted, subject.parameters)
         by = self.match.criterion.name
         if by in OBJECTIVES and by != PLAIN:
-            prove_closer(*(self._weighed(by, b) for b in (self.pair.b, permuted)))
+            verify_closer(*(self._weighed(by, b) for b in (self.pair.b, permuted)))
         else:
-            prove_closer(self.before, self.after)
-        check = prove_same_function(
+            verify_closer(self.before, self.after)
+        check = verify_same_function(
             subject.weightless,
             self.understood.example,
             self.pair.b,
@@ -220,7 +198,7 @@ class Alignment:
         self.function = with_spec(check, self.soundness)
 
     def _data_samples(self) -> tuple[ExampleInput, ...]:
-        """Inputs from the data, where the user gave some: what the networks are for tells most about them."""
+        """Inputs from the data, where there are some: they exercise the networks as they are used."""
         data = self.request.matching.data
         if data is None:
             return ()
@@ -234,12 +212,28 @@ class Alignment:
         )
 
     def _weighed(self, objective: str, b: Mapping[str, Tensor]) -> Closeness:
-        """How near a network is to A as an objective sees them."""
+        """How close a network is to A, weighed as an objective weighs them."""
         sides = weigh(objective, self.understood.spec, self.pair.a, b, self.pair.subject.parameters)
         return measure(sides.a, sides.b, sides.keys)
 
+    def _finished(self) -> FinishedRun:
+        return FinishedRun(
+            request=self.request,
+            pair=self.pair,
+            understood=self.understood,
+            match=self.match,
+            before=self.before,
+            after=self.after,
+            function=self.function,
+            soundness=self.soundness,
+            device=str(self.device),
+            sha256=dict(self.sha256),
+            seconds=self.clock.seconds(),
+            provenance=self.provenance(),
+        )
+
     def provenance(self) -> dict[str, str]:
-        """What the output says of its making; no time, so that equal runs make equal bytes."""
+        """The metadata of the output; without a time, so that equal runs write equal bytes."""
         return {
             "rebasin.version": __version__,
             "rebasin.method": self.match.method,

@@ -67,7 +67,7 @@ class PhaseClock:
             self._spent[name] = self._spent.get(name, 0.0) + time.perf_counter() - began
 
     def attribute(self, source: str, target: str, seconds: float) -> None:
-        """Count seconds spent inside one phase as another's: proofs run while the temporary file is open."""
+        """Count seconds spent inside one phase as another's: checks run while the temporary file is open."""
         self._spent[source] = self._spent.get(source, 0.0) - seconds
         self._spent[target] = self._spent.get(target, 0.0) + seconds
 

@@ -1,4 +1,4 @@
-"""B's file written again with its units in another order, and proved before it gets its name."""
+"""B's file written again with its units in another order, and verified before it gets its name."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rebasin_cli.checkpoint.write import write_like
 from rebasin_cli.execution.weights import Weights
 from rebasin_cli.permutation import gathers, permute_tensor
 from rebasin_cli.spec import PermutationSpec
-from rebasin_cli.verbs.proof import prove_rearranged
+from rebasin_cli.verbs.verification import verify_permuted
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,20 +65,20 @@ def write_permuted(
 ) -> str:
     """Write the source's file rearranged, in its own format and layout, and return the SHA-256 of the new file.
 
-    Every tensor of the temporary file is compared with what it should be; then `check` may prove more of it. Whatever
+    Every tensor of the temporary file is compared with what it should be; then `check` may verify more. Whatever
     raises leaves no file behind.
 
     Raises:
         OutputError: it cannot be written there.
-        NumericalError: a proof failed.
+        NumericalError: a check failed.
     """
 
-    def prove(temporary: Checkpoint) -> None:
+    def verify(temporary: Checkpoint) -> None:
         written = source.seen_in(temporary)
-        prove_rearranged(source, written, rearrangement)
+        verify_permuted(source, written, rearrangement)
         if check is not None:
             check(written)
 
     return write_like(
-        source.checkpoint, out, rearrangement, provenance=provenance, force=force, check=prove, mkdir=mkdir
+        source.checkpoint, out, rearrangement, provenance=provenance, force=force, check=verify, mkdir=mkdir
     )

@@ -125,7 +125,7 @@ def run_trace(options: TraceOptions) -> TraceResult:
     from rebasin_cli.execution.subject import ModelChoice, open_subject
     from rebasin_cli.execution.understanding import understand
     from rebasin_cli.verbs.cost import PhaseClock, peak_rss_bytes
-    from rebasin_cli.verbs.proof import verify_spec, warnings_of
+    from rebasin_cli.verbs.verification import spec_warnings, verify_spec
 
     listener = options.progress or Silent()
     clock = PhaseClock("build", "trace", "verify")
@@ -165,7 +165,7 @@ def run_trace(options: TraceOptions) -> TraceResult:
             soundness = verify_spec(
                 subject, understood, None, str(options.spec or options.model), seed=options.seed, cache=options.cache
             )
-            verified, notes = _in_short(soundness), warnings_of(soundness)
+            verified, notes = _in_short(soundness), spec_warnings(soundness)
     result = TraceResult(
         model=options.model,
         input=understood.example.describe(),

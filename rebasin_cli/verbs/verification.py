@@ -1,9 +1,9 @@
-"""Nothing is written that was not verified: what must hold of a permuted checkpoint before it gets its name.
+"""The checks that a permuted checkpoint must pass before it is written under its name.
 
-1. The spec: random permutations of its groups leave the model's function alone, on random weights.
-2. Every tensor of the file is B's, rearranged as the permutations say, bit for bit.
-3. B and the file compute the same function.
-4. The file lies no farther from A than B did.
+1. The spec: random permutations of its groups do not change the model's function, on random weights.
+2. Every tensor of the file is B's, permuted as the permutations say, bit for bit.
+3. B and the file compute the same function, within rounding.
+4. The file is no farther from A than B is.
 """
 
 from __future__ import annotations
@@ -24,25 +24,27 @@ from rebasin_cli.execution.weights import Weights
 from rebasin_cli.model.example_input import ExampleInput
 
 SLACK = 1e-7
-"""Relative rounding that a sum over millions of float32 products may show without anything having fallen."""
+"""Relative rounding error that a sum over millions of float32 products may have."""
 
 
-def prove_rearranged(source: Weights, written: Weights, transform: Callable[[str, Tensor], Tensor]) -> None:
-    """Check that every tensor of the written file is its source's, transformed, bit for bit; one tensor at a time.
+def verify_permuted(source: Weights, written: Weights, transform: Callable[[str, Tensor], Tensor]) -> None:
+    """Check that every tensor of the written file is the source's, transformed, bit for bit; one tensor at a time.
 
     Raises:
-        NumericalError: naming the first tensor that is not.
+        NumericalError: naming the first tensor that differs.
     """
     before, after = source.checkpoint, written.checkpoint
     if list(before.infos) != list(after.infos):
-        raise NumericalError(f"{after.path}: does not hold the tensors of {before.path}, in their order", slug="proof")
+        raise NumericalError(
+            f"{after.path}: does not have the tensors of {before.path} in their order", slug="verification"
+        )
     for key in before.infos:
         if not same_bits(transform(key, before.tensor(key)), after.tensor(key)):
             raise NumericalError(
-                f"{after.path}: tensor {key!r} is not the rearranged one of {before.path}",
+                f"{after.path}: tensor {key!r} is not the permuted tensor of {before.path}",
                 path=after.path,
-                hint="the disk or this program is at fault; nothing was kept",
-                slug="proof",
+                hint="the disk failed, or this is a bug; the output was removed",
+                slug="verification",
             )
 
 
@@ -55,7 +57,7 @@ def measure(a: Mapping[str, Tensor], b: Mapping[str, Tensor], parameters: Collec
     return closeness
 
 
-def prove_closer(before: Closeness, after: Closeness) -> None:
+def verify_closer(before: Closeness, after: Closeness) -> None:
     """Check that the similarity to A has not fallen.
 
     Raises:
@@ -66,7 +68,7 @@ def prove_closer(before: Closeness, after: Closeness) -> None:
         raise NumericalError(
             f"the matching lowered the similarity from {before.dot:.6g} to {after.dot:.6g}",
             hint="this is a bug: please report it with the output of 'rebasin env'",
-            slug="proof",
+            slug="verification",
         )
 
 
@@ -79,16 +81,16 @@ def verify_spec(
     seed: int,
     cache: bool = True,
 ) -> SoundnessCheck:
-    """Check that permuting the groups at random leaves the function alone, on random weights and at two sizes.
+    """Check that random permutations of the groups do not change the function, on random weights and at two sizes.
 
-    A verification that an earlier run passed is taken from the user's cache directory where `cache` allows it.
+    With `cache`, a verification that an earlier run passed is read from the user's cache directory.
 
     Args:
-        b: a checkpoint's weights, for models that give no numbers on random ones; None where there is none.
+        b: a checkpoint's weights, for models whose outputs are not finite on random ones; None where there is none.
         source: names the model, or the file of the spec, in an error.
 
     Raises:
-        NumericalError: it does not, or only at the traced size; or the model gives no numbers on its example.
+        NumericalError: they change it, at the traced size or at another one; or the outputs are not finite.
     """
     passes = PassCache(understood.trace, understood.spec, understood.example, subject.module, seed) if cache else None
     kept = None if passes is None else passes.read()
@@ -126,8 +128,8 @@ def _unsound(check: SoundnessCheck, understood: Understanding, source: str) -> N
         typed = larger.replace("x", ",") if larger.replace("x", "").isdigit() else "…"
         why = "; a recurrent network needs at least two time steps" if check.one_step else ""
         return NumericalError(
-            f"{source}: the groups hold for the traced input {check.traced} only: on {larger} permuting them changes "
-            f"the outputs by {check.only_traced:.3g} noise floors",
+            f"{source}: the groups are valid for the traced input {check.traced} only: on {larger} permuting them "
+            f"changes the outputs by {check.only_traced:.3g} noise floors",
             hint=f"trace the model on a larger input: --input {typed}{why}",
             slug="traced-size-only",
         )
@@ -137,7 +139,7 @@ def _unsound(check: SoundnessCheck, understood: Understanding, source: str) -> N
             hint="give an input that the model is meant for with --input-file",
             slug="non-finite",
         )
-    hint = "a rule of this program is wrong for this model: please report it with the model"
+    hint = "a symmetry rule is wrong for this model: please report it with the model"
     return NumericalError(
         f"{source}: permuting the groups changes the function: relative error {check.max_relative_error:.3g} "
         f"({check.floors:.3g} noise floors) on random weights",
@@ -147,7 +149,7 @@ def _unsound(check: SoundnessCheck, understood: Understanding, source: str) -> N
 
 
 def spec_summary(check: SoundnessCheck) -> SpecCheck:
-    """What the report says of the verification of the spec."""
+    """The verification of the spec, as the report states it."""
     return SpecCheck(
         draws=check.draws,
         max_relative_error=check.max_relative_error,
@@ -159,11 +161,11 @@ def spec_summary(check: SoundnessCheck) -> SpecCheck:
 
 
 def with_spec(check: FunctionCheck, soundness: SoundnessCheck) -> FunctionCheck:
-    """The check of the result together with that of the spec, and the sentences that both call for."""
+    """The check of the result together with that of the spec, with notes on both."""
     notes = [check.note] if check.note else []
     if check.note == SILENT:
         notes = [
-            "B's outputs are all zero, and on random weights too: that the function is kept was not shown by running"
+            "B's outputs are all zero, also on random weights: running the networks verifies nothing"
             if soundness.silent
             else f"B's outputs are all zero; on random weights the relative error is {soundness.max_relative_error:.3g}"
         ]
@@ -176,8 +178,8 @@ def with_spec(check: FunctionCheck, soundness: SoundnessCheck) -> FunctionCheck:
     )
 
 
-def warnings_of(soundness: SoundnessCheck) -> tuple[str, ...]:
-    """What a user should know of the verification of the spec."""
+def spec_warnings(soundness: SoundnessCheck) -> tuple[str, ...]:
+    """Warnings about the verification of the spec."""
     said = []
     if soundness.one_step:
         said.append(
@@ -205,7 +207,7 @@ def _listed(unseen: Sequence[tuple[str, str]], most: int = 3) -> str:
     return ", ".join(keys[:most]) + (f" and {len(keys) - most} more" if len(keys) > most else "")
 
 
-def prove_same_function(
+def verify_same_function(
     build_weightless: Callable[[], nn.Module],
     example: ExampleInput,
     b: Mapping[str, Tensor],
@@ -214,7 +216,7 @@ def prove_same_function(
     seed: int,
     data: Sequence[ExampleInput] = (),
 ) -> FunctionCheck:
-    """Check that B and the written file compute the same on sample inputs; of a large model, on its example input.
+    """Check that B and the written file compute the same function on sample inputs; for a large model on its example.
 
     Raises:
         NumericalError: they do not, or B's own outputs are not finite.
@@ -226,14 +228,14 @@ def prove_same_function(
     if check.same is False:
         if check.max_relative_error is None:
             raise NumericalError(
-                "B's own outputs on sample inputs are not finite, so it cannot be shown that its function is kept",
+                "B's own outputs on sample inputs are not finite, so its function cannot be compared",
                 hint="give an input that the model is meant for with --input-file",
                 slug="non-finite",
             )
         raise NumericalError(
             f"the permuted network does not compute what B computes: relative error {check.max_relative_error:.3g}, "
             f"{check.max_in_noise_floors:.3g} noise floors; nothing was written",
-            hint="a spec edited by hand may be wrong, or this is a bug worth reporting",
-            slug="proof",
+            hint="a spec edited by hand may be wrong; otherwise this is a bug: please report it",
+            slug="verification",
         )
     return check
