@@ -1,11 +1,20 @@
-"""Annealing: doubly stochastic matrices, sharpened slowly until they are permutations.
+"""Annealing: doubly stochastic matrices, annealed to permutations.
 
-At temperature T a cluster's matrix is the one that maximises `<S, X> + T * entropy(X)`: Sinkhorn's balancing of
-`exp(S / T)`, with S the similarity with all others as they are. At a high temperature everything is equally likely; as
-it falls, what can be told early is settled early, and the rest is settled in its light. Unlike descents from different
-starts, runs of this end close to each other, and above them. Graduated assignment: Gold and Rangarajan, "A Graduated
-Assignment Algorithm for Graph Matching" (1996); the scheme with several groups at once, temperatures relative to the
-similarities' own spread, nesting and noise are ours.
+At temperature T a cluster's matrix X maximises `<S, X> + T * entropy(X)` over doubly stochastic matrices, with S the
+similarity given the present matrices of all other clusters. The Lagrange conditions of that problem are
+`X = diag(r) exp(S / T) diag(c)`, so X is found by Sinkhorn's alternate scaling of rows and columns (Sinkhorn and Knopp
+1967; Cuturi, "Sinkhorn Distances", 2013). Entropy is strictly concave, so X is unique for a given S. At a high
+temperature all pairings are equally likely; as T falls, clear matches are fixed first and guide the others; as T goes
+to 0, X goes to the optimal assignment. Runs end close to each other, and above descents from several starts.
+
+Graduated assignment: Gold and Rangarajan, "A Graduated Assignment Algorithm for Graph Matching" (1996). Not from there:
+several groups in turn, temperatures in standard deviations of the similarities (so that one schedule fits all groups),
+nested groups, and noise.
+
+Nested groups: with X for the blocks and W_ij for the units inside a pair of blocks, the joint problem is to maximise
+`<S, X> + T entropy(X) + sum_ij X_ij (<S_ij, W_ij> + T_ij entropy(W_ij))`. Every X_ij is non-negative and the bracket of
+a pair depends on W_ij alone, so each bracket is maximised on its own, to F_ij, and then X for the scores `S + F`. That
+is the joint optimum, not an alternation.
 """
 
 from __future__ import annotations
@@ -20,7 +29,7 @@ from torch import Tensor
 
 from rebasin_cli.matching.arrangement import Arrangement
 from rebasin_cli.matching.clusters import Axes, Cluster, Tile
-from rebasin_cli.matching.folds import Index
+from rebasin_cli.matching.families import Index
 from rebasin_cli.matching.nesting import NestedProblem, cell_map
 from rebasin_cli.matching.polish import Settings
 from rebasin_cli.matching.problem import Problem
@@ -30,14 +39,14 @@ from rebasin_cli.matching.soft import Soft
 HOTTEST, COLDEST = 0.6, 0.05
 """Temperatures of the first and of the last sweep, in standard deviations of the similarities."""
 _BALANCINGS = 5
-"""Of rows and columns in one visit; the potentials are taken up again at the next."""
+"""Scalings of rows and columns in one visit; the next visit continues from the potentials of the last."""
 _TINY = 1e-30
 _SILENT = 1e-9
-"""Similarities that spread by less than this, relative to the norms, say nothing: they are rounding."""
+"""Similarities whose standard deviation is below this, relative to the norms, are rounding errors: they are ignored."""
 
 
 class Annealed:
-    """What annealing ended in.
+    """Where annealing ended.
 
     Attributes:
         work: multiply-adds that all replicas took.
@@ -63,14 +72,14 @@ class Annealed:
 
 
 def memory_needed(problem: Problem, replicas: int = 1) -> int:
-    """Bytes that the matrices of all clusters take, with what is in work."""
+    """Bytes of the matrices of all clusters, and of the temporary ones."""
     sizes = [problem.bytes_of(cluster) for cluster in problem.clusters]
     coupled = [4 * len(tile.positions) ** 2 for cluster in problem.clusters for tile in seen_coupled(problem, cluster)]
     return replicas * (sum(sizes) + 4 * max(sizes, default=0) + sum(coupled))
 
 
 def sweep_work(problem: Problem) -> int:
-    """Multiply-adds of one sweep of one replica, at the most: of every product one more to mix B."""
+    """Multiply-adds of one sweep of one replica, at the most: every product needs another one that mixes B."""
     return 2 * problem.full_pass
 
 
@@ -84,16 +93,16 @@ def anneal(
     start: Arrangement | None = None,
     hottest: float = HOTTEST,
 ) -> Annealed:
-    """Permutations from slowly sharpened matrices, to be polished by coordinate descent.
+    """Anneal all clusters to permutations, from which coordinate descent goes on.
 
     Args:
-        settings: the deadline counts: past it, matrices stay as they are.
+        settings: only the deadline is used: after it, matrices stay as they are.
         sweeps: visits of every cluster, at falling temperatures.
         noise: for each of the runs side by side, the standard deviation of what is added to similarities at each visit,
-            in units of the temperature. Without any the result hangs on no seed.
+            in units of the temperature. Without noise the result does not depend on the seed.
         seed: of the noise, and of the order of visits where there is noise.
-        start: where to begin instead of with everything equally likely.
-        hottest: the temperature to begin with, in standard deviations of the similarities; less keeps more of `start`.
+        start: where to begin, instead of the point where all pairings are equally likely.
+        hottest: the first temperature, in standard deviations of the similarities; a lower one keeps more of `start`.
     """
     generator = torch.Generator().manual_seed(seed)
     clusters = [cluster for cluster in problem.clusters if cluster.tiles]
@@ -116,7 +125,7 @@ def anneal(
 
 
 class Balancing:
-    """A cluster's matrices at a temperature, from its similarities; families inside blocks before the blocks.
+    """A cluster's matrices at a temperature, from its similarities; inner families first, then the blocks.
 
     Args:
         noise: by replica, in units of the temperature.
@@ -156,7 +165,7 @@ class Balancing:
         return self.cells
 
     def _solve(self, index: int, own: Mapping[int, Tensor], temperature: float, replicas: int) -> Tensor | None:
-        """Balance a family for every pair of its parent's cells; what each pair gains: (replicas, pairs)."""
+        """Balance a family for every pair of its parent's cells; the optimum F of each pair, (replicas, pairs)."""
         family = self.problem.families.all[index]
         cells, size = family.members, family.size
         total = own.get(index)
@@ -174,7 +183,7 @@ class Balancing:
         return self._balance(index, pairs, temperature)
 
     def _balance(self, index: int, scores: Tensor, temperature: float) -> Tensor | None:
-        """Balance a family's scores, (replicas, pairs, size, size), which are changed; what each pair gains."""
+        """Balance a family's scores, (replicas, pairs, size, size), which are changed; the optimum F of each pair."""
         spread = _spread(scores.flatten(1))
         silent = (spread <= _SILENT * self.problem.norms.scale).view(-1, 1, 1, 1)
         step = (temperature * spread).view(-1, 1, 1, 1).to(scores.dtype).masked_fill(silent, float("inf"))
@@ -184,6 +193,8 @@ class Balancing:
             scores = scores + drawn.mul_(self.noise.to(scores.dtype) * finite)
         is_root = index == self.cluster.root
         lifted = scores if is_root else scores.clone()
+        # v = -T log(c) holds the column scaling of the last visit, so scaling resumes there. Subtracting each row's
+        # maximum changes the row scaling only, and keeps the exponentials in range at any T.
         potentials = self._potentials.setdefault(index, torch.zeros_like(scores.narrow(-2, 0, 1)))
         lifted -= potentials
         kernel = lifted.sub_(lifted.amax(dim=-1, keepdim=True)).div_(step).exp_()
@@ -196,11 +207,12 @@ class Balancing:
         self._inner[index] = matrix.float()
         if is_root:
             return None
+        # An inner pair's optimum at this temperature; at T = 0 the value of its best assignment.
         entropy: Tensor = torch.special.entr(matrix).sum(dim=(-1, -2))
         return finite.view(-1, 1) * entropy + (matrix * scores).sum(dim=(-1, -2))
 
     def _unfold(self, axes: Axes, matrix: Tensor) -> None:
-        """The matrices of the cells of `axes`, and of all that is nested in them."""
+        """Store the matrices of the cells of `axes`, and of all families nested in them: `X_ij * X_inner`."""
         self.cells[axes] = matrix
         replicas, cells, _ = matrix.shape
         inside = {}
@@ -218,7 +230,7 @@ class Balancing:
         self._couple(axes, matrix, inside)
 
     def _couple(self, axes: Axes, matrix: Tensor, inside: Mapping[int, Tensor]) -> None:
-        """Cells that two siblings resolve together: each pair of blocks has the product of both their matrices."""
+        """Cells that two siblings resolve together: within a pair of blocks, the product of both their matrices."""
         for tile in seen_coupled(self.problem, self.cluster):
             if tile.axes[:-2] == axes and tile.axes not in self.cells:
                 first, second = (inside[child] for child in tile.axes[-2:])
@@ -227,9 +239,9 @@ class Balancing:
 
 
 def seen_coupled(problem: Problem, cluster: Cluster) -> list[Tile]:
-    """The tiles of a cluster that two siblings share, and through which something on another fold is seen.
+    """The coupled tiles of a cluster whose tensor also moves on another fold.
 
-    Where more than two families meet, cells are left to be equally likely.
+    Where more than two families act on a tile, its cells stay equally likely.
     """
     families, moving = problem.families.all, Counter(key for key, _ in problem.families.places)
     shared = [tile for tile in cluster.tiles if tile.coupled and len(tile.axes) > 2 and moving[tile.key] > 1]
@@ -243,7 +255,7 @@ def _spread(rows: Tensor) -> Tensor:
 
 
 def hard(problem: Problem, cluster: Cluster, start: Arrangement, replicas: int) -> dict[Axes, Tensor]:
-    """A cluster's permutations as matrices; coupled cells are left to be equally likely."""
+    """A cluster's permutations as matrices; coupled cells stay equally likely."""
     perms = {index: start.perms[index] for index in cluster.families}
     found = {}
     for axes in {tile.axes for tile in cluster.tiles if not tile.coupled}:

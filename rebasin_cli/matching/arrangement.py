@@ -1,6 +1,6 @@
-"""The permutations as they stand during a search, and the gather that they amount to at every place.
+"""The present permutations of a search, and the composed gather on every fold of every tensor.
 
-Only this object changes while a matching is looked for; no tensor is ever copied to try something.
+Only this object changes during a search; no tensor is copied to evaluate a candidate.
 """
 
 from __future__ import annotations
@@ -11,29 +11,28 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rebasin_cli.matching.families import Families, Family, Place
-from rebasin_cli.matching.folds import Index
+from rebasin_cli.matching.families import GroupFamilies, GroupFamily, Index, TensorFold
 from rebasin_cli.permutation import Permutations
 
 
 class Arrangement:
     """Current permutations by family, each (members, size), and the composed gather of every place.
 
-    A gather that has not changed is the same object as before: whether a place moved is mostly an identity test.
+    A gather that has not changed is the same object as before, so that an identity test usually tells.
     """
 
-    def __init__(self, families: Families, start: Mapping[str, Tensor] | None = None) -> None:
+    def __init__(self, families: GroupFamilies, start: Mapping[str, Tensor] | None = None) -> None:
         self.families = families
         self.perms: list[Index] = [_initial(family, start or {}) for family in families.all]
-        self._gathers: dict[Place, Index | None] = {place: self._compose(place, ()) for place in families.places}
+        self._gathers: dict[TensorFold, Index | None] = {place: self._compose(place, ()) for place in families.places}
 
-    def gather(self, place: Place) -> Index | None:
+    def gather(self, place: TensorFold) -> Index | None:
         """`new = old[gather]` on this fold of this tensor; None where nothing moves."""
         return self._gathers.get(place)
 
     def set(self, changes: Mapping[int, Index]) -> None:
         """Replace the permutations of some families."""
-        moved: dict[Place, None] = {}
+        moved: dict[TensorFold, None] = {}
         for index, perm in changes.items():
             if not np.array_equal(self.perms[index], perm):
                 self.perms[index] = perm
@@ -45,8 +44,8 @@ class Arrangement:
         """Replace all permutations by those of named groups; groups without a name there return to the identity."""
         self.set({family.index: _initial(family, permutations) for family in self.families.all})
 
-    def around(self, place: Place, own: Sequence[int]) -> tuple[Index | None, Index | None]:
-        """What others do at a place before and after the families `own` (a root last) act there."""
+    def around(self, place: TensorFold, own: Sequence[int]) -> tuple[Index | None, Index | None]:
+        """The gathers of other families on a fold, before and after the families `own` (a root last) act there."""
         here = self.families.places[place]
         if set(here) <= set(own):
             return None, None
@@ -55,8 +54,8 @@ class Arrangement:
         after = self._compose(place, [f for f in here if f in own or here.index(f) < root])
         return before, after
 
-    def _compose(self, place: Place, without: Collection[int]) -> Index | None:
-        """The gather of all families at a place but some; None for the identity."""
+    def _compose(self, place: TensorFold, without: Collection[int]) -> Index | None:
+        """The gather of all families on a fold except some; None for the identity."""
         key, fold = place
         total: Index | None = None
         for index in self.families.places[place]:
@@ -71,7 +70,7 @@ class Arrangement:
 
     @property
     def moved_units(self) -> int:
-        """How many units do not stay where they were."""
+        """Number of units that are not in their own place."""
         return sum(int((perm != np.arange(perm.shape[1])).sum()) for perm in self.perms)
 
     @property
@@ -87,6 +86,6 @@ class Arrangement:
         }
 
 
-def _initial(family: Family, start: Mapping[str, Tensor]) -> Index:
+def _initial(family: GroupFamily, start: Mapping[str, Tensor]) -> Index:
     rows = [start[name].cpu().numpy() if name in start else np.arange(family.size) for name in family.names]
     return np.stack(rows).astype(np.int64)

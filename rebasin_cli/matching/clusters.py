@@ -3,7 +3,7 @@
 A cluster is a root group with the families nested in its blocks. Its *cells* are the units at the finest level that
 the nesting resolves: for heads with units inside, a cell is (head, unit). A tile is all that one fold of one tensor
 holds for one kind of cell: positions of shape (cells, width). Permuting any family of the cluster permutes cells and
-leaves the width alone, so the similarity of cells is one product over the width and the tensor's other folds.
+not the width, so the similarity of cells is one product over the width and the tensor's other folds.
 """
 
 from __future__ import annotations
@@ -15,8 +15,7 @@ from math import prod
 
 import numpy as np
 
-from rebasin_cli.matching.families import Families, Family, Place
-from rebasin_cli.matching.folds import Index
+from rebasin_cli.matching.families import GroupFamilies, GroupFamily, Index, TensorFold
 
 Axes = tuple[int, ...]
 """The families that resolve a cell, root first."""
@@ -26,7 +25,7 @@ Axes = tuple[int, ...]
 class Tile:
     """Positions (cells, width) on one fold of one tensor; the cells run over the units of `axes` in order."""
 
-    place: Place
+    place: TensorFold
     axes: Axes
     positions: Index
     coupled: bool
@@ -49,19 +48,19 @@ class Cluster:
     families: tuple[int, ...]
     tiles: tuple[Tile, ...]
     curved: bool
-    """The objective is not linear in the cluster's cells: one tensor holds two of its folds, or tiles are coupled."""
+    """The objective is not linear in the cluster's cells: it acts on two folds of one tensor, or tiles are coupled."""
 
 
 class NotNested(Exception):
-    """A family does not sit in the blocks of its root in the same way everywhere."""
+    """A family is not laid out in the same way in every block of its root."""
 
-    def __init__(self, family: Family) -> None:
+    def __init__(self, family: GroupFamily) -> None:
         super().__init__(family.title)
         self.family = family
 
 
-def build_clusters(families: Families) -> tuple[Cluster, ...]:
-    """All clusters in the order of their roots. Raises NotNested for a family that must stand alone."""
+def build_clusters(families: GroupFamilies) -> tuple[Cluster, ...]:
+    """All clusters in the order of their roots. Raises NotNested for a family that must be a root itself."""
     below: dict[int, list[int]] = defaultdict(list)
     top: dict[int, int] = {}
     for family in families.all:
@@ -71,7 +70,7 @@ def build_clusters(families: Families) -> tuple[Cluster, ...]:
     return tuple(_cluster(families, root, below[root]) for root in sorted(set(top.values())))
 
 
-def _cluster(families: Families, root: int, below: Sequence[int]) -> Cluster:
+def _cluster(families: GroupFamilies, root: int, below: Sequence[int]) -> Cluster:
     members = [families.all[index] for index in below]
     places = families.all[root].rows
     for family in members:
@@ -86,8 +85,8 @@ def _cluster(families: Families, root: int, below: Sequence[int]) -> Cluster:
     return Cluster(root, (*ordered, root), tiles, curved)
 
 
-def _tiles(root: Family, below: Sequence[Family], place: Place) -> list[Tile]:
-    """Sort the positions of one place by the families that resolve them."""
+def _tiles(root: GroupFamily, below: Sequence[GroupFamily], place: TensorFold) -> list[Tile]:
+    """Tiles of one fold: its positions, by the families that resolve them."""
     blocks = root.rows[place][0]
     here = [family for family in below if place in family.rows]
     if not here:
@@ -104,10 +103,10 @@ def _tiles(root: Family, below: Sequence[Family], place: Place) -> list[Tile]:
     return tiles
 
 
-def _owners(root: Family, family: Family, place: Place) -> Index:
+def _owners(root: GroupFamily, family: GroupFamily, place: TensorFold) -> Index:
     """For every slot of a root block: the family's member within the block, its unit and its column, or -1: (3, slots).
 
-    A slot is a position counted within its block; the picture must be the same in every block.
+    A slot is a position counted within its block; the slots must be the same in every block.
     """
     blocks, rows = root.rows[place][0], family.rows[place]
     extent = 1 + max(int(blocks.max()), int(rows.max()))
@@ -127,7 +126,9 @@ def _owners(root: Family, family: Family, place: Place) -> Index:
     return first
 
 
-def _tile(root: Family, resolving: Sequence[tuple[Family, Index]], place: Place, positions: Index) -> Tile:
+def _tile(
+    root: GroupFamily, resolving: Sequence[tuple[GroupFamily, Index]], place: TensorFold, positions: Index
+) -> Tile:
     """One tile from the slots that exactly these families resolve; `positions` is (blocks, slots)."""
     if not resolving:
         return Tile(place, (root.index,), positions, False)

@@ -1,8 +1,18 @@
-"""Coordinate descent: solve one cluster at a time with all others as they stand, until none can improve.
+"""Coordinate descent: solve one cluster at a time, with all others fixed, until none can improve.
 
-Ainsworth, Hayase and Srinivasa, "Git Re-Basin" (2022), Algorithm 1, with three differences: only clusters with a
-neighbour that moved are looked at again, a cluster is a group with all that is nested in its blocks, and a move is made
-only if the true objective rises.
+Ainsworth, Hayase and Srinivasa, "Git Re-Basin" (2022), Algorithm 1, with three differences: a cluster is visited again
+only if its similarity has changed, a cluster is a group with all groups nested in its blocks, and a move is made only
+if the true objective rises.
+
+With the others fixed the objective is linear in a cluster: `f(P) = <S, P> + const`. The assignment gives the best P, so
+no improvement by this cluster alone exists beyond the one that is made, and the objective never falls.
+
+A cluster is *curved* where it acts on two axes of one tensor (recurrent weights, square residual maps): `<A, P B P^T>`
+is quadratic in P, and S is its gradient at the present P0. With `D = P - P0`, the remainder `<A, D B D^T>` is at most
+`2 |A| |B| m` in size, where m units of P differ from P0. So with b at least that factor, `<S, P> - b m` is a lower
+bound of the objective, up to a constant, and exact at P0: what improves the bound improves the objective. It is
+maximised by an assignment with the bonus b for every unit that stays. Small bonuses are tried first, since they allow
+larger steps.
 """
 
 from __future__ import annotations
@@ -13,25 +23,23 @@ from dataclasses import dataclass
 import numpy as np
 
 from rebasin_cli.matching.arrangement import Arrangement
-from rebasin_cli.matching.assignment import Matrix
+from rebasin_cli.matching.assignment import Deferred, Matrix, deferred
 from rebasin_cli.matching.clusters import Cluster
-from rebasin_cli.matching.folds import Index
+from rebasin_cli.matching.families import Index
 from rebasin_cli.matching.nesting import NestedProblem, coupled_views, worth
-from rebasin_cli.matching.objective import objective
-from rebasin_cli.matching.problem import Problem
+from rebasin_cli.matching.problem import Problem, objective
 from rebasin_cli.matching.similarity import Sums
-from rebasin_cli.matching.workers import Deferred, deferred
 
 _PULLS = (0.0, 0.5, 2.0, 8.0)
-"""How strongly a group on two axes of one tensor is held back, in mean absolute similarities, until a step helps."""
+"""Bonuses for staying at the present permutation of a curved cluster, in mean absolute similarities; tried in turn."""
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """A cluster that is being solved: its similarities, and its best permutations when they are asked for.
+    """A cluster that is being solved: its similarities, and a function that waits for its best permutations.
 
     Attributes:
-        found: None for a cluster whose objective is not linear, which is solved at the end.
+        found: None for a curved cluster, which is solved in `end`.
     """
 
     number: int
@@ -44,7 +52,7 @@ class Step:
 
 
 class Descent:
-    """A coordinate descent under way.
+    """A coordinate descent: the present permutations and their objective.
 
     Args:
         problem: the pair.
@@ -52,7 +60,7 @@ class Descent:
         tolerance: a cluster moves only for a gain of more than this times the norms of the tensors that it touches.
 
     Attributes:
-        value: the objective, followed gain by gain.
+        value: the objective, updated by the gain of every move.
     """
 
     def __init__(self, problem: Problem, arrangement: Arrangement, tolerance: float) -> None:
@@ -71,10 +79,10 @@ class Descent:
         return self.end(self.begin(number))
 
     def begin(self, number: int, at_a_time: int = 1) -> Step:
-        """Make a cluster's products and begin to solve it; others may begin before it ends, if it is `apart` of them.
+        """Make a cluster's products and begin to solve it; clusters that are `apart` may begin before it ends.
 
         Args:
-            at_a_time: how many are in flight; more than one are solved in threads.
+            at_a_time: how many are solved at the same time; more than one are solved in threads.
         """
         cluster = self.problem.clusters[number]
         sums = self.similarity.of(cluster)
@@ -83,7 +91,7 @@ class Descent:
         return Step(number, sums, deferred(lambda: self._solver(cluster, sums).solve(), at_a_time))
 
     def end(self, step: Step) -> bool:
-        """Move the cluster; True if it moved. The objective rises by more than the tolerance, or nothing changes."""
+        """Move the cluster if the objective rises by more than the tolerance; True if it moved."""
         cluster, sums = self.problem.clusters[step.number], step.sums
         least = self.tolerance * self.problem.norms.part(self.problem.touched[step.number])
         if step.found is None:
@@ -98,7 +106,7 @@ class Descent:
         return True
 
     def apart(self, number: int, steps: Collection[Step]) -> bool:
-        """Whether a cluster and those of `steps` see nothing of each other, and fit into memory together."""
+        """Whether a cluster and those of `steps` act on no common tensor, and fit into memory together."""
         ahead = sum(step.bytes for step in steps) + self.problem.bytes_of(self.problem.clusters[number])
         mine = self.problem.touched[number]
         return ahead <= self.problem.budget and all(
@@ -106,16 +114,15 @@ class Descent:
         )
 
     def place(self, number: int, tiles: Sequence[int]) -> None:
-        """Solve one cluster on some of its tiles alone, whatever that does to the objective."""
+        """Solve one cluster on some of its tiles alone; the objective may fall."""
         cluster = self.problem.clusters[number]
         found = self._solver(cluster, self.similarity.of(cluster, tiles)).solve()
         self.arrangement.set(found)
 
     def _curved_step(self, cluster: Cluster, sums: Sums, keys: Sequence[str], least: float) -> bool:
-        """A step judged by the true objective, because the similarity is only its linearisation here.
+        """A step of a curved cluster: the first of the pulled-back optima that improves the true objective.
 
-        Where the linearised optimum overshoots, it is pulled back towards the present permutation: with enough pull the
-        linearisation is a lower bound of the objective.
+        An optimum equal to the present permutations ends the search, since more pull cannot move them either.
         """
         current = self._current(cluster)
         before = self._true(keys)

@@ -20,7 +20,7 @@ from rebasin_cli.spec import PermutationSpec
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class StartEntry:
     """One descent that takes part.
 
     Attributes:
@@ -34,7 +34,7 @@ class Entry:
 
 def multistart(
     problem: Problem,
-    entries: Sequence[Entry],
+    entries: Sequence[StartEntry],
     settings: Settings,
     *,
     heat: int | None = None,
@@ -127,9 +127,9 @@ def weight_matching(
     return conclude(problem, multistart(problem, entries, settings, heat=heat), seed, settings)
 
 
-def _entry(name: str, seed: int) -> Entry:
+def _entry(name: str, seed: int) -> StartEntry:
     descend = find_start(name).descend
     if descend is None:
         known = ", ".join(start.name for start in STARTS if start.descend is not None)
         raise UsageError(f"start {name!r} is not a single descent", hint=f"those that are: {known}")
-    return Entry(name, seed, descend.place)
+    return StartEntry(name, seed, descend.place)

@@ -1,9 +1,14 @@
 """Solve a whole cluster at once: blocks and the units inside them.
 
-The outer assignment scores each pair of blocks by the best inner assignments for that pair, from the innermost families
-outwards; so the answer is the joint optimum, not an alternation. Where two families act on the same positions (query
-heads beside value units, input beside output channels of a grouped convolution) the pair's objective is bilinear in
-them and they are solved in turn, for all pairs of blocks at once.
+With p the permutation of the blocks and q_i that of the units inside A's block i, the similarity is
+`sum_i (S[i, p(i)] + sum_u S_{i, p(i)}[u, q_i(u)])`. The inner sum of block i depends on p through p(i) alone, so it can
+be maximised for every pair of blocks (i, j) on its own, by one small assignment: V[i, j]. The maximum over p of
+`sum_i (S + V)[i, p(i)]` is then one assignment, and with its inner permutations the joint optimum, not an alternation.
+For deeper nesting this is repeated from the innermost families outwards.
+
+Where two families act on the same positions (query heads beside value units, input beside output channels of a grouped
+convolution) the inner objective of a pair is bilinear in them. They are solved in turn, each given the other, for all
+pairs of blocks at once; that is not optimal in general, and whoever calls judges the result by the true objective.
 """
 
 from __future__ import annotations
@@ -17,8 +22,7 @@ from torch import Tensor
 
 from rebasin_cli.matching.assignment import Matrix, assign, assign_many
 from rebasin_cli.matching.clusters import Axes, Cluster
-from rebasin_cli.matching.families import Families
-from rebasin_cli.matching.folds import Index
+from rebasin_cli.matching.families import GroupFamilies, Index
 
 _TURNS = 2
 _PAIR_ELEMENTS = 1 << 23
@@ -26,7 +30,7 @@ _PAIR_ELEMENTS = 1 << 23
 
 @dataclass(frozen=True, slots=True)
 class CoupledViews:
-    """The slabs of a tile that two sibling families share, (parent cells, first size, second size, columns) each."""
+    """The slabs of a tile on which two sibling families act, (parent cells, first size, second size, columns) each."""
 
     first: int
     second: int
@@ -34,8 +38,8 @@ class CoupledViews:
     b: Tensor
 
 
-def coupled_views(families: Families, axes: Axes, a: Tensor, b: Tensor) -> CoupledViews | None:
-    """Shape a coupled tile's slabs; None where more than two families meet, which is left to the outer loop."""
+def coupled_views(families: GroupFamilies, axes: Axes, a: Tensor, b: Tensor) -> CoupledViews | None:
+    """Shape a coupled tile's slabs; None where more than two families act on it: its share is then left out."""
     if len(axes) != 3:
         return None
     first, second = axes[1:]
@@ -50,13 +54,13 @@ class NestedProblem:
 
     Args:
         sums: similarities by axes, (cells, cells) each.
-        coupled: slabs of the tiles that two siblings share.
-        current: the permutations as they stand by family, where coupled siblings are to start from them too.
+        coupled: slabs of the tiles on which two siblings act.
+        current: the present permutations by family, from which coupled siblings start as well.
     """
 
     def __init__(
         self,
-        families: Families,
+        families: GroupFamilies,
         cluster: Cluster,
         sums: Mapping[Axes, Tensor],
         coupled: Sequence[CoupledViews] = (),
@@ -109,9 +113,10 @@ class NestedProblem:
         return inner
 
     def _in_turn(self, children: Sequence[int], scores: Mapping[int, Matrix], meets: Sequence[CoupledViews]) -> Matrix:
-        """Solve siblings that share tiles by turns for every pair of cells; the value of each pair at the end.
+        """Solve coupled siblings in turn for every pair of cells; the value of each pair at the end.
 
-        The pairs that are together at present also start from how they stand, so that nothing found is lost.
+        Pairs that are matched at present also start from their present permutations, and keep the better end: so the
+        value of the present matching never falls.
         """
         cells = self.families.all[self.cluster.root].size
         every = np.divmod(np.arange(cells * cells), cells)
@@ -165,7 +170,7 @@ class NestedProblem:
 
 
 def shared_scores(view: CoupledViews, child: int, other: Index, pairs: tuple[Index, Index]) -> Matrix:
-    """What a shared tile adds to the similarity of `child`'s units for pairs of cells, its sibling placed by `other`.
+    """What a coupled tile adds to the similarity of `child`'s units for pairs of cells, given its sibling.
 
     Args:
         other: the sibling's permutation for every pair, (pairs, sibling's size).
@@ -194,7 +199,7 @@ def _picked(scores: Matrix, perms: Index) -> Matrix:
     return np.asarray(scores[np.arange(len(perms))[:, None], rows, perms].sum(axis=1))
 
 
-def cell_map(families: Families, axes: Axes, perms: Mapping[int, Index]) -> Index:
+def cell_map(families: GroupFamilies, axes: Axes, perms: Mapping[int, Index]) -> Index:
     """B's cell under A's cell, for the cells of `axes`, a chain of nested families: int64 (cells,)."""
     cells: Index = perms[axes[0]][0]
     for index in axes[1:]:
@@ -203,8 +208,8 @@ def cell_map(families: Families, axes: Axes, perms: Mapping[int, Index]) -> Inde
     return cells
 
 
-def worth(families: Families, sums: Mapping[Axes, Tensor], perms: Mapping[int, Index]) -> float:
-    """`sum_c S[c, cell under c]` over a cluster's similarities: what these permutations are worth to first order."""
+def worth(families: GroupFamilies, sums: Mapping[Axes, Tensor], perms: Mapping[int, Index]) -> float:
+    """`sum_c S[c, cell under c]` over a cluster's similarities: the first-order value of these permutations."""
     total = 0.0
     for axes, matrix in sums.items():
         cells = cell_map(families, axes, perms)

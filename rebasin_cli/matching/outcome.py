@@ -1,4 +1,4 @@
-"""Turn the ends of descents into the result: the best of them, or B as it is where none is better."""
+"""Turn the ends of descents into the result: the best of them, or the identity where none is better."""
 
 from __future__ import annotations
 
@@ -65,8 +65,8 @@ def conclude(
     )
 
 
-def judged(problem: Problem, result: MatchResult, permutations: Permutations) -> MatchResult:
-    """The result with other permutations in it, and the plain objective for them; the rest is as it was.
+def evaluated(problem: Problem, result: MatchResult, permutations: Permutations) -> MatchResult:
+    """The result with other permutations, and the plain objective of these; the rest is unchanged.
 
     Args:
         problem: of the plain objective.
@@ -85,16 +85,16 @@ def judged(problem: Problem, result: MatchResult, permutations: Permutations) ->
 
 
 def _unmoved(problem: Problem, best: Polished | None) -> Polished:
-    """Leaving B as it is, with the proof, if there is one, that no single group can improve on it."""
-    proof = best if best is not None and best.arrangement.is_identity else None
+    """The identity; it has converged if a descent that ended there has."""
+    ended_here = best if best is not None and best.arrangement.is_identity else None
     return Polished(
         start=IDENTITY.name,
         seed=0 if best is None else best.seed,
         arrangement=Arrangement(problem.families),
         value=problem.identity,
-        per_pass=() if proof is None else proof.per_pass,
+        per_pass=() if ended_here is None else ended_here.per_pass,
         passes_that_moved=0,
-        converged=proof is not None and proof.converged,
+        converged=ended_here is not None and ended_here.converged,
         seconds=0.0 if best is None else best.seconds,
         work=0 if best is None else best.work,
     )

@@ -1,4 +1,11 @@
-"""Run coordinate descent from a start to its end, pass by pass, within the time there is."""
+"""Polishing: coordinate descent from a start to convergence, pass by pass, within the time limit.
+
+A pass visits every cluster whose similarity has changed since its last visit. Where none is left, every cluster is at
+the optimum of its assignment given the others: no single group can gain more than the tolerance, which is what
+*converged* states. Every move gains more than a fixed positive amount and the objective is bounded, so this takes
+finitely many passes. Clusters that act on no common tensor are solved at the same time; since none of them depends on
+the others' moves, the result is that of one after the other.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +20,10 @@ import numpy as np
 from torch import Tensor
 
 from rebasin_cli.matching.arrangement import Arrangement
+from rebasin_cli.matching.assignment import at_a_time
 from rebasin_cli.matching.descent import Descent, Step
 from rebasin_cli.matching.problem import Problem
 from rebasin_cli.matching.result import OnPass, PassReport
-from rebasin_cli.matching.workers import at_a_time
 
 Order = Literal["random", "path", "fixed"]
 
@@ -25,7 +32,7 @@ _SHRINKING = 0.5
 _SLOWEST, _FASTEST = 0.9, 0.02
 """Bounds of that ratio."""
 _ROUNDING = 1e-5
-"""How far the objective followed gain by gain may stray from the true one, in units of `|A| |B|`."""
+"""Largest difference between the objective summed from gains and the true one, in units of `|A| |B|`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +40,8 @@ class Settings:
     """How descents run.
 
     Attributes:
-        order: `random` (a new seeded order for every pass), `path` (as the data meets the groups, there and back by
-            turns), `fixed` (as the data meets them).
+        order: `random` (a new seeded order for every pass), `path` (along the path of the data, and back in every
+            second pass), `fixed` (along the path of the data).
         deadline: on the clock of `time.monotonic`.
         began: on the same clock, for reports.
     """
@@ -117,7 +124,7 @@ class DescentRun:
         return self.descent.value
 
     def advance(self, passes: int | None) -> None:
-        """Run so many passes more, or to the end; stops early when nothing can improve, or time is out."""
+        """Run so many passes more, or to convergence; stops early when nothing can improve, or time is out."""
         limit = self.settings.max_passes
         last = None if passes is None else len(self.per_pass) + passes
         while not self.settings.out_of_time:
@@ -130,10 +137,10 @@ class DescentRun:
             self._pass(_ordered(waiting, self.settings.order, len(self.per_pass), self.generator))
 
     def finish(self) -> Polished:
-        """The end as it stands, its objective computed anew and compared with the one followed gain by gain."""
+        """The present end, with its objective computed again and compared with the one summed from gains."""
         true = self.problem.value(self.arrangement)
         if abs(true - self.value) > _ROUNDING * self.problem.norms.scale:
-            raise AssertionError(f"the objective followed is {self.value!r}, the true one {true!r}")
+            raise AssertionError(f"the objective summed from gains is {self.value!r}, the true one {true!r}")
         return Polished(
             self.start,
             self.seed,
@@ -167,7 +174,7 @@ class DescentRun:
         return PassReport(self.start, len(self.per_pass), visited, moved, self.value, elapsed, left)
 
     def _steps(self, order: Sequence[int]) -> Iterator[tuple[int, bool]]:
-        """Every cluster that was solved, in order, and whether it moved; clusters that do not touch run beside."""
+        """Every cluster that was solved, in order, and whether it moved; those that are apart are solved together."""
         most = at_a_time(self.problem.device)
         begun: deque[Step] = deque()
         for number in order:

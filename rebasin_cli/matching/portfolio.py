@@ -13,8 +13,8 @@ from functools import partial
 from typing import Protocol
 
 from rebasin_cli.matching.arrangement import Arrangement
-from rebasin_cli.matching.folds import Index
-from rebasin_cli.matching.multistart import Entry, is_fixed, multistart, resume
+from rebasin_cli.matching.families import Index
+from rebasin_cli.matching.multistart import StartEntry, is_fixed, multistart, resume
 from rebasin_cli.matching.plan import Plan
 from rebasin_cli.matching.polish import DescentRun, Polished, Settings
 from rebasin_cli.matching.problem import Problem
@@ -150,7 +150,7 @@ class Portfolio:
             return
         deep = any(start.deep for start in self._starts)
         heat = 1 if len(simple) > 1 and not deep else None  # a start that is behind after one pass may end ahead
-        entries = [Entry(start.name, self.seed, descend.place) for start, descend in simple]
+        entries = [StartEntry(start.name, self.seed, descend.place) for start, descend in simple]
         self.ends += multistart(self.problem, entries, self.settings, heat=heat)
         self._seconds += [end.seconds for end in self.ends]
 

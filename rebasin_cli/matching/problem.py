@@ -1,10 +1,13 @@
-"""A matching problem prepared once: families, clusters, norms, and the two sides restricted to what counts."""
+"""A matching problem prepared once: families, clusters, norms, and the true objective.
+
+The objective is `sum over parameters <A, B permuted>`, in float64, read piece by piece.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
-from math import prod
+from math import prod, sqrt
 
 import torch
 from torch import Tensor
@@ -12,15 +15,99 @@ from torch import Tensor
 from rebasin_cli.errors import ModelError, NumericalError
 from rebasin_cli.matching.arrangement import Arrangement
 from rebasin_cli.matching.clusters import Cluster, NotNested, build_clusters
-from rebasin_cli.matching.families import Families, build_families
-from rebasin_cli.matching.objective import Norms, norms_and_product, objective
+from rebasin_cli.matching.families import GroupFamilies, build_families
+from rebasin_cli.matching.products import PIECE, gathered
 from rebasin_cli.matching.similarity import Similarity
 from rebasin_cli.spec import PermutationSpec
 
 
 @dataclass(frozen=True, slots=True)
+class Norms:
+    """Squared norms of both sides over the parameters that count, and over each of them."""
+
+    a: Mapping[str, float]
+    b: Mapping[str, float]
+
+    @property
+    def scale(self) -> float:
+        """`|A| |B|`: the objective in these units is the cosine."""
+        return sqrt(sum(self.a.values()) * sum(self.b.values()))
+
+    @property
+    def bound(self) -> float:
+        """The objective of a perfect match: `|A - B|` is 0 there and nowhere above."""
+        return (sum(self.a.values()) + sum(self.b.values())) / 2
+
+    def part(self, keys: Iterable[str]) -> float:
+        """`|A| |B|` over some of the tensors."""
+        chosen = set(keys)
+        return sqrt(sum(self.a[k] for k in chosen) * sum(self.b[k] for k in chosen))
+
+    def distance(self, objective: float) -> float:
+        """`|A - B|` where `<A, B>` is the objective."""
+        return sqrt(max(0.0, sum(self.a.values()) + sum(self.b.values()) - 2 * objective))
+
+
+def norms_and_product(a: Mapping[str, Tensor], b: Mapping[str, Tensor], keys: Iterable[str]) -> tuple[Norms, float]:
+    """Squared norms of the named tensors, and `<A, B>` over them; each file is read once."""
+    squares_a: dict[str, float] = {}
+    squares_b: dict[str, float] = {}
+    product = 0.0
+    for key in keys:
+        squares_a[key], squares_b[key], both = _moments(a[key], b[key])
+        product += both
+    return Norms(squares_a, squares_b), product
+
+
+def inner_product(a: Mapping[str, Tensor], b: Mapping[str, Tensor], key: str, arrangement: Arrangement) -> float:
+    """`<A, B permuted>` of one tensor, float64."""
+    if key not in arrangement.families.shapes:
+        return _dot(a[key], b[key])
+    shape = arrangement.families.shapes[key]
+    one, other = a[key].detach().reshape(shape.sizes), b[key].detach().reshape(shape.sizes)
+    gathers = [arrangement.gather((key, fold)) for fold in range(len(shape.sizes))]
+    if all(gather is None for gather in gathers):
+        return _dot(one, other)
+    step = max(1, PIECE * shape.sizes[0] // max(1, one.numel()))
+    total = 0.0
+    for start in range(0, shape.sizes[0], step):
+        stop = min(start + step, shape.sizes[0])
+        first = gathers[0]
+        piece = other[start:stop] if first is None else gathered(other, 0, first[start:stop])
+        for fold, gather in enumerate(gathers[1:], start=1):
+            if gather is not None:
+                piece = gathered(piece, fold, gather)
+        total += _dot(one[start:stop], piece)
+    return total
+
+
+def objective(a: Mapping[str, Tensor], b: Mapping[str, Tensor], keys: Iterable[str], arrangement: Arrangement) -> float:
+    """The objective over the named tensors."""
+    return sum(inner_product(a, b, key, arrangement) for key in keys)
+
+
+def _moments(one: Tensor, other: Tensor) -> tuple[float, float, float]:
+    """`<x, x>`, `<y, y>` and `<x, y>`, in the pieces of `_dot`, so that the last is what it gives."""
+    flat, against = one.detach().reshape(-1), other.detach().reshape(-1)
+    xx = yy = xy = 0.0
+    for start in range(0, flat.numel(), PIECE // 4):
+        x, y = (side[start : start + PIECE // 4].double() for side in (flat, against))
+        xx, yy, xy = xx + float(torch.dot(x, x)), yy + float(torch.dot(y, y)), xy + float(torch.dot(x, y))
+    return xx, yy, xy
+
+
+def _dot(one: Tensor, other: Tensor) -> float:
+    flat, against = one.detach().reshape(-1), other.detach().reshape(-1)
+    total = 0.0
+    for start in range(0, flat.numel(), PIECE // 4):
+        piece = slice(start, start + PIECE // 4)
+        total += float(torch.dot(flat[piece].double(), against[piece].double()))
+    return total
+
+
+@dataclass(frozen=True, slots=True)
 class Problem:
-    """Everything about a pair that does not change while permutations are looked for.
+    """Everything about a pair that does not change during a search.
 
     Attributes:
         keys: the parameters that make up the objective.
@@ -32,7 +119,7 @@ class Problem:
     a: Mapping[str, Tensor]
     b: Mapping[str, Tensor]
     keys: tuple[str, ...]
-    families: Families
+    families: GroupFamilies
     clusters: tuple[Cluster, ...]
     norms: Norms
     touched: tuple[tuple[str, ...], ...]
@@ -41,7 +128,7 @@ class Problem:
     device: torch.device
 
     def similarity(self, arrangement: Arrangement) -> Similarity:
-        """A fresh set of similarities that follows `arrangement`."""
+        """A new set of similarities that follows `arrangement`."""
         return Similarity(self.a, self.b, arrangement, budget=self.budget, device=self.device)
 
     @property
@@ -51,7 +138,7 @@ class Problem:
 
     @property
     def assignments(self) -> int:
-        """Multiply-adds that cost what all assignments do once: of unrelated weights, a third of the units' cube."""
+        """The time of all assignments once, in multiply-adds: for unrelated weights, a third of the units' cube."""
         return sum(len(tile.positions) ** 3 // 3 for cluster in self.clusters for tile in cluster.tiles[:1])
 
     def work(self, cluster: Cluster) -> int:
@@ -108,8 +195,8 @@ def prepare(
 
 def _families_and_clusters(
     spec: PermutationSpec, shapes: Mapping[str, tuple[int, ...]]
-) -> tuple[Families, tuple[Cluster, ...]]:
-    """Families that turn out not to sit alike in every block are taken apart, with whatever is nested in them."""
+) -> tuple[GroupFamilies, tuple[Cluster, ...]]:
+    """GroupSplit families that are not laid out alike in every block into single groups."""
     alone: set[str] = set()
     while True:
         families = build_families(spec, shapes, alone)

@@ -1,4 +1,4 @@
-"""What a matching returns, and what it says while it runs."""
+"""What a matching returns, and what it reports while it runs."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ class PassReport:
     """One pass of coordinate descent, or one iteration of another method.
 
     Attributes:
-        start: the start that is being polished.
+        start: the start of the present descent.
         number: 1, 2, … within this start.
-        visited: groups whose similarity was looked at; those whose neighbours stood still are left out.
+        visited: groups that were solved; those whose similarity had not changed are left out.
         moved_groups: groups whose permutation changed.
         objective: after the pass.
         elapsed: seconds since the matching began.
@@ -46,7 +46,7 @@ OnPass = Callable[[PassReport], None]
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """What became of one start."""
+    """Where one start ended."""
 
     start: str
     seed: int
@@ -58,10 +58,10 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Criterion:
-    """What decided between permutations, and its value for B as it was and permuted.
+    """The quantity that decided between permutations, and its value for B as it was and permuted.
 
     Attributes:
-        name: an objective (see `weighing`), which is to be high, or `midpoint loss`, which is to be low.
+        name: an objective (see `weighing`), where more is better, or `midpoint loss`, where less is better.
         weight_matching: its value for weight matching's permutations, where the method started from them.
     """
 
@@ -73,18 +73,18 @@ class Criterion:
 
 @dataclass(frozen=True, slots=True)
 class MatchResult:
-    """Permutations that bring B to A, and what they are worth.
+    """Permutations that match B to A, and the values of the objective.
 
     Attributes:
         permutations: int64 (size,) by group name, gather meaning, for every group of the spec.
         objective_before, objective_after: `sum over parameters <A, B>` with B as it was and permuted, whatever was
-            maximised; cosine and distance likewise.
+            maximised; likewise cosine and distance.
         criterion: what was maximised.
         per_pass: what was maximised, after each pass from the winning start.
         converged: no single group (no block with all that is nested in it) can raise the objective by more than
-            `relative_tolerance` times the product of the norms of the tensors that it touches, as the optimality of its
-            assignment proves; for a group on two axes of one tensor, to first order. Methods that go by activations
-            say so of what they maximise; straight-through learning says that it took all its steps, which `passes` are.
+            `relative_tolerance` times the product of the norms of the tensors that it touches, since its assignment is
+            optimal; for a group on two axes of one tensor, to first order. Activation matching states this of its own
+            objective; for learning it means that all steps, which `passes` counts, were taken.
         already_aligned: nothing better than leaving B as it is was found.
         start: the start that won. candidates: all that were tried.
         method: the matching method's name; empty where a search was called directly.

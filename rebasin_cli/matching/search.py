@@ -1,6 +1,6 @@
-"""The search for permutations by weights: what an effort buys, and the call that runs it.
+"""The search for permutations by weights: a portfolio of starts, as planned for an effort.
 
-All choices hang on the seed and on the work done in products, never on the clock, unless a time limit is set.
+All choices depend on the seed and on the work done in products, and on the clock only with a time limit.
 """
 
 from __future__ import annotations
@@ -78,11 +78,11 @@ def search(
     memory: int | None = None,
     device: torch.device | str = "cpu",
 ) -> MatchResult:
-    """Find the permutations that bring B closest to A, with as much effort as is wanted.
+    """Find the permutations that bring B closest to A, with a chosen effort.
 
     Args:
         spec, a, b, parameters, max_passes, time_limit, on_pass, budget, device: as for `weight_matching`.
-        objective: what is maximised: see `weighing`. The result states the plain one besides.
+        objective: what is maximised: see `weighing`. The result also states the plain objective.
         order: by default `random`, and `path` where `fast` has a large network: a third of the passes less.
         relative_tolerance: by default 1e-6, and 3e-5 for `fast`.
         effort: decides the starts and the work: `fast` is descents only, `standard` and `thorough` are more; `auto` is
@@ -124,7 +124,7 @@ def search(
 
 @contextmanager
 def _fitting_threads(work: float) -> Iterator[None]:
-    """One thread for products so small that handing them out costs more than computing them."""
+    """Use one thread for products so small that distributing them costs more than computing them."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1 if work < SMALL else threads)
     try:

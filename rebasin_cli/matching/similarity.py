@@ -1,9 +1,9 @@
-"""Similarities of a cluster's cells, kept and mended instead of computed anew.
+"""Similarities of a cluster's cells, kept between visits and updated instead of computed again.
 
-`S[i, j] = sum over tiles of <A's cell i, B's cell j with everything else permuted as it stands>`, accumulated in
-float32 within a tile, whatever the files hold, and in float64 between tiles; what is kept of wide clusters between
-visits is kept in float32, whose rounding is that of the products themselves. When a neighbour has moved, only the
-columns that it moved are computed again: `S += A[:, moved] (B_new - B_old)[:, moved]^T`.
+`S[i, j] = sum over tiles of <A's cell i, B's cell j with all other groups permuted>`, accumulated in float32 within a
+tile, whatever the files hold, and in float64 between tiles; what is kept of wide clusters between visits is kept in
+float32, whose rounding is that of the products themselves. When a neighbour has moved, only the columns that it moved
+are computed again: `S += A[:, moved] (B_new - B_old)[:, moved]^T`.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from torch import Tensor
 from rebasin_cli.errors import NumericalError
 from rebasin_cli.matching.arrangement import Arrangement
 from rebasin_cli.matching.clusters import Axes, Cluster, Tile
-from rebasin_cli.matching.products import Products, Seen, Slabs
+from rebasin_cli.matching.products import Products, Slabs, TileGathers
 
 Sums = dict[Axes, Tensor]
 
 _WIDE = 512
-"""Clusters of so many cells are kept in float32: their similarities are most of the memory that a matching takes."""
+"""Number of cells from which a cluster is kept in float32: these similarities take most of the memory."""
 
 _THIN = 512
-"""Changes of up to so many columns wait for each other and become one product: few columns cost as much as many."""
+"""Changes of up to so many columns are collected into one product: few columns cost as much as many."""
 
 
 @dataclass(slots=True)
 class _Kept:
     sums: Sums = field(default_factory=dict)
-    seen: dict[int, Seen] = field(default_factory=dict)
+    seen: dict[int, TileGathers] = field(default_factory=dict)
 
     @property
     def bytes(self) -> int:
@@ -43,9 +43,9 @@ class Similarity:
     """The similarities of all clusters of a pair.
 
     Args:
-        a, b: lazily read tensors by name; `a` is kept, `b` is seen permuted.
-        arrangement: the permutations as they stand; followed as they change.
-        budget: bytes of similarities to keep between visits. Clusters beyond it are computed anew at each visit.
+        a, b: lazily read tensors by name; `b` is permuted.
+        arrangement: the present permutations; their changes are followed.
+        budget: bytes of similarities to keep between visits. Clusters beyond it are computed again at each visit.
         device: where products are made.
     """
 
@@ -61,7 +61,7 @@ class Similarity:
         self.arrangement, self.budget, self.device = arrangement, budget, device
         self.products = Products((a, b), arrangement, device)
         self._kept: dict[int, _Kept] = {}
-        self._seen: dict[int, dict[int, Seen]] = {}
+        self._seen: dict[int, dict[int, TileGathers]] = {}
         self._square = torch.empty(0, device=device)
         self._sums = torch.empty(0, dtype=torch.float64, device=device)
 
@@ -71,15 +71,15 @@ class Similarity:
         return self.products.work
 
     def moved(self, cluster: Cluster) -> bool:
-        """Has anything that this cluster's similarity hangs on changed since it was last computed?"""
+        """Whether anything that this cluster's similarity depends on has changed since it was last computed."""
         seen = self._seen.get(cluster.root)
         return seen is None or any(
-            index not in seen or not seen[index].same(self.products.look(cluster, tile))
+            index not in seen or not seen[index].same(self.products.gathers_of(cluster, tile))
             for index, tile in enumerate(cluster.tiles)
         )
 
     def of(self, cluster: Cluster, tiles: Sequence[int] | None = None) -> Sums:
-        """Similarities by axes, (cells, cells) each; `tiles` restricts a first look to those.
+        """Similarities by axes, (cells, cells) each; `tiles` restricts a first computation to those.
 
         The result belongs to the cache: read it, do not change it. Coupled tiles are left out.
 
@@ -87,15 +87,15 @@ class Similarity:
             NumericalError: a similarity is not finite.
         """
         kept = self._kept.pop(cluster.root, None) or _Kept()
-        stale: dict[Axes, list[tuple[Tile, Seen, Seen | None]]] = {}
+        stale: dict[Axes, list[tuple[Tile, TileGathers, TileGathers | None]]] = {}
         for index in range(len(cluster.tiles)) if tiles is None else tiles:
             tile = cluster.tiles[index]
-            now, before = self.products.look(cluster, tile), kept.seen.get(index)
+            now, before = self.products.gathers_of(cluster, tile), kept.seen.get(index)
             kept.seen[index] = now
             if not tile.coupled and (before is None or not before.same(now)):
                 stale.setdefault(tile.axes, []).append((tile, now, before))
         for axes, changes in stale.items():
-            self._mend(kept, axes, changes)
+            self._update(kept, axes, changes)
         for total in kept.sums.values():
             if not bool(torch.isfinite(total.sum())):
                 raise self._not_finite(cluster)
@@ -105,16 +105,16 @@ class Similarity:
         return kept.sums
 
     def views(self, cluster: Cluster, tile: Tile) -> Slabs:
-        """A's and B's whole slabs of a tile, (cells, width * …) float32, B seen through what others do at present."""
-        return self.products.whole(tile, self.products.look(cluster, tile))
+        """A's and B's whole slabs of a tile, (cells, width * …) float32, B permuted by the other groups."""
+        return self.products.whole(tile, self.products.gathers_of(cluster, tile))
 
-    def _mend(self, kept: _Kept, axes: Axes, changes: Sequence[tuple[Tile, Seen, Seen | None]]) -> None:
-        """Add to what is kept for `axes` what its tiles lack; products of few columns are made as one."""
+    def _update(self, kept: _Kept, axes: Axes, changes: Sequence[tuple[Tile, TileGathers, TileGathers | None]]) -> None:
+        """Update what is kept for `axes`; products of few columns are made as one."""
         cells = changes[0][0].positions.shape[0]
         summed = _Summed(kept.sums.get(axes), self._accumulator(cells) if len(changes) > 1 else None)
         thin: list[Slabs] = []
         for tile, now, before in changes:
-            self._bring_up_to_date(summed, tile, now, before, thin)
+            self._add_tile(summed, tile, now, before, thin)
         if thin:
             left, right = (torch.cat(side, dim=1) for side in zip(*thin, strict=True))
             part = torch.mm(left, right.T, out=self._scratch(cells))
@@ -122,8 +122,10 @@ class Similarity:
             summed.add(part)
         kept.sums[axes] = summed.total(torch.float32 if cells >= _WIDE else torch.float64)
 
-    def _bring_up_to_date(self, summed: _Summed, tile: Tile, now: Seen, before: Seen | None, thin: list[Slabs]) -> None:
-        """Add what a tile's contribution lacks; products of few columns are put off."""
+    def _add_tile(
+        self, summed: _Summed, tile: Tile, now: TileGathers, before: TileGathers | None, thin: list[Slabs]
+    ) -> None:
+        """Add the change of a tile's contribution; products of few columns are postponed."""
         if before is None and self.products.is_vector(tile):
             thin.append(self.products.whole(tile, now))
             return
@@ -139,13 +141,13 @@ class Similarity:
         summed.add(part)
 
     def _accumulator(self, cells: int) -> Tensor:
-        """A float64 square, used again and again like the float32 one."""
+        """A float64 square, reused like the float32 one."""
         if self._sums.numel() < cells * cells:
             self._sums = torch.empty(cells * cells, dtype=torch.float64, device=self.device)
         return self._sums[: cells * cells].view(cells, cells)
 
     def _scratch(self, cells: int) -> Tensor:
-        """A float32 square to accumulate in, used again and again because fresh memory is slow."""
+        """A float32 square to accumulate in, reused because newly allocated memory is slow."""
         if self._square.numel() < cells * cells:
             self._square = torch.empty(cells * cells, dtype=torch.float32, device=self.device)
         return self._square[: cells * cells].view(cells, cells)
@@ -164,7 +166,7 @@ class _Summed:
     """A sum of float32 products on top of what was kept: in float64, whatever is kept in the end.
 
     Args:
-        kept: what there was, float32 or float64; None where nothing was. Changed in place.
+        kept: the sum so far, float32 or float64; None for zero. Changed in place.
         scratch: float64 memory for the sum, where more than one product may come; without it, products are added to
             what is kept.
     """

@@ -1,8 +1,8 @@
 """Doubly stochastic matrices in place of permutations, for several replicas of a problem at once.
 
-A cluster's state gives, for every kind of its cells, the matrix `X[i, j]`: how much of B's cell j stands in A's cell i.
-The objective is multilinear, so its gradient is the similarity with `X B` in place of the permuted B: one product more
-for every product of hard permutations, and no assignment.
+A cluster's state is, for every kind of its cells, a matrix X with `X[i, j]` the weight of B's cell j at A's cell i. The
+objective is multilinear in the clusters, so its gradient for one of them is the similarity with `X B` in place of the
+permuted B: one more product for every product with hard permutations, and no assignment.
 """
 
 from __future__ import annotations
@@ -16,8 +16,7 @@ from torch import Tensor
 
 from rebasin_cli.matching.arrangement import Arrangement
 from rebasin_cli.matching.clusters import Axes, Cluster, Tile
-from rebasin_cli.matching.families import Place
-from rebasin_cli.matching.folds import Index
+from rebasin_cli.matching.families import Index, TensorFold
 from rebasin_cli.matching.problem import Problem
 from rebasin_cli.matching.products import Products
 from rebasin_cli.matching.similarity import Sums
@@ -31,7 +30,7 @@ _CACHED = 1 << 22
 
 
 class Soft:
-    """What stands where, in every replica.
+    """The matrices of all clusters, in every replica.
 
     Args:
         problem: the pair.
@@ -44,7 +43,7 @@ class Soft:
     def __init__(self, problem: Problem, replicas: int) -> None:
         self.problem, self.replicas, self.work = problem, replicas, 0
         self._cells: dict[tuple[int, Axes], Tensor] = {}
-        self._tiles: dict[Place, list[tuple[int, Tile]]] = {}
+        self._tiles: dict[TensorFold, list[tuple[int, Tile]]] = {}
         places = problem.families.places
         for cluster in problem.clusters:
             for tile in cluster.tiles:
@@ -56,13 +55,13 @@ class Soft:
         self._room = problem.budget
 
     def set(self, cluster: Cluster, cells: dict[Axes, Tensor]) -> None:
-        """Let a cluster be these matrices, (replicas, cells, cells) each, float32, doubly stochastic."""
+        """Set a cluster's matrices, (replicas, cells, cells) each, float32, doubly stochastic."""
         self._cells.update({(cluster.root, axes): matrix for axes, matrix in cells.items()})
 
     def similarity(self, cluster: Cluster) -> Sums:
-        """Similarities of a cluster's cells with all others as they are: (replicas, cells, cells) by axes.
+        """Similarities of a cluster's cells at the present matrices of the others: (replicas, cells, cells) by axes.
 
-        The result is the caller's to change. Coupled tiles are left out. Float32 within a tile; between tiles float64,
+        The caller may change the result. Coupled tiles are left out. Float32 within a tile; between tiles float64,
         but for wide clusters.
         """
         sums: Sums = {}
@@ -79,12 +78,12 @@ class Soft:
         return sums
 
     def _others(self, tile: Tile) -> list[int]:
-        """The other folds of the tile's tensor on which something moves."""
+        """The other folds of the tile's tensor on which a group acts."""
         folds = range(len(self.problem.families.shapes[tile.key].sizes))
         return [fold for fold in folds if fold != tile.fold and (tile.key, fold) in self._tiles]
 
     def _unmoved(self, cluster: Cluster) -> Sums:
-        """What the tensors give on which nothing else moves: computed once."""
+        """The similarity from tensors on which no other group acts; computed once."""
         if cluster.root not in self._still:
             products = Products(
                 (self.problem.a, self.problem.b), Arrangement(self.problem.families), self.problem.device
@@ -93,7 +92,7 @@ class Soft:
             for tile in cluster.tiles:
                 if not tile.coupled and not self._others(tile):
                     part = torch.empty(len(tile.positions), len(tile.positions), device=self.problem.device)
-                    products.product(part, tile, products.look(cluster, tile), None)
+                    products.product(part, tile, products.gathers_of(cluster, tile), None)
                     sums[tile.axes] = sums[tile.axes].add_(part) if tile.axes in sums else part
             self.work += products.work
             self._still[cluster.root] = sums
@@ -117,7 +116,7 @@ class Soft:
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
 
     def _mixed(self, root: int, number: int, tile: Tile, others: Sequence[int], piece: slice) -> Tensor:
-        """B's rows of some cells, everything else seen through the matrices: (replicas, cells, columns).
+        """B's rows of some cells, with the matrices applied on the other folds: (replicas, cells, columns).
 
         Columns are the tile's width, then the other folds in the order of `_slab`.
         """
@@ -129,7 +128,7 @@ class Soft:
         return view.expand(self.replicas, *view.shape[1:]).contiguous().view(self.replicas, count, -1)
 
     def _applied(self, view: Tensor, axis: int, tile: Tile, cells: Tensor | None) -> Tensor:
-        """One axis of a view with a tile's positions replaced by what the matrices mix there.
+        """Apply a tile's matrices on one axis of a view.
 
         Args:
             view: (replicas or 1, …).
@@ -156,7 +155,7 @@ class Soft:
         return mixed.movedim(1, axis)
 
     def _slab(self, side: int, root: int, number: int, tile: Tile, others: Sequence[int], piece: slice) -> Tensor:
-        """A side's rows of some cells: float32 (cells, width, other folds, those that move first)."""
+        """A side's rows of some cells: float32 (cells, width, other folds), the folds of `others` first."""
         sizes = self.problem.families.shapes[tile.key].sizes
         small = prod(sizes) <= _CACHED
         name = (side, root, (number, piece.start, piece.stop))
@@ -176,5 +175,5 @@ class Soft:
 
 
 def _is_whole(rows: Index, extent: int) -> bool:
-    """Are these all positions, in order?"""
+    """Whether these are all positions, in order."""
     return len(rows) == extent and bool((rows == np.arange(extent)).all())

@@ -26,9 +26,9 @@ from rebasin_cli.execution.pair import Pair
 from rebasin_cli.execution.weights import Weights
 from rebasin_cli.matching.arrangement import Arrangement
 from rebasin_cli.matching.descent import Descent
-from rebasin_cli.matching.folds import Index
+from rebasin_cli.matching.families import Index
 from rebasin_cli.matching.method import MatchTask
-from rebasin_cli.matching.outcome import judged
+from rebasin_cli.matching.outcome import evaluated
 from rebasin_cli.matching.problem import prepare
 from rebasin_cli.matching.result import Criterion, MatchResult, PassReport
 from rebasin_cli.model.state import load_state
@@ -188,7 +188,7 @@ class _LearningRun:
     def result(self, seconds: float) -> MatchResult:
         late = self.done < self.learning.steps
         return replace(
-            judged(self.learner.problem, self.found, self.best),
+            evaluated(self.learner.problem, self.found, self.best),
             criterion=Criterion(CRITERION, self.identity, self.best_loss, self.weight_matching),
             per_pass=tuple(self.losses),
             passes=self.done,

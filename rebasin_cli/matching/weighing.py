@@ -1,8 +1,8 @@
-"""What the objective counts: the plain inner product, or one in which tensors or rows weigh otherwise.
+"""Objectives: the plain inner product, or one in which tensors or rows have other weights.
 
-Every weighing changes the two sides' tensors by factors that hang on norms alone, so it commutes with every permutation
-of the spec: the matching problem stays what it is, with other numbers in it. Factors are taken where a tensor is read;
-one tensor of a side is held at a time, no model is copied.
+Every weighing multiplies the tensors of both sides by factors that depend on norms alone. The permutations of the spec
+do not change these norms, so the result is the same matching problem with other numbers. Factors are applied when a
+tensor is read; one tensor of a side is in memory at a time, and no model is copied.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ PLAIN = "plain"
 
 @dataclass(frozen=True, slots=True)
 class Weighing:
-    """Both sides as an objective sees them, and the parameters that it counts."""
+    """Both sides as an objective weighs them, and the parameters that it counts."""
 
     a: Mapping[str, Tensor]
     b: Mapping[str, Tensor]
@@ -42,7 +42,7 @@ def check_objective(name: str) -> None:
 def weigh(
     name: str, spec: PermutationSpec, a: Mapping[str, Tensor], b: Mapping[str, Tensor], parameters: Collection[str]
 ) -> Weighing:
-    """The pair as the objective of this name sees it; for `plain` the pair itself.
+    """The pair as the objective of this name weighs it; for `plain` the pair itself.
 
     Args:
         a, b: tensors by key, read when they are needed.
@@ -63,13 +63,13 @@ def weigh(
 
 
 def _row_by_row(spec: PermutationSpec, keys: Collection[str]) -> frozenset[str]:
-    """The tensors of which every permutation moves rows as wholes, or leaves each row its numbers."""
+    """The tensors whose rows have norms that no permutation changes: rows move as a whole, or within themselves."""
     spanned = {site.key for group in spec.groups for site in group.sites if site.axis == 0 and site.span > 1}
     return frozenset(key for key in keys if key not in spanned)
 
 
 class _Scaled(Mapping[str, Tensor]):
-    """Tensors of norm one, or with rows of norm one; what does not count is passed on as it is."""
+    """Tensors of norm one, or with rows of norm one; tensors that do not count are unchanged."""
 
     def __init__(self, tensors: Mapping[str, Tensor], keys: Collection[str], by_rows: Collection[str]) -> None:
         self._tensors, self._keys, self._by_rows = tensors, frozenset(keys), by_rows

@@ -18,9 +18,9 @@ from unittest.mock import patch
 import torch
 
 from rebasin_cli.matching import frank_wolfe, polish
+from rebasin_cli.matching.assignment import MOST, at_a_time
 from rebasin_cli.matching.result import MatchResult
 from rebasin_cli.matching.search import search
-from rebasin_cli.matching.workers import MOST, at_a_time
 from tests.benchmarks.matching_specs import Tensors, mlp, random_tensors
 
 CASES = {"resnet50": "torchvision:resnet50", "vit_b_16": "torchvision:vit_b_16"}

@@ -70,14 +70,14 @@ def test_products_stay_on_the_device_they_are_made_on(
         sides = [{key: torch.empty(shape) for key, shape in shapes.items()} for _ in range(2)]
         products = Products((sides[0], sides[1]), arrangement, torch.device("cuda"))
         for cluster in problem.clusters:
-            before = [products.look(cluster, tile) for tile in cluster.tiles]
+            before = [products.gathers_of(cluster, tile) for tile in cluster.tiles]
             for family in problem.families.all:
                 moved = [generator.permutation(family.size) for _ in family.names]
                 arrangement.set({family.index: np.stack(moved)})
             for tile, seen in zip(cluster.tiles, before, strict=True):
                 cells = len(tile.positions)
                 into = torch.zeros(cells, cells, device="cuda")
-                now = products.look(cluster, tile)
+                now = products.gathers_of(cluster, tile)
                 products.product(into, tile, now, None)
                 if seen.same_rows(now):
                     products.product(into, tile, now, seen)

@@ -8,8 +8,7 @@ import torch
 
 from rebasin_cli.errors import UsageError
 from rebasin_cli.matching.arrangement import Arrangement
-from rebasin_cli.matching.frank_wolfe import frank_wolfe, near_barycentre
-from rebasin_cli.matching.mixture import MixedArrangement, Mixture
+from rebasin_cli.matching.frank_wolfe import MixedArrangement, Mixture, frank_wolfe, near_barycentre
 from rebasin_cli.matching.nesting import worth
 from rebasin_cli.matching.polish import Settings
 from rebasin_cli.matching.problem import Problem, prepare

@@ -13,7 +13,7 @@ from rebasin_cli.matching.start import Descend, Start
 if TYPE_CHECKING:
     from rebasin_cli.matching.clusters import Cluster, Tile
     from rebasin_cli.matching.descent import Descent
-    from rebasin_cli.matching.families import Families
+    from rebasin_cli.matching.families import GroupFamilies
 
 
 def forward(descent: Descent, seed: int = 0) -> None:
@@ -34,7 +34,7 @@ def forward(descent: Descent, seed: int = 0) -> None:
             matched.update(cluster.families)
 
 
-def _others(families: Families, cluster: Cluster, tile: Tile) -> set[int]:
+def _others(families: GroupFamilies, cluster: Cluster, tile: Tile) -> set[int]:
     """The families of other clusters that a tile's similarity depends on."""
     import numpy as np
 

@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from rebasin_cli.matching import assignment, frank_wolfe, polish
+from rebasin_cli.matching.assignment import MOST, at_a_time
 from rebasin_cli.matching.multistart import weight_matching
 from rebasin_cli.matching.result import MatchResult
 from rebasin_cli.matching.search import search
-from rebasin_cli.matching.workers import MOST, at_a_time
 from rebasin_cli.spec import AxisGroup, PermutationSpec, Site
 from tests.benchmarks.matching_specs import mlp, random_tensors
 
