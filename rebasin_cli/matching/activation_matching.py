@@ -10,8 +10,9 @@ matching that needs no data.
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache, partial
 from math import sqrt
 
 import torch
@@ -35,6 +36,8 @@ TOLERANCE = 1e-6
 
 
 PREFIX = "activations at operation "
+SHARES = {"mixture": 0.2, "activations": 1.0}
+"""Shares of the activations in the matchings that are compared with weight matching by the loss of their midpoint."""
 
 
 def record(task: MatchTask) -> list[Tensor]:
@@ -62,6 +65,23 @@ def match_recorded(task: MatchTask, correlations: Sequence[Tensor], share: float
         seed=task.matching.seed,
         time_limit=task.matching.time_limit,
     )
+
+
+def further_matchings(task: MatchTask, deadline: float | None) -> Mapping[str, Callable[[], Permutations]]:
+    """Makers of matchings to compare with that of the weights; activations are recorded once for all of them.
+
+    Empty for a model that was not traced.
+    """
+    if task.understood.derivation is None:
+        return {}
+    recorded = cache(lambda: record(task))
+
+    def matched(share: float) -> Permutations:
+        left = None if deadline is None else deadline - time.monotonic()
+        limited = replace(task, matching=replace(task.matching, time_limit=left))
+        return match_recorded(limited, recorded(), share).permutations
+
+    return {name: partial(matched, share) for name, share in SHARES.items()}
 
 
 def match_activations(

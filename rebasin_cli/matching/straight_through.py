@@ -53,7 +53,7 @@ _TOLERANCE = 1e-6
 
 @dataclass(frozen=True, slots=True)
 class Learning:
-    """Steps of one batch each; the length of a step, in norms of the shadow's tensors; the deadline.
+    """Steps of one batch each (0 only chooses the best start), their length in norms of the tensors, and the deadline.
 
     Attributes:
         keep: the share of weight matching's objective that the result must have; None for no less than B as it is.
@@ -138,15 +138,18 @@ class _LearningRun:
         if not isfinite(self.best_loss):
             raise NumericalError("the midpoint's loss is not finite, neither with B as it is nor after weight matching")
         for name, make in further.items():
-            if not self.finished:
+            if not self.out_of_time:
                 self._offer(name, make())
         if self.start != "weight matching":
             self.learner.begin(self.best, HOLD)
 
     @property
+    def out_of_time(self) -> bool:
+        return self.learning.deadline is not None and time.monotonic() >= self.learning.deadline
+
+    @property
     def finished(self) -> bool:
-        late = self.learning.deadline is not None and time.monotonic() >= self.learning.deadline
-        return late or self.done >= self.learning.steps
+        return self.out_of_time or self.done >= self.learning.steps
 
     def advance(self) -> None:
         """`EVERY` steps, and an evaluation where a unit has moved."""

@@ -1,11 +1,13 @@
-"""Two modules in memory, aligned in place: for those who come from the library `rebasin` and its class of this name."""
+"""Two modules in memory, aligned in place: the same interface as the class of this name in the library `rebasin`."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
 
+from rebasin_cli.matching.methods import weight
 from rebasin_cli.matching.plan import Effort
 from rebasin_cli.matching.result import MatchResult
 from rebasin_cli.matching.search import search
@@ -18,18 +20,18 @@ from rebasin_cli.tracing.tracer import trace_model
 
 
 class PermutationCoordinateDescent:
-    """Reorders the units of `model_b` so that it comes close to `model_a`; its function stays the same.
+    """Permutes the units of `model_b` to match `model_a`; its function does not change.
 
     Args:
-        model_a: kept as it is.
+        model_a: the reference; not modified.
         model_b: of the same architecture; changed in place by `rebasin`.
         input_data: an input of the model, or a tuple of its positional inputs.
-        effort: how much the search tries: `fast`, `standard`, `thorough`, or `auto`.
-        seed: decides every random choice.
+        effort: search effort: `fast`, `standard`, `thorough` or `auto`.
+        seed: random seed.
 
     Attributes:
-        spec: the groups of units that move together.
-        result: what the matching found; None before `rebasin` was called.
+        spec: the axis groups.
+        result: the matching; None before `rebasin` was called.
 
     Raises:
         ModelError: the model does not run on this input.
@@ -55,9 +57,8 @@ class PermutationCoordinateDescent:
             {key: tensor.detach() for key, tensor in state_tensors(model).items()}
             for model in (self.model_a, self.model_b)
         )
-        self.result = search(
-            self.spec, a, b, parameters=parameter_keys(self.model_b), effort=self.effort, seed=self.seed
-        )
+        found = search(self.spec, a, b, parameters=parameter_keys(self.model_b), effort=self.effort, seed=self.seed)
+        self.result = replace(found, method=weight.METHOD.name)
         trained = {key: tensor.requires_grad for key, tensor in self.model_b.named_parameters()}
         load_state(self.model_b, apply(self.spec, self.result.permutations, b))
         for key, parameter in self.model_b.named_parameters():

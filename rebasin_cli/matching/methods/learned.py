@@ -8,20 +8,13 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
-from functools import cache, partial
 from typing import TYPE_CHECKING
 
 from rebasin_cli.matching.method import MatchTask, Method, Need
 from rebasin_cli.options import option, options_class
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
     from rebasin_cli.matching.result import MatchResult
-    from rebasin_cli.permutation import Permutations
-
-_SHARES = {"mixture": 0.2, "activations": 1.0}
-"""Shares of the activations in the matchings that learning may start from besides weight matching."""
 
 
 @options_class
@@ -51,6 +44,7 @@ class LearnedOptions:
 
 def _match(task: MatchTask) -> MatchResult:
     from rebasin_cli.data.ranks import ALONE
+    from rebasin_cli.matching.activation_matching import further_matchings
     from rebasin_cli.matching.search import match_weights
     from rebasin_cli.matching.straight_through import Learning, learn
 
@@ -60,23 +54,7 @@ def _match(task: MatchTask) -> MatchResult:
     learning = Learning(
         options.learning_steps, options.learning_rate, task.matching.seed, deadline, options.keep_similarity
     )
-    return learn(task, match_weights(task), _further_starts(task, deadline), learning, METHOD.name)
-
-
-def _further_starts(task: MatchTask, deadline: float | None) -> Mapping[str, Callable[[], Permutations]]:
-    """Makers of matchings to start from besides weight matching; activations are recorded once for all of them."""
-    from rebasin_cli.matching.activation_matching import match_recorded, record
-
-    if task.understood.derivation is None:
-        return {}
-    recorded = cache(lambda: record(task))
-
-    def matched(share: float) -> Permutations:
-        left = None if deadline is None else deadline - time.monotonic()
-        limited = replace(task, matching=replace(task.matching, time_limit=left))
-        return match_recorded(limited, recorded(), share).permutations
-
-    return {name: partial(matched, share) for name, share in _SHARES.items()}
+    return learn(task, match_weights(task), further_matchings(task, deadline), learning, METHOD.name)
 
 
 METHOD = Method(

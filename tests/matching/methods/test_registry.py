@@ -19,7 +19,7 @@ from rebasin_cli.verbs.align import AlignOptions
 def test_a_file_in_the_folder_is_a_method() -> None:
     files = {path.stem for path in Path(methods.__file__).parent.glob("*.py")} - {"__init__"}
     assert len(METHODS) == len(files)
-    assert {"weight", "activation", "learned"} <= {method.name for method in METHODS}
+    assert {"weight", "activation", "learned", "auto"} <= {method.name for method in METHODS}
 
 
 def test_no_name_is_used_twice() -> None:
