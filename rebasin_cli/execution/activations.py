@@ -20,7 +20,8 @@ from rebasin_cli.execution.understanding import Understanding
 from rebasin_cli.execution.weights import Weights
 from rebasin_cli.model.example_input import ExampleInput
 from rebasin_cli.model.state import load_state
-from rebasin_cli.tracing.capture import OtherPath, Tap, called_operations, capture
+from rebasin_cli.spec import Tap
+from rebasin_cli.tracing.capture import OtherPath, called_operations, capture
 
 LARGEST = 1 << 30
 """Largest number of parameters of a model that is run for a search start: above it the run costs more than it gains."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from rebasin_cli.data import Batch, DataOptions, open_data
-from rebasin_cli.data.preset import model_transform
 from rebasin_cli.data.ranks import ALONE, Ranks
 from rebasin_cli.data.source import ModelView
+from rebasin_cli.data.transform import model_transform
 from rebasin_cli.execution.pair import Pair
 from rebasin_cli.execution.understanding import Understanding
 from rebasin_cli.model.example_input import ExampleInput

@@ -29,8 +29,7 @@ from rebasin_cli.matching.result import MatchResult
 from rebasin_cli.matching.search import search
 from rebasin_cli.matching.weighing import PLAIN, weigh
 from rebasin_cli.permutation import Permutations
-from rebasin_cli.spec import AxisGroup, PermutationSpec, Site
-from rebasin_cli.tracing.capture import Tap
+from rebasin_cli.spec import AxisGroup, PermutationSpec, Site, Tap
 
 TOLERANCE = 1e-6
 
