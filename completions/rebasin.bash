@@ -49,20 +49,20 @@ _rebasin() {
         'align --input') :; return ;;
         'align --input-file') _rebasin_paths "$current"; return ;;
         'align --model'|'align -m') _rebasin_models "$written"; return ;;
+        'align --learning-steps') :; return ;;
+        'align --learning-rate') :; return ;;
+        'align --keep-similarity') :; return ;;
+        'align --mix') :; return ;;
         'align --out'|'align -o') _rebasin_paths "$current"; return ;;
         'align --save-alignment') _rebasin_paths "$current"; return ;;
-        'align --method') _rebasin_words 'weight activation straight-through' "$current"; return ;;
+        'align --method') _rebasin_words 'activation auto learned weight straight-through' "$current"; return ;;
         'align --objective') _rebasin_words 'plain matrices tensors rows' "$current"; return ;;
         'align --effort') _rebasin_words 'auto fast standard thorough' "$current"; return ;;
-        'align --start') :; return ;;
+        'align --start') _rebasin_words 'identity forward annealing activations random barycentre' "$current"; return ;;
         'align --restarts') :; return ;;
         'align --max-passes') :; return ;;
         'align --time-limit') :; return ;;
         'align --device') :; return ;;
-        'align --mix') :; return ;;
-        'align --learning-steps') :; return ;;
-        'align --learning-rate') :; return ;;
-        'align --keep-similarity') :; return ;;
         'align --data') :; return ;;
         'align --limit') :; return ;;
         'align --batch-size') :; return ;;
@@ -154,7 +154,7 @@ _rebasin() {
     esac
     if [[ $current == -* ]]; then
         case "$verb" in
-            align) _rebasin_words '--seed --force -f --mkdir --key --ema --ignore-extra --key-a --key-b --ema-a --ema-b --spec --pin --rules --strict --no-cache --save-spec --model-arg --input --input-file --model -m --out -o --save-alignment --dry-run --method --objective --effort --start --restarts --max-passes --time-limit --device --mix --learning-steps --learning-rate --keep-similarity --data --limit --batch-size --interpolate --steps --recalibrate --repair --format --json --quiet -q --verbose -v --color --config --print-config --help' "$current" ;;
+            align) _rebasin_words '--seed --force -f --mkdir --key --ema --ignore-extra --key-a --key-b --ema-a --ema-b --spec --pin --rules --strict --no-cache --save-spec --model-arg --input --input-file --model -m --learning-steps --learning-rate --keep-similarity --mix --out -o --save-alignment --dry-run --method --objective --effort --start --restarts --max-passes --time-limit --device --data --limit --batch-size --interpolate --steps --recalibrate --repair --format --json --quiet -q --verbose -v --color --config --print-config --help' "$current" ;;
             interpolate) _rebasin_words '--seed --force -f --mkdir --key --ema --ignore-extra --model-arg --input --input-file --data -d --steps --report --model -m --mode --loss --metric --recalibrate --recalibrate-limit --repair --transform --limit --batch-size --workers --skip-corrupt --device --amp --out -o --plot --save-best --save-all --fail-above --format --json --quiet -q --verbose -v --color --config --print-config --help' "$current" ;;
             verify) _rebasin_words '--seed --key --ema --ignore-extra --key-a --key-b --ema-a --ema-b --model-arg --input --input-file --model -m --samples --tolerance --rtol --atol --format --json --quiet -q --verbose -v --color --config --print-config --help' "$current" ;;
             apply) _rebasin_words '--force -f --mkdir --key --ema --ignore-extra --out -o --format --json --quiet -q --verbose -v --color --config --print-config --help' "$current" ;;

@@ -51,22 +51,22 @@ _rebasin() {
                 '--input-file=[Example input from an .npz file]:FILE.npz:_files' \
                 '(--model -m)--model=[Model: torchvision:NAME, timm:NAME, open_clip:NAME, transformers:DIR, diffusers:DIR, path/to/file.py:function or package.module:function]:SPEC:_rebasin_models' \
                 '(--model -m)-m+[Model: torchvision:NAME, timm:NAME, open_clip:NAME, transformers:DIR, diffusers:DIR, path/to/file.py:function or package.module:function]:SPEC:_rebasin_models' \
+                '--learning-steps=[Number of batches to learn from]:N: ' \
+                '--learning-rate=[Step size of learning, relative to the norm of the weights]:R: ' \
+                '--keep-similarity=[Share of weight matching'\''s similarity that learning must keep]:S: ' \
+                '--mix=[Share of activations against weights in activation matching]:value: ' \
                 '(--out -o)--out=[Output file]:FILE:_files' \
                 '(--out -o)-o+[Output file]:FILE:_files' \
                 '--save-alignment=[Save the permutations, as '\''rebasin apply'\'' reads them]:FILE:_files' \
                 '--dry-run[Run without writing files]' \
-                '--method=[Matching method]:NAME:(weight activation straight-through)' \
+                '--method=[Matching method]:NAME:(activation auto learned weight straight-through)' \
                 '--objective=[Matching objective: how much each weight counts]:NAME:(plain matrices tensors rows)' \
                 '--effort=[Search effort]:LEVEL:(auto fast standard thorough)' \
-                '*--start=[Start the search here instead of at the effort'\''s own starting points]:NAME: ' \
+                '*--start=[Start the search here instead of at the effort'\''s own starting points]:NAME:(identity forward annealing activations random barycentre)' \
                 '--restarts=[Number of restarts]:N: ' \
                 '--max-passes=[Maximum number of passes from each start]:N: ' \
                 '--time-limit=[Time limit of the matching]:SECONDS: ' \
                 '--device=[Device for matching: cpu, cuda, cuda:1, mps]:value: ' \
-                '--mix=[Share of activations against weights in activation matching]:value: ' \
-                '--learning-steps=[Number of batches that straight-through learns from]:N: ' \
-                '--learning-rate=[Step size of learning, relative to the norm of the weights]:R: ' \
-                '--keep-similarity=[Share of weight matching'\''s similarity that learning must keep]:S: ' \
                 '--data=[Inputs on which both networks run]:DATA: ' \
                 '--limit=[Use N samples of the data]:N: ' \
                 '--batch-size=[Batch size]:N: ' \

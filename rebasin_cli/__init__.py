@@ -1,7 +1,8 @@
 """Compare, align, merge and interpolate trained networks.
 
-Whatever a verb of the command line does, one import does: `from rebasin_cli import align, interpolate, verify, trace`.
-Names are imported when first asked for, so `import rebasin_cli` itself costs nothing and does not import torch.
+Every verb of the command line is a function with the same options: `from rebasin_cli import align, interpolate, verify`.
+Results are frozen dataclasses, failures are kinds of `RebasinError`. `rebasin_cli.rules` is for authors of rules for their
+own operations. Names are imported on first use, so `import rebasin_cli` does not import torch.
 """
 
 from __future__ import annotations
@@ -10,44 +11,100 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+__all__ = [
+    "AlignResult",
+    "ApplyResult",
+    "CheckpointError",
+    "DataError",
+    "EnvResult",
+    "GateExceeded",
+    "InspectResult",
+    "InterpolateResult",
+    "Interpolation",
+    "LerpSimple",
+    "ModelError",
+    "ModelsResult",
+    "NumericalError",
+    "OutputError",
+    "PermutationCoordinateDescent",
+    "PermutationSpec",
+    "Permutations",
+    "RebasinError",
+    "ResourceError",
+    "TraceResult",
+    "UsageError",
+    "VerifyResult",
+    "align",
+    "apply",
+    "env",
+    "inspect",
+    "interpolate",
+    "models",
+    "trace",
+    "verify",
+]
 
 if TYPE_CHECKING:
     from rebasin_cli.compat import Interpolation as Interpolation
     from rebasin_cli.compat import LerpSimple as LerpSimple
+    from rebasin_cli.compat import PermutationCoordinateDescent as PermutationCoordinateDescent
+    from rebasin_cli.errors import CheckpointError as CheckpointError
+    from rebasin_cli.errors import DataError as DataError
+    from rebasin_cli.errors import GateExceeded as GateExceeded
+    from rebasin_cli.errors import ModelError as ModelError
+    from rebasin_cli.errors import NumericalError as NumericalError
+    from rebasin_cli.errors import OutputError as OutputError
     from rebasin_cli.errors import RebasinError as RebasinError
+    from rebasin_cli.errors import ResourceError as ResourceError
+    from rebasin_cli.errors import UsageError as UsageError
     from rebasin_cli.permutation import Permutations as Permutations
     from rebasin_cli.spec import PermutationSpec as PermutationSpec
+    from rebasin_cli.verbs.align import AlignResult as AlignResult
     from rebasin_cli.verbs.align import align as align
-    from rebasin_cli.verbs.align_result import AlignResult as AlignResult
     from rebasin_cli.verbs.apply import ApplyResult as ApplyResult
     from rebasin_cli.verbs.apply import apply as apply
-    from rebasin_cli.verbs.coordinate_descent import PermutationCoordinateDescent as PermutationCoordinateDescent
+    from rebasin_cli.verbs.env import EnvResult as EnvResult
+    from rebasin_cli.verbs.env import env as env
     from rebasin_cli.verbs.inspect import InspectResult as InspectResult
     from rebasin_cli.verbs.inspect import inspect as inspect
     from rebasin_cli.verbs.interpolate import InterpolateResult as InterpolateResult
     from rebasin_cli.verbs.interpolate import interpolate as interpolate
+    from rebasin_cli.verbs.models import ModelsResult as ModelsResult
+    from rebasin_cli.verbs.models import models as models
     from rebasin_cli.verbs.trace import TraceResult as TraceResult
     from rebasin_cli.verbs.trace import trace as trace
     from rebasin_cli.verbs.verify import VerifyResult as VerifyResult
     from rebasin_cli.verbs.verify import verify as verify
 
 _HOMES = {
-    "AlignResult": "verbs.align_result",
+    "AlignResult": "verbs.align",
     "ApplyResult": "verbs.apply",
+    "CheckpointError": "errors",
+    "DataError": "errors",
+    "EnvResult": "verbs.env",
+    "GateExceeded": "errors",
     "InspectResult": "verbs.inspect",
     "InterpolateResult": "verbs.interpolate",
     "Interpolation": "compat",
     "LerpSimple": "compat",
-    "PermutationCoordinateDescent": "verbs.coordinate_descent",
+    "ModelError": "errors",
+    "ModelsResult": "verbs.models",
+    "NumericalError": "errors",
+    "OutputError": "errors",
+    "PermutationCoordinateDescent": "compat",
     "PermutationSpec": "spec",
     "Permutations": "permutation",
     "RebasinError": "errors",
+    "ResourceError": "errors",
     "TraceResult": "verbs.trace",
+    "UsageError": "errors",
     "VerifyResult": "verbs.verify",
     "align": "verbs.align",
     "apply": "verbs.apply",
+    "env": "verbs.env",
     "inspect": "verbs.inspect",
     "interpolate": "verbs.interpolate",
+    "models": "verbs.models",
     "trace": "verbs.trace",
     "verify": "verbs.verify",
 }

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+import rebasin_cli
+
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "rebasin_cli"
 
@@ -147,3 +149,13 @@ def test_public_names_are_what_they_say() -> None:
     )
     done = subprocess.run([sys.executable, "-c", check], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
+
+
+def test_every_public_name_is_exported_and_documented() -> None:
+    assert sorted(rebasin_cli.__all__) == sorted(rebasin_cli._HOMES)
+    for name in rebasin_cli.__all__:
+        found = getattr(rebasin_cli, name)
+        if name == "Permutations":  # an alias of a type
+            continue
+        assert (found.__doc__ or "").strip(), name
+        assert not (found.__doc__ or "").startswith(f"{name}("), f"{name} has only the docstring of a dataclass"

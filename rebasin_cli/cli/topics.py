@@ -75,34 +75,23 @@ def _data(columns: int) -> str:
 
 
 def _methods(columns: int) -> str:
-    methods = (
-        ("weight", "maximize the similarity of the weights. Needs no data. (Git Re-Basin, Ainsworth et al. 2023, 3.2)"),
-        ("activation", "match units whose activations correlate on --data. (Li et al. 2016; Git Re-Basin, 3.1)"),
-        (
-            "straight-through",
-            "learn the permutation that gives the midpoint a low loss on --data, with the straight-through estimator. "
-            "(Git Re-Basin, 3.3)",
-        ),
-    )
-    efforts = (
-        ("fast", "few starting points, coarse convergence"),
-        ("standard", "more starting points, and restarts from perturbed solutions"),
-        ("thorough", "the largest search"),
-        ("auto", "chosen by the size of the model"),
-    )
-    starts = (
-        ("identity", "B as it is"),
-        ("forward", "match layer by layer along the data path"),
-        ("barycentre", "Frank-Wolfe on doubly stochastic matrices"),
-        ("annealing", "doubly stochastic matrices, annealed to permutations"),
-        ("random", "a random permutation, drawn with --seed"),
+    from rebasin_cli.matching.methods import METHODS
+    from rebasin_cli.matching.plan import EFFORT_HELP
+    from rebasin_cli.matching.starts import STARTS
+
+    methods = [
+        (method.name, f"{method.help}{''.join(f' Also called {alias}.' for alias in method.aliases)}")
+        for method in METHODS
+    ]
+    note = (
+        "The default is weight; with --data, auto. The identity is always a candidate, so the similarity of the result "
+        "is never below that of B as it is."
     )
     return "\n".join([
-        "Values of --method:", *rows(methods, columns, indent=22), "",
-        "Values of --effort:", *rows(efforts, columns, indent=22), "",
-        "Values of --start:", *rows(starts, columns, indent=22), "",
-        wrapped("The identity is always a candidate, so the similarity of the result is never below that of B as it "
-                "is.", columns),
+        "Values of --method:", *rows(methods, columns, indent=16), "",
+        "Values of --effort:", *rows(EFFORT_HELP.items(), columns, indent=16), "",
+        "Values of --start:", *rows([(start.name, start.help) for start in STARTS], columns, indent=16), "",
+        wrapped(note, columns),
     ])  # fmt: skip
 
 

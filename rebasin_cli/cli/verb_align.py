@@ -5,19 +5,15 @@ from __future__ import annotations
 import os
 import sys
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from rebasin_cli.cli.command import VerbCommand
 from rebasin_cli.cli.output import Output
 from rebasin_cli.errors import DataError, OutputError, UsageError
 from rebasin_cli.options import command_line, option, options_class
-from rebasin_cli.verbs.align import AlignOptions, run_align
+from rebasin_cli.verbs.align import AlignOptions, AlignResult, run_align
 from rebasin_cli.verbs.align_reports import result_beside
 from rebasin_cli.verbs.interpolate import InterpolateOptions, InterpolateResult, check_repair, run_interpolate
 from rebasin_cli.verbs.output_paths import check_outputs
-
-if TYPE_CHECKING:
-    from rebasin_cli.verbs.align_result import AlignResult
 
 
 @options_class

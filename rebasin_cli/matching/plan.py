@@ -11,6 +11,12 @@ from rebasin_cli.matching.starts import find_start, starts_of
 
 Effort = Literal["auto", "fast", "standard", "thorough"]
 EFFORTS: tuple[str, ...] = get_args(Effort)
+EFFORT_HELP: Mapping[str, str] = {
+    "auto": "Standard, or fast for large models.",
+    "fast": "Few starting points, coarse convergence.",
+    "standard": "More starting points, and restarts from perturbed solutions.",
+    "thorough": "The largest search.",
+}
 
 
 @dataclass(frozen=True, slots=True)

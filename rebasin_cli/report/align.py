@@ -7,7 +7,7 @@ from pathlib import Path
 from rebasin_cli.execution.same_function import FunctionCheck
 from rebasin_cli.report.layout import Document, Lines, Part, Rows, document, facts, rows, text
 from rebasin_cli.report.text import counted, number, seconds, share, shell, size
-from rebasin_cli.verbs.align_result import AlignResult
+from rebasin_cli.verbs.align import AlignResult
 
 
 def align_table(result: AlignResult, *, verbose: bool = False, swept: bool = False) -> Document:
@@ -90,10 +90,15 @@ def _groups_verified(check: FunctionCheck) -> list[tuple[str, object]]:
 
 def _search(result: AlignResult) -> str:
     if result.criterion.name == "midpoint loss":
-        return f"learned for {counted(result.passes, 'step')} from the best start ({result.start}); seed {result.seed}"
+        learned = (
+            f"learned for {counted(result.passes, 'step')} from the best candidate"
+            if result.passes
+            else "best candidate"
+        )
+        return f"{result.method}: {learned} ({result.start}); seed {result.seed}"
     end = "converged" if result.converged else "stopped before convergence"
     passes = counted(result.passes, "pass", "passes")
-    return f"{end} after {passes} from the best start ({result.start}); seed {result.seed}"
+    return f"{result.method}: {end} after {passes} from the best start ({result.start}); seed {result.seed}"
 
 
 def _groups(result: AlignResult) -> Rows:

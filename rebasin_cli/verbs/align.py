@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import field
-from typing import TYPE_CHECKING, cast
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from rebasin_cli.matching.methods import MethodOptions, find_method, names
+from rebasin_cli.matching.methods import MethodOptions, names
 from rebasin_cli.matching.plan import EFFORTS
 from rebasin_cli.matching.starts import STARTS
 from rebasin_cli.options import AnyPath, AnyTexts, OptionalPath, argument, option, options_class, verb
 from rebasin_cli.progress import Progress, Silent
+from rebasin_cli.verbs.document import Result
 from rebasin_cli.verbs.early_checks import check_inputs
 from rebasin_cli.verbs.output_paths import OutputFiles
 from rebasin_cli.verbs.shared_options import DATA_HELP, Derivation, RequiredModel, Seed, StateOfEach, Writing
 
 if TYPE_CHECKING:
-    from rebasin_cli.matching.plan import Effort
-    from rebasin_cli.verbs.align_result import AlignResult
+    from rebasin_cli.execution.same_function import FunctionCheck
+    from rebasin_cli.matching.result import Criterion
+    from rebasin_cli.permutation import Permutations
 
 OBJECTIVES = ("plain", "matrices", "tensors", "rows")
 
@@ -44,12 +48,13 @@ class AlignOptions(MethodOptions, RequiredModel, Derivation, StateOfEach, Writin
         default=None,
     )
     dry_run: bool = option("Run without writing files.", group="Output", default=False)
-    method: str = option(
+    method: str | None = option(
         "Matching method. See 'rebasin help methods'.",
         group="Matching",
         metavar="NAME",
         choices=names,
-        default="weight",
+        default=None,
+        shown_default="weight; with --data, auto",
     )
     objective: str = option(
         "Matching objective: how much each weight counts.",
@@ -91,9 +96,95 @@ class AlignOptions(MethodOptions, RequiredModel, Derivation, StateOfEach, Writin
     progress: Progress | None = field(default=None, repr=False, compare=False)
 
     @property
+    def chosen_method(self) -> str:
+        """The method that was named, or the default."""
+        return self.method or ("weight" if self.data is None else "auto")
+
+    @property
     def files(self) -> OutputFiles:
         """Where the run writes."""
         return OutputFiles.plan(self.b, self.out, permutations=self.save_permutations, spec=self.save_spec)
+
+
+@dataclass(frozen=True, slots=True)
+class MovedGroup:
+    """One axis group: its size, and how many of its units ended in another place."""
+
+    name: str
+    size: int
+    moved: int
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A measure before and after the alignment."""
+
+    before: float
+    after: float
+
+
+@dataclass(frozen=True, slots=True)
+class Objective:
+    """The plain objective, `sum over parameters <A, permuted B>`, before, after, and at the end of each pass.
+
+    `per_pass` is empty where something else was maximised: see `Criterion`.
+    """
+
+    before: float
+    after: float
+    per_pass: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class AlignResult(Result):
+    """The outcome of one alignment; field for field the `data` of `rebasin align --json`.
+
+    `cosine` and `distance` (L2) are over the model's parameters. `out`, `report` and `sha256["out"]` are None after a
+    dry run. Seconds are wall-clock, by phase; `peak_rss_bytes` counts mapped file pages too. `matched` has the
+    permutations themselves, int64 index tensors by axis group (`new[i] = old[perm[i]]`); they are not part of the JSON.
+    """
+
+    a: Path
+    b: Path
+    out: Path | None
+    report: Path | None
+    permutations: Path | None
+    spec: Path | None
+    model: str
+    model_args: Mapping[str, Any]
+    input: str
+    inputs: tuple[str, ...]
+    input_file: Path | None
+    method: str
+    start: str
+    seed: int
+    device: str
+    passes: int
+    converged: bool
+    relative_tolerance: float | None
+    already_aligned: bool
+    objective: Objective
+    criterion: Criterion
+    cosine: Change
+    distance: Change
+    groups: tuple[MovedGroup, ...]
+    moved_units: int
+    units: int
+    parameters: int
+    free_fraction: float | None
+    unknown_ops: tuple[str, ...]
+    verified: FunctionCheck
+    seconds: Mapping[str, float]
+    peak_rss_bytes: int | None
+    sha256: Mapping[str, str | None]
+    versions: Mapping[str, str]
+    warnings: tuple[str, ...]
+    matched: Permutations = field(repr=False, compare=False)
+
+    def to_json(self) -> dict[str, Any]:
+        """The data of the report."""
+        left_out = ("matched", "warnings")
+        return {entry.name: getattr(self, entry.name) for entry in fields(self) if entry.name not in left_out}
 
 
 def run_align(options: AlignOptions) -> AlignResult:
@@ -110,46 +201,9 @@ def run_align(options: AlignOptions) -> AlignResult:
         rules=options.rules,
         others=(options.spec,),
     )
+    from rebasin_cli.verbs.alignment import align_among_ranks
 
-    from rebasin_cli.execution.pair import Source
-    from rebasin_cli.execution.subject import ModelChoice
-    from rebasin_cli.matching.method import Matching
-    from rebasin_cli.verbs.align_among_ranks import align_among_ranks
-    from rebasin_cli.verbs.align_report import AlignRequest
-
-    request = AlignRequest(
-        a=Source(options.a, *options.state_of_a),
-        b=Source(options.b, *options.state_of_b),
-        choice=ModelChoice(
-            options.model, dict(options.model_args or {}), options.inputs, options.input_file, options.seed
-        ),
-        matching=Matching(
-            options.method,
-            cast("Effort", options.effort),
-            options.starts or None,
-            options.restarts,
-            options.max_passes,
-            options.time_limit,
-            options.seed,
-            options.device,
-            options.data,
-            options.limit,
-            options.batch_size,
-            options.objective,
-            find_method(options.method).own_options(options),
-        ),
-        files=options.files,
-        spec_file=options.spec,
-        pins=options.pins,
-        rules=options.rules,
-        ignore_extra=options.ignore_extra,
-        strict=options.strict,
-        dry_run=options.dry_run,
-        force=options.force,
-        mkdir=options.mkdir,
-        cache=options.cache,
-    )
-    return align_among_ranks(request, options.progress or Silent())
+    return align_among_ranks(options, options.progress or Silent())
 
 
 align = verb(AlignOptions, run_align)

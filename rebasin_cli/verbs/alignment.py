@@ -1,32 +1,53 @@
-"""The steps of one alignment: check, read, trace, verify the spec, match, write a temporary file, verify, keep it."""
+"""The steps of one alignment: check, read, trace, verify the spec, match, write a temporary file, verify, keep it.
+
+Under `torchrun`, statistics of activations are taken by all processes; all else is done by the first. The others wait
+for its result, so that a sweep that follows can be shared again.
+"""
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping
+from typing import TYPE_CHECKING, cast
 
 from torch import Tensor
 
 from rebasin_cli import __version__
+from rebasin_cli.checkpoint.atomic import write_text_atomically
 from rebasin_cli.checkpoint.write import check_output
-from rebasin_cli.data.ranks import ALONE, Ranks
+from rebasin_cli.data.ranks import ALONE, Ranks, launched, ranks_for
+from rebasin_cli.errors import RebasinError
 from rebasin_cli.execution.closeness import Closeness
 from rebasin_cli.execution.data_inputs import sample_inputs_from_data
 from rebasin_cli.execution.device import resolve_device
-from rebasin_cli.execution.pair import Pair, check_all_finite, open_pair
+from rebasin_cli.execution.pair import Pair, Source, check_all_finite, open_pair
 from rebasin_cli.execution.same_function import FunctionCheck
+from rebasin_cli.execution.subject import ModelChoice
 from rebasin_cli.execution.understanding import understand
-from rebasin_cli.matching.methods import MatchTask, find_method, match
+from rebasin_cli.matching.methods import Matching, MatchTask, find_method, match
 from rebasin_cli.matching.result import PassReport
 from rebasin_cli.matching.weighing import OBJECTIVES, PLAIN, check_objective, weigh
 from rebasin_cli.model.example_input import ExampleInput
-from rebasin_cli.progress import Progress
-from rebasin_cli.verbs.align_report import AlignRequest, FinishedRun, compose, write_beside
-from rebasin_cli.verbs.align_result import AlignResult
-from rebasin_cli.verbs.cost import PhaseClock, release_freed_memory, spare_limited_memory
+from rebasin_cli.progress import Progress, Silent
+from rebasin_cli.verbs.align import AlignOptions, AlignResult, Change, MovedGroup, Objective
+from rebasin_cli.verbs.cost import PhaseClock, peak_rss_bytes, release_freed_memory, spare_limited_memory
+from rebasin_cli.verbs.document import envelope, pretty
 from rebasin_cli.verbs.output_paths import check_outputs
 from rebasin_cli.verbs.permuted_copy import Rearranged, Rearrangement, write_permuted
-from rebasin_cli.verbs.verification import measure, verify_closer, verify_same_function, verify_spec, with_spec
+from rebasin_cli.verbs.saved_permutations import SavedPermutations
+from rebasin_cli.verbs.verification import (
+    measure,
+    spec_warnings,
+    verify_closer,
+    verify_same_function,
+    verify_spec,
+    with_spec,
+)
+from rebasin_cli.verbs.versions import versions
+
+if TYPE_CHECKING:
+    from rebasin_cli.matching.plan import Effort
 
 DATA_SAMPLES = 3
 """Number of inputs from the data that the result is verified on, in addition to the example."""
@@ -35,8 +56,28 @@ DATA_SAMPLES = 3
 class Alignment:
     """One run; every step stores what the next ones need."""
 
-    def __init__(self, request: AlignRequest, progress: Progress, ranks: Ranks = ALONE) -> None:
-        self.request, self.progress, self.ranks = request, progress, ranks
+    def __init__(self, options: AlignOptions, progress: Progress, ranks: Ranks = ALONE) -> None:
+        self.options, self.progress, self.ranks = options, progress, ranks
+        self.a, self.b = Source(options.a, *options.state_of_a), Source(options.b, *options.state_of_b)
+        self.choice = ModelChoice(
+            options.model, dict(options.model_args or {}), options.inputs, options.input_file, options.seed
+        )
+        self.method = find_method(options.chosen_method)
+        self.matching = Matching(
+            method=self.method.name,
+            effort=cast("Effort", options.effort),
+            starts=options.starts or None,
+            restarts=options.restarts,
+            max_passes=options.max_passes,
+            time_limit=options.time_limit,
+            seed=options.seed,
+            device=options.device,
+            data=options.data,
+            limit=options.limit,
+            batch_size=options.batch_size,
+            objective=options.objective,
+            options=self.method.own_options(options),
+        )
         self.clock = PhaseClock("read", "trace", "match", "verify", "write")
         self.before, self.after = Closeness(), Closeness()
         self.function = FunctionCheck.not_run("nothing has been written yet")
@@ -51,23 +92,21 @@ class Alignment:
             self._match()
             release_freed_memory()
         self._write()
-        finished = self._finished()
-        result = compose(finished)
-        if not self.request.dry_run:
-            write_beside(result, finished)
+        result = self._result()
+        if not self.options.dry_run:
+            self._write_beside(result)
         return result
 
     def assist(self) -> None:
         """What the processes other than the first do: their share of the method's work, if it divides any."""
-        method = find_method(self.request.matching.method)
-        if method.assist is not None:
+        if self.method.assist is not None:
             self._prepare()
-            method.check_model(self.understood)
-            method.assist(self._task())
+            self.method.check_model(self.understood)
+            self.method.assist(self._task())
 
     def _prepare(self) -> None:
         """All that comes before the matching."""
-        request = self.request
+        options = self.options
         self._check_request()
         spare_limited_memory()
         self.progress.phase("reading")
@@ -77,11 +116,11 @@ class Alignment:
         with self.clock.phase("trace"):
             self.understood = understand(
                 self.pair.subject,
-                request.choice,
-                spec_file=request.spec_file,
-                pins=request.pins,
-                rules=request.rules,
-                strict=request.strict,
+                self.choice,
+                spec_file=options.spec,
+                pins=options.pins,
+                rules=options.rules,
+                strict=options.strict,
             )
         for sentence in self.understood.unused_rules:
             self.progress.note(sentence)
@@ -94,35 +133,35 @@ class Alignment:
                 self.pair.subject,
                 self.understood,
                 self.pair.b,
-                str(self.request.spec_file or self.request.choice.spec),
-                seed=self.request.matching.seed,
-                cache=self.request.cache,
+                str(self.options.spec or self.options.model),
+                seed=self.matching.seed,
+                cache=self.options.cache,
             )
 
     def _check_request(self) -> None:
         """Checks that need no file to be read."""
-        request = self.request
-        find_method(request.matching.method).check(request.matching)
-        check_objective(request.matching.objective)
-        if not request.dry_run:
-            inputs = [request.a.path, request.b.path]
-            check_outputs(request.files.named(), inputs, force=request.force, mkdir=request.mkdir)
-        self.device = resolve_device(request.matching.device)
+        options = self.options
+        self.method.check(self.matching)
+        check_objective(self.matching.objective)
+        if not options.dry_run:
+            inputs = [options.a, options.b]
+            check_outputs(options.files.named(), inputs, force=options.force, mkdir=options.mkdir)
+        self.device = resolve_device(self.matching.device)
 
     def _read(self) -> None:
         """Check the headers (keys, shapes, disk space), then read every tensor once."""
-        request = self.request
-        self.pair: Pair = open_pair(request.a, request.b, request.choice, ignore_extra=request.ignore_extra)
+        options = self.options
+        self.pair: Pair = open_pair(self.a, self.b, self.choice, ignore_extra=options.ignore_extra)
         if self.pair.subject.note:
             self.progress.note(self.pair.subject.note)
         a, b = self.pair.a.checkpoint, self.pair.b.checkpoint
-        if not request.dry_run:
+        if not options.dry_run:
             check_output(
-                request.files.out,
+                options.files.out,
                 [*a.files, *b.files],
-                force=request.force,
+                force=options.force,
                 bytes_needed=b.file_bytes,
-                mkdir=request.mkdir,
+                mkdir=options.mkdir,
                 like=b,
             )
         check_all_finite(self.pair, self.progress)
@@ -139,8 +178,8 @@ class Alignment:
         return MatchTask(
             self.pair,
             self.understood,
-            self.request.matching,
-            self.request.choice.spec,
+            self.matching,
+            self.options.model,
             self.device,
             self._show_pass,
             self.ranks,
@@ -151,7 +190,7 @@ class Alignment:
         self.progress.step(done.elapsed, None if done.left is None else done.elapsed + done.left, done.detail)
 
     def _write(self) -> None:
-        if self.request.dry_run:
+        if self.options.dry_run:
             self.progress.phase("verifying")
             with self.clock.phase("verify"):
                 self._verify(Rearranged(self.pair.b, self.rearrangement))
@@ -161,10 +200,10 @@ class Alignment:
             self.sha256["out"] = write_permuted(
                 self.pair.b,
                 self.rearrangement,
-                self.request.files.out,
+                self.options.files.out,
                 provenance=self.provenance(),
-                force=self.request.force,
-                mkdir=self.request.mkdir,
+                force=self.options.force,
+                mkdir=self.options.mkdir,
                 check=self._verify_written,
             )
 
@@ -192,14 +231,14 @@ class Alignment:
             self.understood.example,
             self.pair.b,
             permuted,
-            seed=self.request.matching.seed,
+            seed=self.matching.seed,
             data=self._data_samples(),
         )
         self.function = with_spec(check, self.soundness)
 
     def _data_samples(self) -> tuple[ExampleInput, ...]:
         """Inputs from the data, where there are some: they exercise the networks as they are used."""
-        data = self.request.matching.data
+        data = self.matching.data
         if data is None:
             return ()
         return sample_inputs_from_data(
@@ -207,8 +246,8 @@ class Alignment:
             self.understood,
             data,
             DATA_SAMPLES,
-            model=self.request.choice.spec,
-            seed=self.request.matching.seed,
+            model=self.options.model,
+            seed=self.matching.seed,
         )
 
     def _weighed(self, objective: str, b: Mapping[str, Tensor]) -> Closeness:
@@ -216,29 +255,139 @@ class Alignment:
         sides = weigh(objective, self.understood.spec, self.pair.a, b, self.pair.subject.parameters)
         return measure(sides.a, sides.b, sides.keys)
 
-    def _finished(self) -> FinishedRun:
-        return FinishedRun(
-            request=self.request,
-            pair=self.pair,
-            understood=self.understood,
-            match=self.match,
-            before=self.before,
-            after=self.after,
-            function=self.function,
-            soundness=self.soundness,
-            device=str(self.device),
-            sha256=dict(self.sha256),
-            seconds=self.clock.seconds(),
-            provenance=self.provenance(),
-        )
-
     def provenance(self) -> dict[str, str]:
         """The metadata of the output; without a time, so that equal runs write equal bytes."""
         return {
             "rebasin.version": __version__,
             "rebasin.method": self.match.method,
-            "rebasin.objective": self.request.matching.objective,
+            "rebasin.objective": self.matching.objective,
             "rebasin.seed": str(self.match.seed),
             "rebasin.sha256.a": str(self.sha256["a"]),
             "rebasin.sha256.b": str(self.sha256["b"]),
         }
+
+    def _result(self) -> AlignResult:
+        options, match, understood = self.options, self.match, self.understood
+        files, written = options.files, not options.dry_run
+        groups = self._moved_groups()
+        return AlignResult(
+            a=options.a,
+            b=options.b,
+            out=files.out if written else None,
+            report=files.report if written else None,
+            permutations=files.permutations if written else None,
+            spec=files.spec if written else None,
+            model=options.model,
+            model_args=self.pair.subject.factory.args,
+            input=understood.example.describe(),
+            inputs=options.inputs,
+            input_file=options.input_file,
+            method=match.method,
+            start=match.start,
+            seed=match.seed,
+            device=str(self.device),
+            passes=match.passes,
+            converged=match.converged,
+            relative_tolerance=match.relative_tolerance,
+            already_aligned=match.already_aligned,
+            objective=Objective(
+                match.objective_before,
+                match.objective_after,
+                tuple(match.per_pass) if match.criterion.name == PLAIN else (),
+            ),
+            criterion=match.criterion,
+            cosine=Change(self.before.cosine, self.after.cosine),
+            distance=Change(self.before.distance, self.after.distance),
+            groups=groups,
+            moved_units=sum(group.moved for group in groups),
+            units=understood.spec.units,
+            parameters=self.pair.subject.elements,
+            free_fraction=understood.free_fraction,
+            unknown_ops=understood.unknown_ops,
+            verified=self.function,
+            seconds=self.clock.seconds(),
+            peak_rss_bytes=peak_rss_bytes(),
+            sha256=dict(self.sha256),
+            versions=versions(),
+            warnings=self._warnings(),
+            matched=match.permutations,
+        )
+
+    def _write_beside(self, result: AlignResult) -> None:
+        """Write the report and, where asked for, the permutations and the spec; each of them atomically."""
+        files, force = self.options.files, self.options.force
+        if self.options.mkdir:
+            for path in files.named().values():
+                path.parent.mkdir(parents=True, exist_ok=True)
+        if files.permutations is not None:
+            saved = SavedPermutations(
+                self.match.permutations,
+                self.understood.spec,
+                self.pair.subject.shapes,
+                self.pair.subject.ties,
+                self.provenance(),
+            )
+            write_text_atomically(files.permutations, saved.dumps() + "\n", force)
+        if files.spec is not None:
+            write_text_atomically(files.spec, json.dumps(self.understood.spec.to_json(), indent=1) + "\n", force)
+        write_text_atomically(files.report, pretty(envelope("align", result, warnings=result.warnings)), force)
+
+    def _moved_groups(self) -> tuple[MovedGroup, ...]:
+        moved = {
+            name: sum(1 for place, unit in enumerate(perm.tolist()) if place != unit)
+            for name, perm in self.match.permutations.items()
+        }
+        return tuple(
+            MovedGroup(group.name, group.size, moved.get(group.name, 0)) for group in self.understood.spec.groups
+        )
+
+    def _warnings(self) -> tuple[str, ...]:
+        """Warnings about a run that succeeded."""
+        said = []
+        if self.pair.subject.note:
+            said.append(self.pair.subject.note)
+        said += [f"no rule for {op}: its axes are not permuted" for op in self.understood.unknown_ops]
+        for weights in (self.pair.a, self.pair.b):
+            extra = weights.keys_in_file.extra
+            if extra:
+                said.append(
+                    f"{weights.checkpoint.path}: {len(extra)} tensors that the model does not have were ignored"
+                )
+        if not self.understood.spec.groups:
+            said.append("no axis of this model can be permuted without changing its function")
+        if not self.match.converged:
+            passes = "1 pass" if self.match.passes == 1 else f"{self.match.passes} passes"
+            said.append(f"the matching stopped after {passes} without converging")
+        if self.function.left_out:
+            said.append(f"the function was not verified by running the networks: {self.function.left_out}")
+        said += spec_warnings(self.soundness)
+        return tuple(said)
+
+
+def align_among_ranks(options: AlignOptions, progress: Progress) -> AlignResult:
+    """Run the alignment alone, or as one of several processes; every one returns the first one's result.
+
+    Raises:
+        RebasinError: in every process, where it fails in one.
+    """
+    _, world, local = launched()
+    if world == 1:
+        return Alignment(options, progress).run()
+    device = resolve_device(options.device)
+    if device.type == "cuda" and device.index is None:
+        device = resolve_device(f"cuda:{local}")
+    ranks = ranks_for(device)
+    result, error = None, None
+    run = Alignment(options, progress if ranks.first else Silent(), ranks)
+    try:
+        if ranks.first:
+            result = run.run()
+        else:
+            run.assist()
+    except RebasinError as caught:
+        if caught.agreed:
+            raise
+        error = caught
+    ranks.agree(error)
+    found: AlignResult = ranks.shared(result)
+    return found

@@ -158,7 +158,7 @@ def check_package_reads(before: Path, after: Path) -> None:
             f"{after}: the safetensors package does not find the tensors of {before} in the written file",
             path=after,
             hint="a bug of rebasin or a faulty disk; the output was not kept",
-            slug="proof",
+            slug="verification",
         )
 
 

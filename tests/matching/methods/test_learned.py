@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from rebasin_cli import align
 from rebasin_cli.errors import DataError, UsageError
-from rebasin_cli.verbs.align_result import AlignResult
+from rebasin_cli.verbs.align import AlignResult
 from tests.interpolation.digits import digits, trained
 
 NETS = """
