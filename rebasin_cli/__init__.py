@@ -1,8 +1,8 @@
 """Compare, align, merge and interpolate trained networks.
 
-Every verb of the command line is a function with the same options: `from rebasin_cli import align, interpolate, verify`.
-Results are frozen dataclasses, failures are kinds of `RebasinError`. `rebasin_cli.rules` is for authors of rules for their
-own operations. Names are imported on first use, so `import rebasin_cli` does not import torch.
+Every verb of the command line is a function with the same options: `from rebasin_cli import align, verify`. Results are
+frozen dataclasses, failures are kinds of `RebasinError`. `rebasin_cli.rules` is for authors of rules for their own
+operations. Names are imported on first use, so `import rebasin_cli` does not import torch.
 """
 
 from __future__ import annotations
