@@ -1,35 +1,10 @@
-"""How the axes of each operation's results relate to those of its arguments: one family of operations a file."""
+"""How the axes of each operation's results relate to those of its arguments: one family of operations a file.
 
-from rebasin_cli.symmetry.rules import (
-    attention,
-    convolution,
-    creation,
-    detection,
-    index_meaning,
-    indexing,
-    joining,
-    linear_algebra,
-    matmul,
-    normalization,
-    pointwise,
-    pooling,
-    reduction,
-    view,
-)
+Importing this package imports every file in it, which registers its rules.
+"""
 
-__all__ = [
-    "attention",
-    "convolution",
-    "creation",
-    "detection",
-    "index_meaning",
-    "indexing",
-    "joining",
-    "linear_algebra",
-    "matmul",
-    "normalization",
-    "pointwise",
-    "pooling",
-    "reduction",
-    "view",
-]
+from importlib import import_module
+from pkgutil import iter_modules
+
+for _found in iter_modules(__path__):
+    import_module(f"{__name__}.{_found.name}")
