@@ -22,6 +22,7 @@ from rebasin_cli.checkpoint.checkpoint import ITEM_SIZES
 
 MOST_OPERATIONS = 8_000_000
 LONGEST_PICKLE = 256 << 20
+LARGEST_TUPLE = 1_000_000
 _FORBIDDEN = {"EXT1", "EXT2", "EXT4", "PERSID", "NEXT_BUFFER", "READONLY_BUFFER"}
 _STORAGES = {
     "Float": "float32", "Double": "float64", "Half": "float16", "BFloat16": "bfloat16", "Long": "int64", "Int": "int32",
@@ -94,6 +95,62 @@ class Unpickled:
     storages: Mapping[str, StorageRef]
 
 
+class _TupleSizes:
+    """How many elements each tuple of a pickle has when it is written out, nested ones included.
+
+    A tuple that is used as a key is hashed, and its hash visits shared parts once per use: a pickle of 445 bytes can
+    describe a tuple of 2^60 elements. Other objects count as one: they have no hash, or it is stored. The stack is followed by the effects that `pickletools` documents.
+    """
+
+    def __init__(self) -> None:
+        self._stack: list[int | None] = []  # None is a mark
+        self._memo: dict[int, int] = {}
+
+    def follow(self, operation: pickletools.OpcodeInfo, argument: Any) -> None:
+        """Apply one operation.
+
+        Raises:
+            ValueError: a tuple becomes too large, or the stack has not what the operation takes.
+        """
+        name, stack = operation.name, self._stack
+        if name == "MEMOIZE":
+            self._memo[len(self._memo)] = self._top()
+        elif name in {"PUT", "BINPUT", "LONG_BINPUT"}:
+            self._memo[argument] = self._top()
+        elif name in {"GET", "BINGET", "LONG_BINGET"}:
+            stack.append(self._memo.get(argument, 1))
+        elif name == "DUP":
+            stack.append(self._top())
+        elif name == "MARK":
+            stack.append(None)
+        else:
+            taken = self._take(operation)
+            size = 1
+            if name in {"TUPLE", "TUPLE1", "TUPLE2", "TUPLE3"}:
+                size += sum(taken)
+                if size > LARGEST_TUPLE:
+                    raise ValueError(f"a tuple of more than {LARGEST_TUPLE:,} elements, written out")
+            stack.extend([size] * len(operation.stack_after))
+
+    def _top(self) -> int:
+        if not self._stack:
+            raise ValueError("an operation on an empty stack")
+        return self._stack[-1] or 1
+
+    def _take(self, operation: pickletools.OpcodeInfo) -> list[int]:
+        before, stack = operation.stack_before, self._stack
+        taken: list[int] = []
+        if pickletools.stackslice in before or operation.name == "POP_MARK":
+            while stack and (top := stack.pop()) is not None:
+                taken.append(top)
+        plain = [entry for entry in before if entry not in (pickletools.stackslice, pickletools.markobject)]
+        for _ in plain:
+            if not stack:
+                raise ValueError("an operation on an empty stack")
+            taken.append(stack.pop() or 1)
+        return taken
+
+
 def extent(stream: io.BytesIO | mmap.mmap) -> int:
     """The end of the pickle that begins at the stream's position; its operations are listed, not run.
 
@@ -101,11 +158,13 @@ def extent(stream: io.BytesIO | mmap.mmap) -> int:
         ValueError: not a pickle, cut short, or beyond the limits.
     """
     begin = stream.tell()
+    sizes = _TupleSizes()
     for count, (operation, argument, _position) in enumerate(pickletools.genops(stream)):  # type: ignore[arg-type]
         if operation.name in _FORBIDDEN:
             raise ValueError(f"operation {operation.name} does not belong in a checkpoint")
         if operation.name in {"PUT", "BINPUT", "LONG_BINPUT"} and isinstance(argument, int) and argument > count:
             raise ValueError(f"memo index {argument:,} after {count:,} operations")
+        sizes.follow(operation, argument)
         if count > MOST_OPERATIONS or stream.tell() - begin > LONGEST_PICKLE:
             raise ValueError(f"more than {MOST_OPERATIONS:,} operations or {LONGEST_PICKLE:,} bytes")
     return stream.tell()
@@ -230,7 +289,8 @@ def _bytearray(data: Any = b"", *_encoding: Any) -> Any:
 
 
 def _items(values: Any = ()) -> Any:
-    return tuple(values) if isinstance(values, (list, tuple)) else ()
+    # A list has no hash, so no key can hide a large tuple in it.
+    return list(values) if isinstance(values, (list, tuple)) else []
 
 
 _KNOWN: dict[str, Callable[..., Any]] = {
@@ -245,7 +305,7 @@ _KNOWN: dict[str, Callable[..., Any]] = {
     "builtins.bytearray": _bytearray,
     "builtins.set": _items,
     "builtins.frozenset": _items,
-    "builtins.complex": lambda *parts: parts,
+    "builtins.complex": lambda *parts: list(parts),
 }
 
 

@@ -329,3 +329,27 @@ def test_torch_itself_is_never_asked_to_unpickle(tmp_path: Path) -> None:
     program += "print(o(sys.argv[1]).tensor('w').item())"
     done = subprocess.run([sys.executable, "-c", program, str(path)], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "1.0"
+
+
+@pytest.mark.parametrize("way", ["duplicated", "memo", "set", "frozenset"])
+def test_a_key_that_would_be_hashed_for_ever_is_refused_at_once(tmp_path: Path, way: str) -> None:
+    twice = {"duplicated": b"2\x86", "memo": b"q\x00h\x00h\x00\x86"}.get(way, b"2\x86") * 60
+    program = {
+        "set": b"\x80\x04\x8f()" + twice + b"\x90.",
+        "frozenset": b"\x80\x04()" + twice + b"\x91.",
+    }.get(way, b"\x80\x02})" + twice + b"Ns.")
+    with zipfile.ZipFile(tmp_path / "deep.pt", "w", zipfile.ZIP_STORED) as archive:
+        archive.writestr("a/data.pkl", program)
+        archive.writestr("a/byteorder", "little")
+        archive.writestr("a/version", "3\n")
+    with pytest.raises(CheckpointError, match=r"deep\.pt.*tuple"):
+        open_checkpoint(tmp_path / "deep.pt")
+
+
+def test_tuples_as_keys_and_shared_parts_are_read(tmp_path: Path) -> None:
+    shared = (1, ("two", 3))
+    parts: list[object] = [shared]
+    for _ in range(60):
+        parts = [parts, parts]
+    torch.save({"w": torch.zeros(3), "notes": {shared: 1, (shared, shared): 2}, "parts": parts}, tmp_path / "x.pt")
+    assert [info.key for info in open_checkpoint(tmp_path / "x.pt").infos.values()] == ["w"]
