@@ -99,7 +99,8 @@ class _TupleSizes:
     """How many elements each tuple of a pickle has when it is written out, nested ones included.
 
     A tuple that is used as a key is hashed, and its hash visits shared parts once per use: a pickle of 445 bytes can
-    describe a tuple of 2^60 elements. Other objects count as one: they have no hash, or it is stored. The stack is followed by the effects that `pickletools` documents.
+    describe a tuple of 2^60 elements. Other objects count as one: they have no hash, or it is stored. The stack is
+    followed by the effects that `pickletools` documents.
     """
 
     def __init__(self) -> None:
