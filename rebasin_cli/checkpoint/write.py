@@ -74,6 +74,7 @@ def check_output(
     bytes_needed: int,
     mkdir: bool = False,
     like: Checkpoint | None = None,
+    kept: Iterable[str | Path] = (),
 ) -> None:
     """Refuse an output that cannot or must not be written, before the first tensor is read.
 
@@ -83,6 +84,7 @@ def check_output(
         force: overwrite an existing regular file, even an input.
         bytes_needed: size of the output (`Checkpoint.file_bytes`).
         mkdir: missing parent directories will be made by the writer.
+        kept: files that are read and are not overwritten even with `force`.
         like: the checkpoint whose format the output gets, so that its name and layout can be checked too.
 
     Raises:
@@ -93,6 +95,10 @@ def check_output(
     directory = like is not None and like.format.makes_directory(out)
     if like is not None:
         _check_suffix(out, like)
+    for given in map(Path, kept):
+        if target.exists() and given.exists() and os.path.samefile(given, target):
+            text = f"{out}: the output is the same file as the input {given}, which is never overwritten"
+            raise OutputError(text, path=out, hint="name another -o", slug="same-file")
     _check_target(out, target, [Path(path) for path in inputs], force=force, directory=directory)
     parent = _check_parent(out, target.parent, mkdir=mkdir)
     if bytes_needed > free_space(parent)[0]:

@@ -88,13 +88,19 @@ def _check_sweep(sweep: InterpolateOptions, align: AlignCommandOptions) -> None:
             slug="exists",
         )
     outputs = {**align.files.named(), "result of the sweep": result}
-    check_outputs(outputs, (align.a, align.b), force=True, mkdir=align.mkdir)
+    check_outputs(outputs, (align.a, align.b), force=True, mkdir=align.mkdir, replaceable=align.b)
 
 
 def _run(options: AlignCommandOptions, output: Output) -> None:
     sweep = options.sweep()
     if not options.dry_run:  # before torch is imported: a refusal should not take seconds
-        check_outputs(options.files.named(), [options.a, options.b], force=options.force, mkdir=options.mkdir)
+        check_outputs(
+            options.files.named(),
+            [options.a, options.b],
+            force=options.force,
+            mkdir=options.mkdir,
+            replaceable=options.b,
+        )
         if sweep is not None:
             _check_sweep(sweep, options)
     with output.working() as progress:

@@ -145,7 +145,9 @@ class Alignment:
         check_objective(self.matching.objective)
         if not options.dry_run:
             inputs = [options.a, options.b]
-            check_outputs(options.files.named(), inputs, force=options.force, mkdir=options.mkdir)
+            check_outputs(
+                options.files.named(), inputs, force=options.force, mkdir=options.mkdir, replaceable=options.b
+            )
         self.device = resolve_device(self.matching.device)
 
     def _read(self) -> None:
@@ -158,7 +160,8 @@ class Alignment:
         if not options.dry_run:
             check_output(
                 options.files.out,
-                [*a.files, *b.files],
+                b.files,
+                kept=a.files,
                 force=options.force,
                 bytes_needed=b.file_bytes,
                 mkdir=options.mkdir,

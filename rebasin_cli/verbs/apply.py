@@ -67,7 +67,13 @@ def run_apply(options: ApplyOptions) -> ApplyResult:
     listener = options.progress or Silent()
     clock = PhaseClock("read", "write")
     saved_path, source_path, out_path = options.permutations, options.checkpoint, options.out
-    check_outputs({"output": out_path}, [saved_path, source_path], force=options.force, mkdir=options.mkdir)
+    check_outputs(
+        {"output": out_path},
+        [saved_path, source_path],
+        force=options.force,
+        mkdir=options.mkdir,
+        replaceable=source_path,
+    )
     listener.phase("reading")
     with clock.phase("read"):
         saved = SavedPermutations.load(saved_path)

@@ -57,16 +57,19 @@ class OutputFiles:
         return {what: path for what, path in files.items() if path is not None}
 
 
-def check_outputs(outputs: Mapping[str, Path], inputs: Iterable[Path], *, force: bool, mkdir: bool) -> None:
+def check_outputs(
+    outputs: Mapping[str, Path], inputs: Iterable[Path], *, force: bool, mkdir: bool, replaceable: Path | None = None
+) -> None:
     """Refuse outputs that coincide, exist, are inputs, or lie where nothing can be written.
 
     Args:
         outputs: path by what it is for ("output", "report", …).
         mkdir: a missing directory is not refused, the writer will make it.
+        replaceable: the only input that `force` lets be overwritten, and only by the "output".
 
     Raises:
         UsageError: two outputs are one file.
-        OutputError: anything else. `force` lets existing files be overwritten; of the inputs, only by the "output".
+        OutputError: anything else. `force` lets existing files be overwritten.
     """
     seen: dict[str, str] = {}
     for what, path in outputs.items():
@@ -74,19 +77,26 @@ def check_outputs(outputs: Mapping[str, Path], inputs: Iterable[Path], *, force:
         if where in seen:
             raise UsageError(f"{path}: the {what} and the {seen[where]} would be the same file")
         seen[where] = what
-        _check_output(what, path, inputs, force=force, mkdir=mkdir)
+        _check_input(what, path, inputs, replaceable if what == "output" else None, force=force)
+        _check_output(what, path, force=force, mkdir=mkdir)
 
 
-def _check_output(what: str, path: Path, inputs: Iterable[Path], *, force: bool, mkdir: bool) -> None:
-    replaceable = what == "output"  # B's file may become B reordered; anything else would lose what it is made from
+def _check_input(what: str, path: Path, inputs: Iterable[Path], replaceable: Path | None, *, force: bool) -> None:
+    """Refuse an output that is an input: B may be replaced by B permuted, all else would be lost."""
     for source in inputs:
-        if _same_file(path, source) and not (force and replaceable):
+        if _same_file(path, source):
+            may = source == replaceable
+            if may and force:
+                continue
             raise OutputError(
                 f"{path}: the {what} is the same file as the input {source}",
                 path=path,
-                hint="choose another name" + (" with -o, or --force to replace the input" if replaceable else ""),
+                hint="choose another name" + (" with -o, or --force to replace the input" if may else ""),
                 slug="same-file",
             )
+
+
+def _check_output(what: str, path: Path, *, force: bool, mkdir: bool) -> None:
     if os.path.lexists(path):
         if path.exists() and not path.is_file() and not path.is_dir():
             raise OutputError(f"{path}: the {what} is not a regular file; it is left alone", path=path)

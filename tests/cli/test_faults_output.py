@@ -53,6 +53,22 @@ def test_an_output_that_is_an_input_is_refused(run: Runner, place: Path, way: st
     assert (place / "b.safetensors").read_bytes() == before
 
 
+@pytest.mark.parametrize("way", ["itself", "dots", "symlink", "hardlink"])
+def test_the_reference_is_never_overwritten_even_with_force(run: Runner, place: Path, way: str) -> None:
+    out = {"itself": "a.safetensors", "dots": "./sub/../a.safetensors"}.get(way, "link.safetensors")
+    (place / "sub").mkdir()
+    if way == "symlink":
+        (place / out).symlink_to("a.safetensors")
+    if way == "hardlink":
+        os.link(place / "a.safetensors", place / out)
+    before = (place / "a.safetensors").read_bytes()
+    refused = run(*ALIGN, "-o", out, "--force")
+    expect_refusal(refused, 6, r"same file")
+    assert "--force" not in refused.err
+    assert (place / "a.safetensors").read_bytes() == before
+    assert run(*ALIGN, "-o", "b.safetensors", "--force").code == 0
+
+
 def test_a_missing_directory_is_named_and_made_on_request(run: Runner, place: Path) -> None:
     expect_refusal(run(*ALIGN, "-o", "new/deep/c.safetensors"), 6, r"(?=.*new/deep)(?=.*--mkdir|.*mkdir -p)")
     assert run(*ALIGN, "-o", "new/deep/c.safetensors", "--mkdir").code == 0
