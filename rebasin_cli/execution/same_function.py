@@ -22,7 +22,7 @@ from rebasin_cli.model.example_input import ExampleInput
 
 LARGE = 10_000_000
 UNMOVED = "no unit moved: every tensor is B's own, bit for bit"
-SILENT = "all outputs are zero, so that being equal shows nothing"
+SILENT = "all outputs are zero, so their equality shows nothing"
 
 
 @dataclass(frozen=True, slots=True)

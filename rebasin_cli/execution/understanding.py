@@ -82,7 +82,7 @@ def understand(
     if strict and understanding.unknown_ops:
         raise ModelError(
             f"{choice.spec}: no rule for {understanding.unknown_ops[0]}",
-            hint="give a rule with --rules; without --strict, what it touches keeps its order",
+            hint="give a rule with --rules; without --strict, the axes it touches are not permuted",
             slug="unknown-op",
         )
     return understanding

@@ -349,12 +349,12 @@ class Alignment:
         said = []
         if self.pair.subject.note:
             said.append(self.pair.subject.note)
-        said += [f"no rule for {op}: its axes are not permuted" for op in self.understood.unknown_ops]
+        said += [f"no rule for {op}: the axes it touches are not permuted" for op in self.understood.unknown_ops]
         for weights in (self.pair.a, self.pair.b):
             extra = weights.keys_in_file.extra
             if extra:
                 said.append(
-                    f"{weights.checkpoint.path}: {len(extra)} tensors that the model does not have were ignored"
+                    f"{weights.checkpoint.path}: {len(extra)} tensors that the model does not have were not aligned"
                 )
         if not self.understood.spec.groups:
             said.append("no axis of this model can be permuted without changing its function")

@@ -108,7 +108,7 @@ def run_apply(options: ApplyOptions) -> ApplyResult:
         sha256={"checkpoint": provenance["rebasin.sha256.source"], "out": digest},
         provenance=saved.provenance,
         seconds=clock.seconds(),
-        warnings=(f"{extra} tensors that the model does not have were passed on as they are",) if extra else (),
+        warnings=(f"{extra} tensors that the model does not have were copied unchanged",) if extra else (),
     )
 
 

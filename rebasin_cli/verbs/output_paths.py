@@ -99,7 +99,7 @@ def _check_input(what: str, path: Path, inputs: Iterable[Path], replaceable: Pat
 def _check_output(what: str, path: Path, *, force: bool, mkdir: bool) -> None:
     if os.path.lexists(path):
         if path.exists() and not path.is_file() and not path.is_dir():
-            raise OutputError(f"{path}: the {what} is not a regular file; it is left alone", path=path)
+            raise OutputError(f"{path}: the {what} is not a regular file, and is not overwritten", path=path)
         if not force:
             raise OutputError(
                 f"{path}: the {what} exists",
@@ -121,7 +121,7 @@ def _check_directory(what: str, parent: Path, *, mkdir: bool) -> None:
             slug="no-directory",
         )
     if not parent.is_dir():
-        raise OutputError(f"{parent}: not a directory, so the {what} cannot lie in it", path=parent)
+        raise OutputError(f"{parent}: not a directory, so the {what} cannot be written there", path=parent)
     if not os.access(parent, os.W_OK | os.X_OK):
         raise OutputError(
             f"{parent}: no permission to write the {what} in this directory", path=parent, slug="permission"

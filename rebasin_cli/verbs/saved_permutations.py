@@ -57,16 +57,16 @@ class SavedPermutations:
             raise CheckpointError(f"{path}: cannot be read: {error.strerror}", path=path) from error
         except (UnicodeDecodeError, ValueError, RecursionError) as error:
             raise CheckpointError(
-                f"{path}: not a file of permutations (expected JSON)",
+                f"{path}: not a saved alignment (expected JSON)",
                 path=path,
-                hint="such files are written by 'rebasin align --save-permutations FILE'",
+                hint="such files are written by 'rebasin align --save-alignment FILE'",
             ) from error
         if not isinstance(document, dict) or document.get("schema") != SCHEMA:
             seen = document.get("schema") if isinstance(document, dict) else type(document).__name__
             raise CheckpointError(
-                f"{path}: not a file of permutations: expected schema {SCHEMA!r}, found {seen!r}",
+                f"{path}: not a saved alignment: expected schema {SCHEMA!r}, found {seen!r}",
                 path=path,
-                hint="such files are written by 'rebasin align --save-permutations FILE'",
+                hint="such files are written by 'rebasin align --save-alignment FILE'",
             )
         try:
             saved = SavedPermutations(

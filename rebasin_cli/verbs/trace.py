@@ -182,7 +182,7 @@ def run_trace(options: TraceOptions) -> TraceResult:
         peak_rss_bytes=peak_rss_bytes(),
         out=outputs["output"],
         warnings=(
-            *(f"no rule for {op}: what it touches keeps its order" for op in understood.unknown_ops),
+            *(f"no rule for {op}: the axes it touches are not permuted" for op in understood.unknown_ops),
             *understood.unused_rules,
             *notes,
         ),

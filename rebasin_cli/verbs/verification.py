@@ -165,7 +165,7 @@ def with_spec(check: FunctionCheck, soundness: SoundnessCheck) -> FunctionCheck:
     notes = [check.note] if check.note else []
     if check.note == SILENT:
         notes = [
-            "B's outputs are all zero, also on random weights: running the networks verifies nothing"
+            "B's outputs are all zero, also on random weights: running the networks shows nothing"
             if soundness.silent
             else f"B's outputs are all zero; on random weights the relative error is {soundness.max_relative_error:.3g}"
         ]
@@ -192,13 +192,13 @@ def spec_warnings(soundness: SoundnessCheck) -> tuple[str, ...]:
     if unseen:
         counted = "1 group" if unseen == 1 else f"{unseen} groups"
         said.append(
-            f"in {counted} a tensor could be left behind without a visible effect, because the "
+            f"in {counted} leaving one tensor unpermuted has no visible effect, because the "
             f"outputs do not depend on it: {_listed(soundness.power.unseen)}"
         )
     if soundness.power.unknown:
         said.append(f"whether the verification could see every tensor: {soundness.power.unknown}")
     if soundness.silent:
-        said.append("all outputs are zero on random weights, so the verification of the groups shows nothing")
+        said.append("all outputs are zero on random weights, so the groups cannot be verified")
     return tuple(said)
 
 

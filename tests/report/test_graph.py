@@ -152,7 +152,7 @@ def test_an_svg_is_readable_in_light_and_dark() -> None:
     text = svg(stream())
     root = ElementTree.fromstring(text)
     words = [element.text for element in root.iter("{http://www.w3.org/2000/svg}text")]
-    assert {"up", "Linear  12x8 → ReLU", "blocks.0  Block", "pinned: keeps its order"} <= set(words)
+    assert {"up", "Linear  12x8 → ReLU", "blocks.0  Block", "pinned: not permuted"} <= set(words)
     assert "prefers-color-scheme: dark" in text
     assert 'class="page"' in text
 

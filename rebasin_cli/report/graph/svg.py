@@ -88,7 +88,7 @@ def _key(graph: Graph, shown: tuple[ShownGroup, ...]) -> Iterator[str]:
         yield f'<text class="note" x="{_n(MARGIN + 20)}" y="{_n(y)}">and {counted(rest, "group")} more</text>'
         y += LEGEND_ROW
     yield _swatch(y, PINNED)
-    yield f'<text class="note" x="{_n(MARGIN + 20)}" y="{_n(y)}">pinned: keeps its order</text>'
+    yield f'<text class="note" x="{_n(MARGIN + 20)}" y="{_n(y)}">pinned: not permuted</text>'
     notes = ["upper edge: what it reads", "lower edge: what it makes"]
     if len({group.colour for group in graph.groups}) < len(graph.groups):
         notes.append("colours inside blocks come again")
