@@ -177,7 +177,7 @@ _rebasin() {
         models) : ;;
         demo) _rebasin_paths "$current" ;;
         completions) _rebasin_words 'bash zsh fish' "$current" ;;
-        help) _rebasin_words 'exit-codes model-specs data methods terms config align apply completions demo env help inspect interpolate models trace verify' "$current" ;;
+        help) _rebasin_words 'exit-codes model-specs data methods formats terms config align apply completions demo env help inspect interpolate models trace verify' "$current" ;;
     esac
 }
 complete -F _rebasin rebasin

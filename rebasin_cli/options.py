@@ -21,7 +21,9 @@ import sys
 import types
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
+from difflib import get_close_matches
 from functools import cache, wraps
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, Union, cast, get_args, get_origin
 
@@ -173,7 +175,9 @@ class Option:
         if value is None:
             return
         if self.choices and isinstance(value, str) and value not in self.choices:
-            raise UsageError(f"{self.flag} {value}: unknown", hint=f"choose from {', '.join(self.choices)}")
+            near = get_close_matches(value, self.choices, 1)
+            meant = f", did you mean {near[0]}?" if near else ""
+            raise UsageError(f"{self.flag} {value}: unknown{meant}", hint=f"choose from {', '.join(self.choices)}")
         if self.kind in ("int", "float") and (self.at_least is not None or self.at_most is not None):
             low, high = self.at_least, self.at_most
             if (low is not None and not value >= low) or (high is not None and not value <= high):
@@ -271,8 +275,21 @@ def _converted(entry: Option, value: Any) -> Any:
         items = (value,) if isinstance(value, (str, Path)) else value
         return tuple(Path(item) for item in items) if entry.kind == "path" else tuple(items)
     if entry.kind == "path":
-        return value if isinstance(value, Path) else Path(value)
-    return value
+        return value if isinstance(value, Path) else Path(_text(entry, value))
+    return _text(entry, value) if entry.kind == "text" else value
+
+
+def _text(entry: Option, value: Any) -> Any:
+    """The value, if it is a text or a path.
+
+    Raises:
+        UsageError: it is something else, such as a module where its name is expected.
+    """
+    if isinstance(value, (str, PathLike)):
+        return value
+    expected = "a path" if entry.kind == "path" else "a text"
+    hint = "models are named by a text, such as 'net.py:build'" if entry.completes == "model" else None
+    raise UsageError(f"{entry.name} must be {expected}, not {type(value).__name__}", hint=hint)
 
 
 @cache
@@ -394,9 +411,15 @@ def _docstring(text: str, entries: Iterable[Option]) -> str:
     """The text with a section `Args:` before `Raises:` and `Returns:`, or at its end."""
     lines = inspect.cleandoc(text).split("\n")
     cut = next((place for place, line in enumerate(lines) if line in ("Raises:", "Returns:")), len(lines))
-    described = ["Args:", *(f"    {entry.name}: {entry.help}{_default_note(entry)}" for entry in entries), ""]
+    described = ["Args:", *(f"    {entry.name}: {_described(entry)}{_default_note(entry)}" for entry in entries), ""]
     head = lines[:cut] if not lines[:cut] or not lines[:cut][-1] else [*lines[:cut], ""]
     return "\n".join([*head, *described, *lines[cut:]]).rstrip() + "\n"
+
+
+def _described(entry: Option) -> str:
+    """The help text of the command line, for the argument of a function."""
+    text = entry.help.removesuffix(" Repeatable.")
+    return f"If False: {text[0].lower()}{text[1:]}" if entry.inverted else text
 
 
 def _default_note(entry: Option) -> str:

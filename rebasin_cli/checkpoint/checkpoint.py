@@ -83,6 +83,7 @@ class Checkpoint(abc.ABC):
         format: the format of the file.
         path: the path that the user gave.
         files: every file the tensors come from, in reading order (for a sharded checkpoint the index comes last).
+        others: entries of the file beside the state dict that hold tensors, such as an optimizer's.
         wrapper: the keys that lead from the file's outermost mapping to the state dict, or None where that is the
             outermost one (for safetensors: the prefix that `key` selected).
         infos: header entries by file key, in file order; nothing else of the tensors has been read.
@@ -95,6 +96,7 @@ class Checkpoint(abc.ABC):
     path: Path
     files: tuple[Path, ...]
     wrapper: tuple[str, ...] | None
+    others: tuple[str, ...] = ()
     infos: Mapping[str, TensorInfo]
     metadata: Mapping[str, str]
     ties: tuple[tuple[str, ...], ...]

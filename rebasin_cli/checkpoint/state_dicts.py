@@ -62,6 +62,33 @@ def find_state_dict(
     return _walk(root, leading[0])
 
 
+def other_entries(root: Any, chosen: Mapping[Any, Any], is_tensor: IsTensor) -> tuple[str, ...]:
+    """The outermost entries of `root`, beside the chosen state dict, in which tensors are found."""
+    if root is chosen or not isinstance(root, Mapping):
+        return ()
+    found: list[str] = []
+    for name, value in root.items():
+        if value is chosen:
+            continue
+        if isinstance(value, Mapping) and any(inner is chosen for inner in value.values()):
+            within = other_entries(value, chosen, is_tensor)
+            found += [f"{name}.{inner}" for inner in within]
+        elif _has_tensor(value, is_tensor, chosen, set()):
+            found.append(str(name))
+    return tuple(found)
+
+
+def _has_tensor(value: Any, is_tensor: IsTensor, chosen: object, seen: set[int]) -> bool:
+    """Whether there is a tensor in it; shared parts are visited once."""
+    if is_tensor(value):
+        return True
+    if value is chosen or id(value) in seen or not isinstance(value, (Mapping, list, tuple)):
+        return False
+    seen.add(id(value))
+    inner = value.values() if isinstance(value, Mapping) else value
+    return any(_has_tensor(one, is_tensor, chosen, seen) for one in inner)
+
+
 def chosen_prefix(path: Path, keys: Collection[str], *, key: str | None, ema: bool) -> str | None:
     """The same choice in a flat file, whose wrappers are prefixes: `model_ema` for `model_ema.conv.weight`."""
     _not_both(key, ema)

@@ -28,7 +28,7 @@ _EXPECTED: dict[str, tuple[type, ...]] = {
 
 def config_key(option: Option) -> str:
     """The option's name in a configuration file: its long spelling without the dashes."""
-    return option.name.replace("_", "-") if option.positional or option.inverted else option.flag[2:]
+    return option.name.replace("_", "-") if option.positional else option.flag[2:]
 
 
 def read_config(path: Path, verb: str, options: Iterable[Option]) -> dict[str, Any]:
@@ -47,7 +47,7 @@ def read_config(path: Path, verb: str, options: Iterable[Option]) -> dict[str, A
     table = tables.get(verb, {})
     if not isinstance(table, Mapping):
         raise UsageError(f"{path}: {verb} is not a table", path=path, hint=f"write [{verb}] above its options")
-    known = {spelled: option for option in options for spelled in (config_key(option), option.name)}
+    known = {spelled: option for option in options for spelled in (option.name, config_key(option))}
     found = {}
     for key, value in table.items():
         if key not in known:
@@ -55,7 +55,8 @@ def read_config(path: Path, verb: str, options: Iterable[Option]) -> dict[str, A
             meant = f", did you mean {near[0]}?" if near else ""
             raise UsageError(f"{path}: [{verb}] has the unknown option {key}{meant}", path=path)
         option = known[key]
-        found[option.name] = _value(option, value, f"{path}: [{verb}] {key}")
+        given = _value(option, value, f"{path}: [{verb}] {key}")
+        found[option.name] = not given if option.inverted and key == config_key(option) else given
     return found
 
 
@@ -86,7 +87,7 @@ def config_text(verb: str, values: Iterable[tuple[Option, Any]]) -> str:
         if option.mapping:
             tables += ["", f"[{verb}.{config_key(option)}]", *(f"{_key(k)} = {_toml(v)}" for k, v in value.items())]
         else:
-            lines.append(f"{config_key(option)} = {_toml(value)}")
+            lines.append(f"{config_key(option)} = {_toml(not value if option.inverted else value)}")
     return "\n".join([*lines, *tables]) + "\n"
 
 

@@ -91,7 +91,9 @@ def _grouped(entries: Iterable[Option]) -> list[tuple[str, list[Option]]]:
     groups: dict[str, list[Option]] = {group: [] for group in GROUPS}
     for entry in sorted(entries, key=lambda entry: not entry.required):
         groups.setdefault(entry.group, []).append(entry)
-    return [(group, found) for group, found in groups.items() if found]
+    last = GROUPS[-1]  # groups that are not listed stand before the general options
+    ordered = [*(group for group in groups if group != last), last]
+    return [(group, groups[group]) for group in ordered if groups[group]]
 
 
 def _spelling(entry: Option) -> str:

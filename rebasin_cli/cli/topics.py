@@ -95,6 +95,13 @@ def _methods(columns: int) -> str:
     ])  # fmt: skip
 
 
+def _formats(columns: int) -> str:
+    from rebasin_cli.report import formats
+
+    listed = [("json", "one JSON document, for programs"), *((name, formats.help_of(name)) for name in formats.names())]
+    return "\n".join(["Values of --format:", *rows(listed, columns, indent=12)])
+
+
 def _terms(columns: int) -> str:
     terms = (
         ("unit", "one index along a permutable axis: a channel, a neuron, a head"),
@@ -108,6 +115,7 @@ def _terms(columns: int) -> str:
             "the largest increase of the loss on the line over the linear interpolation of the losses at its ends",
         ),
         ("similarity", "the inner product of A's parameters with those of B; cosine: normalized to at most 1"),
+        ("inside", "the group whose blocks hold the units of this group, such as the heads of an attention layer"),
         ("pass", "one visit to every axis group during matching"),
         ("noise floor", "the difference of the outputs that rounding alone explains, measured in float64"),
         ("before, after alignment", "B as it is in its file; B permuted ('naive' and 'matched' in JSON)"),
@@ -134,6 +142,7 @@ TOPICS = (
     Topic("model-specs", "values of --model, and the example input", _model_specs),
     Topic("data", "values of --data", _data),
     Topic("methods", "matching methods, search efforts, starting points", _methods),
+    Topic("formats", "values of --format", _formats),
     Topic("terms", "the terms that output and help use", _terms),
     Topic("config", "options from a configuration file", _config),
 )

@@ -39,8 +39,10 @@ class AlignCommandOptions(AlignOptions):
             UsageError: the sweep is impossible after this alignment.
         """
         if self.interpolate is None:
-            if self.recalibrate is not None or self.repair:
-                raise UsageError("--recalibrate and --repair apply to interpolated networks: give --interpolate DATA")
+            if self.recalibrate is not None or self.repair or self.steps != 10:
+                raise UsageError(
+                    "--steps, --recalibrate and --repair apply to interpolated networks: give --interpolate DATA"
+                )
             return None
         if self.dry_run:
             raise UsageError("--interpolate needs the aligned checkpoint, which --dry-run does not write")

@@ -8,7 +8,7 @@ from dataclasses import replace
 from rebasin_cli.cli.command import VerbCommand
 from rebasin_cli.cli.output import Output
 from rebasin_cli.cli.ranks import this_rank
-from rebasin_cli.errors import GateExceeded
+from rebasin_cli.errors import GateExceeded, UsageError
 from rebasin_cli.options import command_line, option, options_class
 from rebasin_cli.verbs.interpolate import InterpolateOptions, InterpolateResult, run_interpolate
 
@@ -30,6 +30,8 @@ def _run(options: InterpolateCommandOptions, output: Output) -> None:
         from rebasin_cli.report.plot import check_plot
 
         check_plot(options.plot)
+    if options.fail_above is not None and options.steps < 2:
+        raise UsageError("--fail-above needs --steps 2 or more: one step evaluates nothing between the checkpoints")
     with output.working() as progress:
         try:
             result = run_interpolate(replace(options, progress=progress))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,7 +95,7 @@ def _open_folder(root: Path, options: DataOptions, model: ModelView) -> BatchSou
     mapped = map_classes(listing.folders, classes, model.names, str(root))
     dataset = FolderDataset(listing, mapped, transform)
     said = f"{root}: {{}} images in {len(listing.folders)} class folders by {mapped.rule}; {transform.text}"
-    names = "\n".join(path[len(str(root)) :] for path, _ in listing.files)
+    names = "\n".join(f"{path[len(str(root)) :]}|{_size_and_time(path)}" for path, _ in listing.files)
     return _sampled(dataset, options, None, str(root), said, f"{mapped.numbers}|{transform.text}|{names}")
 
 
@@ -105,7 +107,7 @@ def _open_arrays(path: Path, options: DataOptions, model: ModelView) -> BatchSou
     said = f"{path}: {{}} samples of shape {tuple(x.shape[1:])}" + (
         f"; {model.transform.text}" if model.transform else ""
     )
-    return _sampled(dataset, options, classes, str(path), said, f"{x.shape}|{x.dtype}|{said}")
+    return _sampled(dataset, options, classes, str(path), said, f"{x.shape}|{x.dtype}|{said}|{file_identity(path)}")
 
 
 def _open_set(spec: str, options: DataOptions, model: ModelView) -> BatchSource:
@@ -157,6 +159,26 @@ def _sampled(
         description=said.format(count),
         identity=identity,
     )
+
+
+HASHED_BYTES = 256 << 20
+"""Files up to this size are identified by their contents, larger ones by size and time of change."""
+
+
+def file_identity(path: Path) -> str:
+    """A text that changes when the file does."""
+    if path.stat().st_size > HASHED_BYTES:
+        return _size_and_time(path)
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while chunk := stream.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _size_and_time(path: str | Path) -> str:
+    status = os.stat(path)
+    return f"{status.st_size}|{status.st_mtime_ns}"
 
 
 def _first_batch(dataset: Any, origin: str) -> Batch:

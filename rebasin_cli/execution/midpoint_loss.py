@@ -52,7 +52,14 @@ class MidpointLoss:
         if class_count(output, batch.target) is not None:
             logits = logits_of(output)
             assert logits is not None
-            return F.cross_entropy(logits.float(), batch.target.long(), ignore_index=IGNORED)
+            classes, target = logits.shape[1], batch.target.long()
+            wrong = target[(target != IGNORED) & ((target < 0) | (target >= classes))]
+            if len(wrong):
+                raise DataError(
+                    f"class number {int(wrong[0])} in the data, but the model has {classes} classes, from 0",
+                    slug="labels",
+                )
+            return F.cross_entropy(logits.float(), target, ignore_index=IGNORED)
         with torch.no_grad():
             wanted = [self._run(end, batch, by_batch=False) for end in self._ends]
         return _distance(output, wanted)

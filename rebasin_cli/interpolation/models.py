@@ -37,8 +37,7 @@ class SweepModels:
         curves: Curves,
         choice: ModelChoice,
         *,
-        key: str | None,
-        ema: bool,
+        states: Mapping[Path, tuple[str | None, bool]],
         ignore_extra: bool,
         mode: Mode,
         steps: int,
@@ -49,7 +48,7 @@ class SweepModels:
         """Open the files by their headers, match them with the model, then check every tensor once.
 
         Args:
-            key, ema: which state dict of each file is read, see `Source`.
+            states: which state dict of each file is read, as (key, ema); see `Source`.
             steps: intervals on each segment, see `grid`.
 
         Raises:
@@ -57,7 +56,7 @@ class SweepModels:
             NumericalError: a tensor holds NaN or infinities.
         """
         files = dict.fromkeys(path for row in curves.values() for path in row)
-        opened = {path: Source(path, key, ema).open() for path in files}
+        opened = {path: Source(path, *states.get(path, (None, False))).open() for path in files}
         first_curve = next(iter(curves.values()))
         subject = open_subject(choice, file_shapes(opened[first_curve[-1]]))
         weights = {

@@ -90,7 +90,9 @@ def barrier(points: Sequence[SweepPoint]) -> Barrier:
 
 
 def highest_rise(points: Sequence[tuple[int, float, float | None]]) -> float | None:
-    """The largest rise above the linear interpolation of the values at the segment's ends.
+    """The largest rise above the linear interpolation of the values at the segment's ends, at least 0.
+
+    None if a segment has no point between its ends, or a value is missing.
 
     Args:
         points: (segment, lam, value) each.
@@ -101,11 +103,11 @@ def highest_rise(points: Sequence[tuple[int, float, float | None]]) -> float | N
         a, b = row.get(0.0), row.get(1.0)
         if a is None or b is None:
             return None
-        for lam, value in row.items():
-            if value is None:
-                return None
-            found.append(0.0 if lam in (0.0, 1.0) else value - (a + lam * (b - a)))
-    return max(found) if found else None
+        inner = {lam: value for lam, value in row.items() if lam not in (0.0, 1.0)}
+        if not inner or any(value is None for value in inner.values()):
+            return None  # nothing between the ends was measured, or not all of it
+        found += [value - (a + lam * (b - a)) for lam, value in inner.items() if value is not None]
+    return max(0.0, *found) if found else None
 
 
 def best(curves: Mapping[str, Sequence[SweepPoint]]) -> Best | None:

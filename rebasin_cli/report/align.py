@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from rebasin_cli.execution.same_function import FunctionCheck
+from rebasin_cli.matching.weighing import PLAIN
 from rebasin_cli.report.layout import Document, Lines, Part, Rows, document, facts, rows, text
 from rebasin_cli.report.text import counted, number, seconds, share, shell, size
 from rebasin_cli.verbs.align import AlignResult
@@ -46,12 +47,21 @@ def found_groups(result: AlignResult) -> str:
 def verdict(result: AlignResult) -> str:
     """What the numbers mean, in one sentence; it goes no further than they do."""
     if not result.groups:
-        return "No axis of this model can be permuted without changing its function: the output equals B."
-    if result.already_aligned:
-        return "No permutation was found that makes B more similar to A, so its units keep their order."
+        return "There is no axis group to permute: the output equals B."
+    if result.moved_units == 0:
+        return _unmoved(result)
     if result.distance.after <= 1e-6 * max(result.distance.before, 1e-30):
         return "B is a permuted copy of A: after alignment the two agree."
     return "B is aligned to A; its function is unchanged."
+
+
+def _unmoved(result: AlignResult) -> str:
+    """Why B is as it was, no more certain than the search was."""
+    if result.already_aligned:
+        return "No permutation was found that makes B more similar to A, so its units keep their order."
+    if result.criterion.name == PLAIN:
+        return "The search stopped before it found a permutation that makes B more similar to A: the output equals B."
+    return f"No permutation was found with a better {result.criterion.name} than B as it is: the output equals B."
 
 
 def criterion(result: AlignResult) -> list[tuple[str, object]]:

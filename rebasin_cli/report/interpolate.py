@@ -41,18 +41,20 @@ def verdict(result: InterpolateResult) -> str:
     """What the numbers mean, in one sentence; it goes no further than they do."""
     naive, matched = result.barrier["naive"].loss, result.barrier.get("matched", Barrier(None, None)).loss
     if naive is None and matched is None:
+        if result.steps < 2:
+            return "The barrier is unknown: with one step, no network between the checkpoints is evaluated."
         return "The barrier is unknown: values on the line are missing or not finite."
     if matched is None:
         return (
-            f"No barrier: on {_samples(result)}, the loss between the checkpoints does not rise above the line between "
-            f"their losses by more than {NO_BARRIER:.0%}."
+            f"No loss barrier: on {_samples(result)}, the loss between the checkpoints does not rise above the line "
+            f"between their losses by more than {NO_BARRIER:.0%}."
             if _flat(result, "naive")
             else f"Barrier: the loss rises by {number(naive)} above the line between the checkpoints' losses."
         )
     if _flat(result, "matched"):
         if naive is not None and _flat(result, "naive"):
-            return f"No barrier on {_samples(result)}, before or after alignment."
-        return f"After alignment there is no barrier on {_samples(result)}."
+            return f"No loss barrier on {_samples(result)}, before or after alignment."
+        return f"After alignment there is no loss barrier on {_samples(result)}."
     if naive is None:
         return f"After alignment the barrier is {number(matched)}."
     if matched < naive:

@@ -109,6 +109,8 @@ def _soundness(result: TraceResult) -> str:
         return "not checked (--no-verify)"
     if result.verified.silent:
         return "not verified: on random weights the model's outputs are empty or zero"
+    if not result.spec.groups:
+        return "nothing to verify: there is no axis group"
     error = number(result.verified.max_relative_error)
     return f"unchanged under random permutations of all groups: relative error {error}"
 

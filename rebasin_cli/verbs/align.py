@@ -116,6 +116,15 @@ class MovedGroup:
 
 
 @dataclass(frozen=True, slots=True)
+class Sibling:
+    """Another entry of B's file that holds tensors, such as an optimizer's state; `moved`: whether it was permuted."""
+
+    path: str
+    kind: str
+    moved: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Change:
     """A measure before and after the alignment."""
 
@@ -139,9 +148,11 @@ class Objective:
 class AlignResult(Result):
     """The outcome of one alignment; field for field the `data` of `rebasin align --json`.
 
-    `cosine` and `distance` (L2) are over the model's parameters. `out`, `report` and `sha256["out"]` are None after a
-    dry run. Seconds are wall-clock, by phase; `peak_rss_bytes` counts mapped file pages too. `matched` has the
-    permutations themselves, int64 index tensors by axis group (`new[i] = old[perm[i]]`); they are not part of the JSON.
+    `cosine` and `distance` (L2) are over the model's parameters. `state` says for `a` and `b` which state dict of the
+    file was read, as `key` and `ema` name it, and where it was found (`found`). `out`, `report` and `sha256["out"]` are
+    None after a dry run. Seconds are wall-clock, by phase; `peak_rss_bytes` counts mapped file pages too. `matched` has
+    the permutations themselves, int64 index tensors by axis group (`new[i] = old[perm[i]]`); they are not part of the
+    JSON.
     """
 
     a: Path
@@ -155,6 +166,8 @@ class AlignResult(Result):
     input: str
     inputs: tuple[str, ...]
     input_file: Path | None
+    state: Mapping[str, Mapping[str, Any]]
+    siblings: tuple[Sibling, ...]
     method: str
     start: str
     seed: int

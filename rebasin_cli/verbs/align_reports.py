@@ -26,6 +26,8 @@ class AlignReport:
     model: str
     model_args: Mapping[str, Any]
     inputs: tuple[str, ...]
+    states: Mapping[Path, tuple[str | None, bool]]
+    sha256: Mapping[Path, str]
 
 
 def newest_report(directory: Path) -> AlignReport:
@@ -53,15 +55,28 @@ def read_report(path: Path) -> AlignReport:
     data = _document(path)
     if data is None:
         raise UsageError(f"{path}: not an align report, or that of a failed or a dry run")
+    a, b, out = (_existing(path, str(data[name])) for name in ("a", "b", "out"))
+    state, sha256 = data.get("state") or {}, data.get("sha256") or {}
+    of_a, of_b = (_state(state.get(name)) for name in "ab")
     return AlignReport(
         path=path,
-        a=_existing(path, str(data["a"])),
-        b=_existing(path, str(data["b"])),
-        out=_existing(path, str(data["out"])),
+        a=a,
+        b=b,
+        out=out,
         model=str(data["model"]),
         model_args=dict(data.get("model_args") or {}),
         inputs=_inputs(str(data.get("input") or "")),
+        states={a: of_a, b: of_b, out: of_b},
+        sha256={file: str(sha256[name]) for name, file in (("a", a), ("b", b), ("out", out)) if sha256.get(name)},
     )
+
+
+def _state(found: Any) -> tuple[str | None, bool]:
+    """Which state dict of a file was read: its key, and whether the moving average was taken."""
+    if not isinstance(found, dict):
+        return None, False
+    key = found.get("key")
+    return (None if key is None else str(key)), bool(found.get("ema"))
 
 
 def _looks_right(path: Path) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from torch import Tensor
 
@@ -17,7 +17,7 @@ from rebasin_cli import __version__
 from rebasin_cli.checkpoint.atomic import write_text_atomically
 from rebasin_cli.checkpoint.write import check_output
 from rebasin_cli.data.ranks import ALONE, Ranks, launched, ranks_for
-from rebasin_cli.errors import RebasinError
+from rebasin_cli.errors import RebasinError, few
 from rebasin_cli.execution.closeness import Closeness
 from rebasin_cli.execution.data_inputs import sample_inputs_from_data
 from rebasin_cli.execution.device import resolve_device
@@ -25,12 +25,13 @@ from rebasin_cli.execution.pair import Pair, Source, check_all_finite, open_pair
 from rebasin_cli.execution.same_function import FunctionCheck
 from rebasin_cli.execution.subject import ModelChoice
 from rebasin_cli.execution.understanding import understand
-from rebasin_cli.matching.methods import Matching, MatchTask, find_method, match
+from rebasin_cli.execution.weights import Weights
+from rebasin_cli.matching.methods import Matching, MatchTask, check_options_apply, find_method, match
 from rebasin_cli.matching.result import PassReport
 from rebasin_cli.matching.weighing import OBJECTIVES, PLAIN, check_objective, weigh
 from rebasin_cli.model.example_input import ExampleInput
 from rebasin_cli.progress import Progress, Silent
-from rebasin_cli.verbs.align import AlignOptions, AlignResult, Change, MovedGroup, Objective
+from rebasin_cli.verbs.align import AlignOptions, AlignResult, Change, MovedGroup, Objective, Sibling
 from rebasin_cli.verbs.cost import PhaseClock, peak_rss_bytes, release_freed_memory, spare_limited_memory
 from rebasin_cli.verbs.document import envelope, pretty
 from rebasin_cli.verbs.output_paths import check_outputs
@@ -142,6 +143,7 @@ class Alignment:
         """Checks that need no file to be read."""
         options = self.options
         self.method.check(self.matching)
+        check_options_apply(options, self.method)
         check_objective(self.matching.objective)
         if not options.dry_run:
             inputs = [options.a, options.b]
@@ -285,6 +287,8 @@ class Alignment:
             input=understood.example.describe(),
             inputs=options.inputs,
             input_file=options.input_file,
+            state={"a": self._state(self.a, self.pair.a), "b": self._state(self.b, self.pair.b)},
+            siblings=tuple(Sibling(name, "tensors", False) for name in self.pair.b.checkpoint.others),
             method=match.method,
             start=match.start,
             seed=match.seed,
@@ -292,7 +296,7 @@ class Alignment:
             passes=match.passes,
             converged=match.converged,
             relative_tolerance=match.relative_tolerance,
-            already_aligned=match.already_aligned,
+            already_aligned=self._already_aligned(),
             objective=Objective(
                 match.objective_before,
                 match.objective_after,
@@ -315,6 +319,17 @@ class Alignment:
             warnings=self._warnings(),
             matched=match.permutations,
         )
+
+    @staticmethod
+    def _state(source: Source, weights: Weights) -> dict[str, Any]:
+        found = weights.checkpoint.wrapper
+        return {"key": source.key, "ema": source.ema, "found": ".".join(found) if found else None}
+
+    def _already_aligned(self) -> bool:
+        """Whether a converged search by similarity, free to move every group, found nothing better than B as it is."""
+        match = self.match
+        by_similarity = match.criterion.name == PLAIN and match.converged and match.passes > 0
+        return match.already_aligned and by_similarity and not self.options.pins and bool(self.understood.spec.groups)
 
     def _write_beside(self, result: AlignResult) -> None:
         """Write the report and, where asked for, the permutations and the spec; each of them atomically."""
@@ -356,8 +371,15 @@ class Alignment:
                 said.append(
                     f"{weights.checkpoint.path}: {len(extra)} tensors that the model does not have were not aligned"
                 )
+        others = self.pair.b.checkpoint.others
+        if others and self.match.moved_units:
+            said.append(
+                f"{self.pair.b.checkpoint.path}: not permuted, and no longer fitting the permuted weights: "
+                f"{few(others, shown=4)}; do not resume training from the output"
+            )
         if not self.understood.spec.groups:
-            said.append("no axis of this model can be permuted without changing its function")
+            pinned = " that is not pinned with --pin" if self.options.pins else ""
+            said.append(f"no axis of this model{pinned} can be permuted without changing its function")
         if not self.match.converged:
             passes = "1 pass" if self.match.passes == 1 else f"{self.match.passes} passes"
             said.append(f"the matching stopped after {passes} without converging")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rebasin_cli.checkpoint import split_name
-from rebasin_cli.errors import DataError, ModelError, UsageError
+from rebasin_cli.errors import CheckpointError, DataError, ModelError, UsageError
 from rebasin_cli.options import AnyPaths, OptionalPath, argument, option, options_class, verb
 from rebasin_cli.progress import Progress, Silent
 from rebasin_cli.verbs.align_reports import newest_report, read_report, result_beside
@@ -182,7 +182,12 @@ class InterpolateResult(Result):
 
 @dataclass(frozen=True, slots=True)
 class Subjects:
-    """The checkpoints of a sweep and their model, as named by the user or by an align report."""
+    """The checkpoints of a sweep and their model, as named by the user or by an align report.
+
+    Attributes:
+        states: which state dict of each file was aligned, as (key, ema).
+        sha256: of each file when it was aligned.
+    """
 
     checkpoints: tuple[Path, ...]
     aligned: Path | None
@@ -190,6 +195,8 @@ class Subjects:
     model: str
     model_args: Mapping[str, Any]
     inputs: tuple[str, ...]
+    states: Mapping[Path, tuple[str | None, bool]] = field(default_factory=dict)
+    sha256: Mapping[Path, str] = field(default_factory=dict)
 
     @property
     def curves(self) -> dict[str, tuple[Path, ...]]:
@@ -215,7 +222,11 @@ def find_subjects(options: InterpolateOptions) -> Subjects:
         return Subjects(checkpoints, None, None, model, model_args, options.inputs)
     found = newest_report(Path()) if options.report is None else read_report(options.report)
     model_args, inputs = {**found.model_args, **model_args}, options.inputs or found.inputs
-    return Subjects((found.a, found.b), found.out, found.path, model or found.model, model_args, inputs)
+    named = options.key is not None or options.ema
+    states = dict.fromkeys(found.states, (options.key, options.ema)) if named else found.states
+    return Subjects(
+        (found.a, found.b), found.out, found.path, model or found.model, model_args, inputs, states, found.sha256
+    )
 
 
 def default_result(subjects: Subjects) -> Path:
@@ -338,8 +349,7 @@ class _Run:
         self.models = SweepModels.open(
             self.subjects.curves,
             self.choice,
-            key=options.key,
-            ema=options.ema,
+            states=self.subjects.states or dict.fromkeys(self.subjects.checkpoints, (options.key, options.ema)),
             ignore_extra=options.ignore_extra,
             mode="slerp" if options.mode == "slerp" else "lerp",
             steps=options.steps,
@@ -347,9 +357,20 @@ class _Run:
             amp=options.amp,
             progress=self.progress,
         )
+        self._check_unchanged()
         outputs = {"result": self.out, **self.checkpoint_outputs}
         check_outputs(outputs, self.models.files, force=True, mkdir=options.mkdir)
         self._open_data()
+
+    def _check_unchanged(self) -> None:
+        """Refuse files that are not those that were aligned."""
+        for path, expected in self.subjects.sha256.items():
+            if self.models.sha256.get(str(path), expected) != expected:
+                raise CheckpointError(
+                    f"{path}: has changed since it was aligned (SHA-256 differs from {self.subjects.report})",
+                    path=path,
+                    hint="align again, or name the checkpoints",
+                )
 
     def _open_data(self) -> None:
         from rebasin_cli.data import DataOptions, open_data
@@ -383,7 +404,12 @@ class _Run:
     def _result_file(self) -> ResultFile:
         from rebasin_cli.interpolation.result_file import ResultFile
 
-        self.identity = {**self._asked(), **self.models.identity(), **self.data.identity()}
+        self.identity = {
+            **self._asked(),
+            **self.models.identity(),
+            **self.data.identity(),
+            "files": self._python_files(),
+        }
         file = ResultFile(
             self.out,
             self.identity,
@@ -397,6 +423,24 @@ class _Run:
             state = "run already complete" if file.evaluation.finished else f"evaluated up to batch {done}"
             self.progress.note(f"resuming {self.out}: {state}")
         return file
+
+    def _python_files(self) -> dict[str, str]:
+        """The user's Python files that the run depends on, with their SHA-256."""
+        from rebasin_cli.data.source import file_identity
+
+        options = self.options
+        named = (
+            self.subjects.model,
+            options.data,
+            options.recalibrate,
+            options.loss,
+            options.metric,
+            options.transform,
+        )
+        files = {text.rpartition(":")[0] for text in named if text is not None}
+        return {
+            name: file_identity(Path(name)) for name in sorted(files) if name.endswith(".py") and Path(name).is_file()
+        }
 
     def _measure(self) -> Sweep:
         from rebasin_cli.execution.evaluation import evaluate

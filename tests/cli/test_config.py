@@ -48,7 +48,7 @@ def test_what_is_printed_can_be_read_again(run: Runner, config: Path, place: Pat
     printed = run(*words, "--print-config").out
     assert "seed = 7" in printed
     assert "batch-size = 8" in printed
-    assert "cache = false" in printed
+    assert "no-cache = true" in printed
     (place / "again.toml").write_text(printed)
     assert run("align", "--config", "again.toml", "--print-config").out == printed
 

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from torch import nn
 
+from rebasin_cli import align, trace
+from rebasin_cli.errors import UsageError
 from tests.cli.conftest import Runner
 from tests.cli.test_faults_bytes import expect_refusal
 from tests.cli.workshop import ALIGN, MODEL, safetensors_bytes, state
@@ -102,3 +106,39 @@ def test_usage_errors_are_one_line_and_one_document(run: Runner, words: list[str
     done = run(*words)
     expect_refusal(done, 2, r"--help")
     assert '"exit_code": 2' in run(*words, "--json").out
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--mix", "0.5"], r"--mix has no effect with method weight.*--method activation"),
+        (["--learning-steps", "3", "--method", "activation"], r"--learning-steps has no effect.*learned"),
+        (["--steps", "3"], r"--steps.*--interpolate"),
+        (["--method", "wieght"], r"did you mean weight\?"),
+    ],
+)
+def test_an_option_without_effect_is_refused(run: Runner, words: list[str], said: str) -> None:
+    expect_refusal(run(*ALIGN, *words), 2, said)
+
+
+def test_labels_out_of_range_are_named(run: Runner, place: Path) -> None:
+    labels = np.array([0, 1, 4, 2])  # the model has four classes
+    np.savez(place / "bad.npz", x=np.random.default_rng(0).normal(size=(4, 1, 4, 4)).astype("f4"), y=labels)
+    done = run(*ALIGN, "--data", "bad.npz")
+    assert done.code == 5
+    assert "4" in done.err
+    assert "classes" in done.err
+
+
+def test_what_is_not_a_text_or_a_path_is_named_in_python(place: Path) -> None:
+    with pytest.raises(UsageError, match="model must be a text, not type"):
+        trace(nn.Linear)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="a must be a path, not dict"):
+        align({}, "b.safetensors", model="net.py:build")  # type: ignore[arg-type]
+
+
+def test_pinned_axes_are_not_called_an_alignment(run: Runner) -> None:
+    done = run(*ALIGN, "--pin", "*")
+    assert done.code == 0
+    assert "not pinned with --pin" in done.err
+    assert '"already_aligned": false' in run(*ALIGN, "--pin", "*", "--json", "-f").out

@@ -31,7 +31,7 @@ from rebasin_cli.checkpoint.checkpoint import (
 from rebasin_cli.checkpoint.formats import Format
 from rebasin_cli.checkpoint.formats._torch_pickle import StorageRef, TensorRef, Unpickled
 from rebasin_cli.checkpoint.mapped_file import MappedFile
-from rebasin_cli.checkpoint.state_dicts import find_state_dict
+from rebasin_cli.checkpoint.state_dicts import find_state_dict, other_entries
 from rebasin_cli.errors import CheckpointError, ModelError, few, quoted, size
 
 if TYPE_CHECKING:
@@ -114,6 +114,7 @@ class TorchCheckpoint(OneFileCheckpoint):
         self._sound: set[str] = set()
         root = self._saved.content.root
         self.wrapper, found = find_state_dict(path, root, lambda value: isinstance(value, TensorRef), key=key, ema=ema)
+        self.others = other_entries(root, found, lambda value: isinstance(value, TensorRef))
         refs = {name: ref for name, ref in found.items() if isinstance(name, str) and isinstance(ref, TensorRef)}
         if len(refs) > _MOST_TENSORS:
             raise CheckpointError(f"{path}: {len(refs):,} tensors, beyond the limit of {_MOST_TENSORS:,}", path=path)

@@ -40,6 +40,12 @@ _ENTRY, _LOCAL, _DESCRIPTOR = b"PK\x01\x02", b"PK\x03\x04", b"PK\x07\x08"
 _HAS_DESCRIPTOR = 0x08
 
 
+def _first_name(head: bytes) -> bytes:
+    """The name of the first entry of a zip file."""
+    length = int.from_bytes(head[26:28], "little")
+    return head[30 : 30 + length]
+
+
 class TorchZipFormat(Format):
     """A zip archive of torch.save."""
 
@@ -48,7 +54,7 @@ class TorchZipFormat(Format):
     suffixes = SUFFIXES
 
     def recognises(self, path: Path, head: bytes) -> bool:
-        return head.startswith(_LOCAL)
+        return head.startswith(_LOCAL) and not _first_name(head).endswith(b".npy")  # an .npz file is a zip file too
 
     def open(self, path: Path, *, key: str | None = None, ema: bool = False) -> Checkpoint:
         return TorchCheckpoint(path, self, take_apart, key=key, ema=ema)

@@ -9,14 +9,25 @@ from typing import TYPE_CHECKING
 
 from rebasin_cli.errors import UsageError
 from rebasin_cli.matching.method import Matching, MatchTask, Method, Need
-from rebasin_cli.options import options_class
+from rebasin_cli.options import options_class, options_of
 
 if TYPE_CHECKING:
     from rebasin_cli.matching.methods.activation import ActivationOptions
     from rebasin_cli.matching.methods.learned import LearnedOptions
     from rebasin_cli.matching.result import MatchResult
 
-__all__ = ["METHODS", "MatchTask", "Matching", "Method", "MethodOptions", "Need", "find_method", "match", "names"]
+__all__ = [
+    "METHODS",
+    "MatchTask",
+    "Matching",
+    "Method",
+    "MethodOptions",
+    "Need",
+    "check_options_apply",
+    "find_method",
+    "match",
+    "names",
+]
 
 METHODS: tuple[Method, ...] = tuple(
     import_module(f"{__name__}.{found.name}").METHOD
@@ -49,6 +60,21 @@ def find_method(name: str) -> Method:
         if name == method.name or name in method.aliases:
             return method
     raise UsageError(f"unknown method {name!r}", hint=f"methods are: {', '.join(method.name for method in METHODS)}")
+
+
+def check_options_apply(given: object, method: Method) -> None:
+    """Refuse options of other methods that were given, since they would have no effect.
+
+    Raises:
+        UsageError: naming the option and the methods that have it.
+    """
+    own = {entry.name for entry in options_of(method.options)} if method.options is not None else set()
+    for other in METHODS:
+        for entry in options_of(other.options) if other.options is not None else ():
+            if entry.name not in own and getattr(given, entry.name) != entry.default:
+                raise UsageError(
+                    f"{entry.flag} has no effect with method {method.name}", hint=f"it belongs to --method {other.name}"
+                )
 
 
 def match(task: MatchTask) -> MatchResult:

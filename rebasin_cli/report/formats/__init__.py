@@ -19,6 +19,11 @@ def names() -> tuple[str, ...]:
     return tuple(sorted(module.name for module in iter_modules(__path__)))
 
 
+def help_of(name: str) -> str:
+    """What the format is for, in a phrase."""
+    return str(import_module(f"{__name__}.{name}").HELP)
+
+
 def render(document: Document, name: str) -> str:
     """The document as text, ending in a newline."""
     text: str = import_module(f"{__name__}.{name}").render(document)

@@ -1,0 +1,96 @@
+"""What changed between two commands is noticed: checkpoints, data, the user's code, and the state of a file."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests.interpolation.conftest import Bench
+
+ALIGN = (
+    "align",
+    "plain-a.safetensors",
+    "plain-b.safetensors",
+    "--model",
+    "net.py:plain",
+    "--input",
+    "1,1,8,8",
+    "--effort",
+    "fast",
+)
+LINE = ("interpolate", "--data", "test.npz", "--steps", "2")
+
+
+def aligned(bench: Bench, *more: str) -> None:
+    found = bench.run(*ALIGN, *more, "-q", "-f")
+    assert found.code == 0, found.err
+
+
+def test_a_checkpoint_that_was_trained_on_after_the_alignment(bench: Bench) -> None:
+    aligned(bench)
+    file = bench.path / "plain-b.safetensors"
+    save_file({key: value + 0.01 for key, value in load_file(file).items()}, file)
+    found = bench.run(*LINE)
+    assert found.code == 3
+    assert "plain-b.safetensors: has changed since it was aligned" in found.err
+
+
+def test_data_that_were_written_anew_under_the_same_name(bench: Bench) -> None:
+    aligned(bench)
+    assert bench.run(*LINE).code == 0
+    data = dict(np.load(bench.path / "test.npz"))
+    np.savez(bench.path / "test.npz", x=data["x"], y=(data["y"] + 1) % 10)
+    found = bench.run(*LINE)
+    assert found.code == 6
+    assert "another run" in found.err
+    assert bench.run(*LINE, "--force").code == 0
+
+
+def test_a_loss_whose_code_changed(bench: Bench) -> None:
+    aligned(bench)
+    code = "def loss(output, target):\n    return (output ** 2).mean() * {}\n"
+    (bench.path / "mine.py").write_text(code.format(1))
+    words = (*LINE, "--loss", "mine.py:loss", "-o", "mine.json")
+    assert bench.run(*words).code == 0
+    (bench.path / "mine.py").write_text(code.format(2))
+    assert bench.run(*words).code == 6
+
+
+@pytest.mark.parametrize("option", [("--key", "averaged"), ("--ema",)])
+def test_the_state_that_was_aligned_is_the_state_that_is_evaluated(bench: Bench, option: tuple[str, ...]) -> None:
+    key = "averaged" if option[0] == "--key" else "model_ema"
+    for name in "ab":
+        state = load_file(bench.path / f"plain-{name}.safetensors")
+        other = {entry: torch.zeros_like(value) for entry, value in state.items()}
+        torch.save({"model": other, key: state}, bench.path / f"plain-{name}.pt")
+    words = [word.replace(".safetensors", ".pt") for word in ALIGN]
+    found = bench.run(*words, *option)
+    assert found.code == 0, found.err
+    assert "not permuted, and no longer fitting" in found.err
+    assert "'model'" in found.err
+    assert bench.run(*LINE).code == 0
+    curves = json.loads((bench.path / "plain-b-aligned-interpolation.json").read_text())["data"]["curves"]
+    assert curves["naive"][0]["accuracy"] > 0.5
+    assert curves["naive"][1]["loss"] != curves["matched"][1]["loss"]
+
+
+def test_one_step_evaluates_nothing_between(bench: Bench) -> None:
+    words = (
+        "interpolate",
+        "plain-a.safetensors",
+        "plain-b.safetensors",
+        "--model",
+        "net.py:plain",
+        "--data",
+        "test.npz",
+        "--steps",
+        "1",
+    )
+    found = bench.run(*words, "--fail-above", "0.1")
+    assert (found.code, "--steps 2" in found.err) == (2, True)
+    found = bench.run(*words, "--json")
+    assert json.loads(found.out)["data"]["barrier"]["naive"] == {"loss": None, "accuracy": None}
