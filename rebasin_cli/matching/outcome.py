@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from rebasin_cli.matching.arrangement import Arrangement
+from rebasin_cli.matching.method import MatchTask
 from rebasin_cli.matching.polish import Polished, Settings
-from rebasin_cli.matching.problem import Problem
+from rebasin_cli.matching.problem import Problem, prepare
 from rebasin_cli.matching.result import Candidate, Criterion, MatchResult
 from rebasin_cli.matching.starts.identity import START as IDENTITY
 from rebasin_cli.matching.weighing import PLAIN
@@ -63,6 +64,25 @@ def conclude(
         seconds=time.monotonic() - settings.began,
         timed_out=settings.out_of_time,
     )
+
+
+def result_of(task: MatchTask, permutations: Permutations, *, converged: bool = True) -> MatchResult:
+    """The result of a method that found these permutations by itself, with their similarity, cosine and distance.
+
+    Args:
+        permutations: int64 (size,) by group name, gather meaning; groups that are missing are not permuted.
+        converged: whether the method found what it looks for; see `MatchResult`.
+
+    Raises:
+        ModelError, NumericalError: the pair does not fit the spec, or a similarity is not finite.
+    """
+    began = time.monotonic()
+    problem = prepare(task.understood.spec, task.pair.a, task.pair.b, task.pair.subject.parameters, device=task.device)
+    settings = Settings(began=began)
+    identity = replace(conclude(problem, (), task.matching.seed, settings), converged=converged)
+    found = evaluated(problem, identity, {**identity.permutations, **permutations})
+    criterion = Criterion(PLAIN, problem.identity, found.objective_after)
+    return replace(found, criterion=criterion, start=task.matching.method, seconds=time.monotonic() - began)
 
 
 def evaluated(problem: Problem, result: MatchResult, permutations: Permutations) -> MatchResult:

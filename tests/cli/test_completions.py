@@ -36,7 +36,7 @@ CASES = (
 def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A directory with one file, the scripts, and a `rebasin` that knows two models."""
     (tmp_path / "some file.toml").write_text("")
-    tools = tmp_path / ".tools"
+    tools = tmp_path / ".some tools"
     tools.mkdir()
     for shell, name in (("bash", "rebasin.bash"), ("fish", "rebasin.fish"), ("zsh", "_rebasin")):
         (tools / name).write_text(script_for(shell, commands()))
@@ -71,7 +71,7 @@ def test_bash_completes(desk: Path, line: str, expected: set[str]) -> None:
     need("bash")
     words = bash_words(line)
     ask = (
-        f"source .tools/rebasin.bash; COMP_WORDS=({shlex.join(words)}); COMP_CWORD={len(words) - 1}; "
+        f"source '.some tools/rebasin.bash'; COMP_WORDS=({shlex.join(words)}); COMP_CWORD={len(words) - 1}; "
         f"COMP_LINE={shlex.quote(line)}; COMP_POINT={len(line)}; _rebasin; printf '%s\\n' \"${{COMPREPLY[@]}}\""
     )
     done = subprocess.run(["bash", "-c", ask], capture_output=True, text=True, timeout=30)
@@ -84,7 +84,7 @@ def test_bash_completes(desk: Path, line: str, expected: set[str]) -> None:
 @pytest.mark.parametrize(("line", "expected"), CASES)
 def test_fish_completes(desk: Path, line: str, expected: set[str]) -> None:
     need("fish")
-    ask = f"source .tools/rebasin.fish; complete --do-complete {shlex.quote(line)}"
+    ask = f"source '.some tools/rebasin.fish'; complete --do-complete {shlex.quote(line)}"
     done = subprocess.run(["fish", "--no-config", "-c", ask], capture_output=True, text=True, timeout=30)
     found = {reply.split("\t")[0].replace("\\ ", " ") for reply in done.stdout.splitlines()}
     if "=" in line:  # fish replies with the option
@@ -98,7 +98,7 @@ import os, pty, select, sys, time
 line = sys.argv[1]
 child, terminal = pty.fork()
 if child == 0:
-    os.environ.update(TERM="dumb", COLUMNS="200", ZDOTDIR=os.getcwd() + "/.tools", PS1="")
+    os.environ.update(TERM="dumb", COLUMNS="200", ZDOTDIR=os.getcwd() + "/.some tools", PS1="")
     os.execvp("zsh", ["zsh", "-i"])
 
 
@@ -130,7 +130,7 @@ zle -N complete-and-show
 def test_zsh_completes(desk: Path, line: str, expected: set[str]) -> None:
     """One reply is written into the command line, which a key then prints."""
     need("zsh")
-    (desk / ".zshrc").write_text(f"fpath=({desk} $fpath)\n{ZSHRC}")
+    (desk / ".zshrc").write_text(f"fpath=({shlex.quote(str(desk))} $fpath)\n{ZSHRC}")
     (desk / ".zshenv").write_text("unsetopt GLOBAL_RCS\n")
     done = subprocess.run([sys.executable, "-c", ZSH, line], capture_output=True, text=True, timeout=60)
     written = done.stdout.rpartition("<LINE>")[2].partition("<END>")[0].replace("\\", "").strip().rstrip("=")

@@ -6,6 +6,7 @@ names, so the rules under test are those that meet the real ones.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -21,6 +22,16 @@ ROI_ALIGN = (
 )
 
 
+def _uncompiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The function without the compiler that torchvision runs it through, which takes seconds and a C++ compiler."""
+
+    def run(*args: Any) -> Tensor:
+        with torch.compiler.set_stance("force_eager"):
+            return function(*args)
+
+    return run
+
+
 def provide_kernels() -> bool:
     """Make detectors run; False where torchvision's own kernels are there and nothing was needed."""
     extension = import_torchvision("extension")
@@ -29,7 +40,7 @@ def provide_kernels() -> bool:
     library: Any = torch.library.Library("torchvision", "FRAGMENT")
     library.define(ROI_ALIGN)
     library.impl("nms", _nms, "CPU")
-    library.impl("roi_align", import_torchvision("ops.roi_align")._roi_align, "CPU")
+    library.impl("roi_align", _uncompiled(import_torchvision("ops.roi_align")._roi_align), "CPU")
     _libraries.append(library)
     for name in ("ops.boxes", "ops.roi_align"):
         module: Any = import_torchvision(name)
