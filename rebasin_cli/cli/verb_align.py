@@ -10,7 +10,7 @@ from rebasin_cli.cli.command import VerbCommand
 from rebasin_cli.cli.output import Output
 from rebasin_cli.errors import DataError, OutputError, UsageError
 from rebasin_cli.options import command_line, option, options_class
-from rebasin_cli.verbs.align import AlignOptions, AlignResult, run_align
+from rebasin_cli.verbs.align import AlignOptions, AlignResult, check_align_inputs, run_align
 from rebasin_cli.verbs.align_reports import result_beside
 from rebasin_cli.verbs.interpolate import InterpolateOptions, InterpolateResult, check_repair, run_interpolate
 from rebasin_cli.verbs.output_paths import check_outputs
@@ -95,6 +95,7 @@ def _check_sweep(sweep: InterpolateOptions, align: AlignCommandOptions) -> None:
 
 def _run(options: AlignCommandOptions, output: Output) -> None:
     sweep = options.sweep()
+    check_align_inputs(options)
     if not options.dry_run:  # before torch is imported: a refusal should not take seconds
         check_outputs(
             options.files.named(),

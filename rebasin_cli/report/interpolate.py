@@ -126,12 +126,14 @@ def _curves(result: InterpolateResult, verbose: bool) -> Rows:
     headings += [_named(_heading(field), name, result, SHORT) for field in measured for name in names]
     places = {field: _decimals([getattr(point, field) for row in points for point in row]) for field in measured}
     fine = max(len(f"{point.lam:.3g}".partition(".")[2]) for point in points[0])
-    lines = []
+    lines, exact = [], []
     for across in zip(*points, strict=True):
         lead = [str(across[0].segment + 1)] if _many(result) else []
         cells = [_value(point, field, places[field]) for field in measured for point in across]
         lines.append([*lead, f"{across[0].lam:.{fine}f}", *cells])
-    return rows(headings, lines, numbers=tuple(range(len(headings))))
+        full = [getattr(point, field) for field in measured for point in across]
+        exact.append([*lead, across[0].lam, *("" if value is None else value for value in full)])
+    return rows(headings, lines, numbers=tuple(range(len(headings))), exact=exact)
 
 
 def _heading(field: str) -> str:
@@ -169,4 +171,4 @@ def _sparks(result: InterpolateResult, plain: bool) -> Facts:
             for name, row in result.curves.items():
                 line = sparkline([getattr(point, field) for point in row], low=low, high=high, plain=plain)
                 lines.append((_named(field, name, result), f"{line}  {scale}"))
-    return facts(lines)
+    return facts(lines, for_terminal=True)

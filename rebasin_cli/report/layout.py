@@ -10,18 +10,28 @@ from rebasin_cli.report.text import printable
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """Names with values, one pair a line; an empty name continues the one above."""
+    """Names with values, one pair a line; an empty name continues the one above.
+
+    Attributes:
+        for_terminal: a drawing in characters, which other formats leave out.
+    """
 
     entries: tuple[tuple[str, str], ...]
+    for_terminal: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """A table: headings, lines, and the indices of the columns that hold numbers."""
+    """A table: headings, lines, and the indices of the columns that hold numbers.
+
+    Attributes:
+        exact: the lines for programs: numbers that are not rounded and have no unit.
+    """
 
     headings: tuple[str, ...]
     lines: tuple[tuple[str, ...], ...]
     numbers: frozenset[int]
+    exact: tuple[tuple[str, ...], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,15 +51,21 @@ class Document:
     parts: tuple[Part, ...]
 
 
-def facts(entries: Iterable[tuple[str, object]]) -> Facts:
+def facts(entries: Iterable[tuple[str, object]], *, for_terminal: bool = False) -> Facts:
     """Names and values; characters that could control a terminal are escaped."""
-    return Facts(tuple((printable(name), printable(value)) for name, value in entries))
+    return Facts(tuple((printable(name), printable(value)) for name, value in entries), for_terminal)
 
 
-def rows(headings: Sequence[str], lines: Iterable[Sequence[object]], *, numbers: Sequence[int] = ()) -> Rows:
+def rows(
+    headings: Sequence[str],
+    lines: Iterable[Sequence[object]],
+    *,
+    numbers: Sequence[int] = (),
+    exact: Iterable[Sequence[object]] = (),
+) -> Rows:
     """Lines under headings; the columns whose indices are in `numbers` are aligned to the right."""
-    cells = tuple(tuple(printable(value) for value in line) for line in lines)
-    return Rows(tuple(map(printable, headings)), cells, frozenset(numbers))
+    cells, full = (tuple(tuple(printable(value) for value in line) for line in found) for found in (lines, exact))
+    return Rows(tuple(map(printable, headings)), cells, frozenset(numbers), full)
 
 
 def text(*lines: object) -> Lines:

@@ -200,11 +200,11 @@ class AlignResult(Result):
         return {entry.name: getattr(self, entry.name) for entry in fields(self) if entry.name not in left_out}
 
 
-def run_align(options: AlignOptions) -> AlignResult:
-    """Match B to A, verify the result, and write B permuted with a report beside it.
+def check_align_inputs(options: AlignOptions) -> None:
+    """Refuse missing inputs, without importing torch.
 
     Raises:
-        RebasinError: of the kind, and with the exit code, that fits what went wrong. Then nothing was written.
+        RebasinError: of the kind of the missing input.
     """
     check_inputs(
         (options.a, options.b),
@@ -214,6 +214,15 @@ def run_align(options: AlignOptions) -> AlignResult:
         rules=options.rules,
         others=(options.spec,),
     )
+
+
+def run_align(options: AlignOptions) -> AlignResult:
+    """Match B to A, verify the result, and write B permuted with a report beside it.
+
+    Raises:
+        RebasinError: of the kind, and with the exit code, that fits what went wrong. Then nothing was written.
+    """
+    check_align_inputs(options)
     from rebasin_cli.verbs.alignment import align_among_ranks
 
     return align_among_ranks(options, options.progress or Silent())

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rebasin_cli.checkpoint import split_name
-from rebasin_cli.errors import CheckpointError, DataError, ModelError, UsageError
+from rebasin_cli.errors import CheckpointError, DataError, ModelError, NumericalError, UsageError
 from rebasin_cli.options import AnyPaths, OptionalPath, argument, option, options_class, verb
 from rebasin_cli.progress import Progress, Silent
 from rebasin_cli.verbs.align_reports import newest_report, read_report, result_beside
@@ -287,7 +287,21 @@ class _Run:
         except BaseException:
             self.file.save()
             raise
+        self._check_ends(sweep)
         return self._finish(sweep)
+
+    def _check_ends(self, sweep: Sweep) -> None:
+        """Refuse data on which the checkpoints themselves give no finite loss."""
+        for name, points in sweep.curves.items():
+            for point in points:
+                if point.lam in (0.0, 1.0) and not point.finite:
+                    self.file.withdraw()
+                    path = self.subjects.curves[name][point.segment + int(point.lam)]
+                    raise NumericalError(
+                        f"{path}: the loss is not finite on {self.options.data}",
+                        path=path,
+                        hint="look for NaN or infinite numbers in the data",
+                    )
 
     @cached_property
     def all_networks(self) -> list[NetworkFile]:

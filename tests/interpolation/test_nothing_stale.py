@@ -11,17 +11,8 @@ from safetensors.torch import load_file, save_file
 
 from tests.interpolation.conftest import Bench
 
-ALIGN = (
-    "align",
-    "plain-a.safetensors",
-    "plain-b.safetensors",
-    "--model",
-    "net.py:plain",
-    "--input",
-    "1,1,8,8",
-    "--effort",
-    "fast",
-)
+PAIR = ("plain-a.safetensors", "plain-b.safetensors", "--model", "net.py:plain")
+ALIGN = ("align", *PAIR, "--input", "1,1,8,8", "--effort", "fast")
 LINE = ("interpolate", "--data", "test.npz", "--steps", "2")
 
 
@@ -79,18 +70,30 @@ def test_the_state_that_was_aligned_is_the_state_that_is_evaluated(bench: Bench,
 
 
 def test_one_step_evaluates_nothing_between(bench: Bench) -> None:
-    words = (
-        "interpolate",
-        "plain-a.safetensors",
-        "plain-b.safetensors",
-        "--model",
-        "net.py:plain",
-        "--data",
-        "test.npz",
-        "--steps",
-        "1",
-    )
+    words = ("interpolate", *PAIR, "--data", "test.npz", "--steps", "1")
     found = bench.run(*words, "--fail-above", "0.1")
     assert (found.code, "--steps 2" in found.err) == (2, True)
     found = bench.run(*words, "--json")
     assert json.loads(found.out)["data"]["barrier"]["naive"] == {"loss": None, "accuracy": None}
+
+
+def test_data_with_nan_are_an_error(bench: Bench) -> None:
+    data = dict(np.load(bench.path / "test.npz"))
+    data["x"][0, 0, 0, 0] = np.nan
+    np.savez(bench.path / "nan.npz", **data)
+    found = bench.run("interpolate", *PAIR, "--data", "nan.npz", "--steps", "2", "-o", "nan.json")
+    assert found.code == 7
+    assert "the loss is not finite on nan.npz" in found.err
+    assert not (bench.path / "nan.json").exists()
+
+
+def test_a_table_for_a_program_is_not_rounded_and_one_for_a_paper_has_no_drawing(bench: Bench) -> None:
+    words = ("interpolate", *PAIR, "--data", "test.npz", "--steps", "2", "-o", "r.json")
+    table = bench.run(*words, "--format", "csv").out.splitlines()
+    points = json.loads((bench.path / "r.json").read_text())["data"]["curves"]["naive"]
+    assert table[0] == "lam,loss,accuracy"
+    assert [float(cell) for cell in table[2].split(",")] == [0.5, points[1]["loss"], points[1]["accuracy"]]
+    latex = bench.run(*words, "--format", "latex").out
+    assert latex.count(r"\begin{tabular}") == 1
+    assert "▁" not in latex
+    assert "% barrier: loss" in latex

@@ -50,7 +50,7 @@ def test_markdown_escapes_what_it_would_interpret() -> None:
 
 def test_latex_escapes_what_it_would_interpret() -> None:
     rendered = formats.render(REPORT, "latex")
-    assert r"file\_name & a|b\_1\%.pt \\" in rendered
+    assert r"% file_name: a|b_1%.pt" in rendered
     assert r"\begin{tabular}{rr}" in rendered
     assert "% One sentence." in rendered
 

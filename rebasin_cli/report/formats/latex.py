@@ -17,16 +17,19 @@ _SPECIAL = {
 
 
 def render(document: Document) -> str:
-    """One `tabular` for each table; sentences as comments above the next."""
-    return "\n\n".join(_part(part) for part in document.parts)
+    """One `tabular` for each table, or of the facts where there is none; all else as comments."""
+    tables = any(isinstance(part, Rows) for part in document.parts)
+    shown = [part for part in document.parts if not (isinstance(part, Facts) and part.for_terminal)]
+    return "\n\n".join(_part(part, facts_as_comments=tables) for part in shown)
 
 
-def _part(part: Part) -> str:
-    if isinstance(part, Facts):
-        return _tabular((), part.entries, frozenset(), 2)
+def _part(part: Part, *, facts_as_comments: bool) -> str:
     if isinstance(part, Rows):
         return _tabular(part.headings, part.lines, part.numbers, len(part.headings))
-    return "\n".join(f"% {line}" for line in part.lines)
+    if isinstance(part, Facts) and not facts_as_comments:
+        return _tabular((), part.entries, frozenset(), 2)
+    lines = (f"{name}: {value}" for name, value in part.entries) if isinstance(part, Facts) else part.lines
+    return "\n".join(f"% {line}" for line in lines)
 
 
 def _tabular(headings: Sequence[str], lines: Sequence[Sequence[str]], numbers: frozenset[int], columns: int) -> str:

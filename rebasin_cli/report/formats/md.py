@@ -12,7 +12,7 @@ HELP = "Markdown"
 
 def render(document: Document) -> str:
     """Tables with pipes; sentences as paragraphs."""
-    return "\n\n".join(_part(part) for part in document.parts)
+    return "\n\n".join(_part(part) for part in document.parts if not (isinstance(part, Facts) and part.for_terminal))
 
 
 def _part(part: Part) -> str:
