@@ -42,9 +42,12 @@ def find_state_dict(
     if ema:
         averaged = [one for one in found if any(part in EMA_NAMES for part in one)]
         if not averaged:
-            seen = f" (there is {_shown(found)})" if found else ""
+            inner = [one for one in found if one]
+            seen = f" (its state dicts: {_shown(inner)})" if inner else ""
             raise CheckpointError(
-                f"{path}: no averaged (EMA) weights found{seen}", path=path, hint="name them with --key"
+                f"{path}: no averaged (EMA) weights found{seen}",
+                path=path,
+                hint="name them with --key; --ema-a, --ema-b, --key-a and --key-b apply to one of two files",
             )
         return _walk(root, min(averaged, key=lambda one: (_rank(one, EMA_NAMES), len(one))))
     plain = [one for one in found if not any(part in EMA_NAMES for part in one)] or found
@@ -177,7 +180,7 @@ def _under_key(
 
 
 def _shown(paths: list[tuple[str, ...]]) -> str:
-    return few([".".join(path) or "(outermost)" for path in paths], shown=6)
+    return few([".".join(path) or "the file itself" for path in paths], shown=6)
 
 
 def _described(root: Any) -> str:

@@ -73,10 +73,10 @@ class Measure:
             each = F.cross_entropy(pair[0].float(), pair[1].long(), reduction="none", ignore_index=IGNORED)
             found["loss"], found["loss_weight"] = float(each.double().sum()), found["classified"]
         else:
-            seen = f"outputs {_shape(output)} and targets {_shape(batch.target)}"
+            seen = f"outputs {_shape(output)} and targets {_shape(batch.target)}{_dtype(batch.target)}"
             raise DataError(
                 f"cross-entropy needs outputs (n, classes, …) and class numbers (n, …), found {seen}",
-                hint="pass your own loss with --loss file.py:function",
+                hint="class numbers are integers of shape (n,); for other targets pass --loss file.py:function",
                 slug="loss",
             )
         if self.metric is not None:
@@ -203,6 +203,10 @@ def _mean(found: Mapping[str, float], total: str, weight: str) -> float | None:
 
 def _finite(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
+
+
+def _dtype(value: Any) -> str:
+    return f" of {str(value.dtype).removeprefix('torch.')}" if isinstance(value, Tensor) else ""
 
 
 def _shape(value: Any) -> str:

@@ -154,7 +154,7 @@ class ModelSlot:
             shapes = ", ".join(str(tuple(value.shape)) for value in args if isinstance(value, Tensor))
             raise DataError(
                 f"the model does not accept inputs of shape {shapes or 'unknown'}: {one_line(error)}",
-                hint="--transform changes the size of the images",
+                hint="check shape and dtype of the data; --transform changes the size of images",
                 slug="input_shape",
             ) from error
 

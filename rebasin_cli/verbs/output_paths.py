@@ -104,7 +104,7 @@ def _check_output(what: str, path: Path, *, force: bool, mkdir: bool) -> None:
             raise OutputError(
                 f"{path}: the {what} exists",
                 path=path,
-                hint="choose another name, or --force to overwrite it",
+                hint="choose another output with -o, or --force to overwrite it",
                 slug="exists",
             )
     _check_directory(what, path.parent, mkdir=mkdir)
