@@ -121,9 +121,9 @@ _rebasin() {
                 '--amp[Run in bfloat16 where PyTorch considers it safe]' \
                 '(--out -o)--out=[Results file (JSON)]:FILE:_files' \
                 '(--out -o)-o+[Results file (JSON)]:FILE:_files' \
-                '--plot=[Plot the curves: .svg, .png or .pdf]:FILE:_files' \
                 '--save-best=[Save the network with the lowest loss]:FILE:_files' \
                 '--save-all=[Save all interpolated networks in this directory]:DIR:_files' \
+                '--plot=[Plot the curves: .svg, .png or .pdf]:FILE:_files' \
                 '--fail-above=[Exit with code 9 if the loss barrier is higher than this: that of the aligned pair, where there is one]:BARRIER: ' \
                 '--format=[Format of the result]:NAME:(table json csv latex md)' \
                 '--json[Short for --format json: exactly one JSON document on stdout, errors included]' \

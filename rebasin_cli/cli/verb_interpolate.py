@@ -9,7 +9,7 @@ from rebasin_cli.cli.command import VerbCommand
 from rebasin_cli.cli.output import Output
 from rebasin_cli.cli.ranks import this_rank
 from rebasin_cli.errors import GateExceeded, UsageError
-from rebasin_cli.options import command_line, option, options_class
+from rebasin_cli.options import OptionalPath, command_line, option, options_class
 from rebasin_cli.verbs.interpolate import InterpolateOptions, InterpolateResult, run_interpolate
 
 
@@ -17,6 +17,7 @@ from rebasin_cli.verbs.interpolate import InterpolateOptions, InterpolateResult,
 class InterpolateCommandOptions(InterpolateOptions):
     """Those of the verb, and the limit above which the exit code is 9."""
 
+    plot: OptionalPath = option("Plot the curves: .svg, .png or .pdf.", group="Output", metavar="FILE", default=None)
     fail_above: float | None = option(
         "Exit with code 9 if the loss barrier is higher than this: that of the aligned pair, where there is one.",
         group="Interpolation",
@@ -32,9 +33,10 @@ def _run(options: InterpolateCommandOptions, output: Output) -> None:
         check_plot(options.plot)
     if options.fail_above is not None and options.steps < 2:
         raise UsageError("--fail-above needs --steps 2 or more: one step evaluates nothing between the checkpoints")
+    plotted = {} if options.plot is None else {"plot": options.plot}
     with output.working() as progress:
         try:
-            result = run_interpolate(replace(options, progress=progress))
+            result = run_interpolate(replace(options, progress=progress, also_written=plotted))
         except KeyboardInterrupt:
             from rebasin_cli.report.text import shell
 

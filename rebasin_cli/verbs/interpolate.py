@@ -122,13 +122,13 @@ class InterpolateOptions(ModelInput, StateInFile, Writing, Seed):
         default=None,
         shown_default="<report's stem>-interpolation.json",
     )
-    plot: OptionalPath = option("Plot the curves: .svg, .png or .pdf.", group="Output", metavar="FILE", default=None)
     save_best: OptionalPath = option(
         "Save the network with the lowest loss.", group="Output", metavar="FILE", default=None
     )
     save_all: OptionalPath = option(
         "Save all interpolated networks in this directory.", group="Output", metavar="DIR", default=None
     )
+    also_written: Mapping[str, Path] = field(default_factory=dict, repr=False, compare=False)
     progress: Progress | None = field(default=None, repr=False, compare=False)
 
 
@@ -246,7 +246,7 @@ def run_interpolate(options: InterpolateOptions) -> InterpolateResult:
     """Evaluate the networks on the line through checkpoints.
 
     Without checkpoints, both lines of an align report are evaluated: from A to B ("naive") and from A to B aligned
-    ("matched"). `plot` is only checked here: the caller draws it.
+    ("matched"). `also_written` names files that the caller writes afterwards, by role: they are checked like outputs.
 
     Raises:
         RebasinError: of the kind, and with the exit code, that fits what went wrong.
@@ -324,7 +324,7 @@ class _Run:
         from rebasin_cli.interpolation.result_file import check_result_file
 
         options, result = self.options, {"result": self.out}
-        others = self.checkpoint_outputs | ({} if options.plot is None else {"plot": options.plot})
+        others = {**self.checkpoint_outputs, **options.also_written}
         # What only looks like a path (the name of a loader) does no harm among the inputs.
         data = (optional_path(options.data), optional_path(options.recalibrate))
         named = (self.subjects.aligned, self.subjects.report, options.input_file, *data)
