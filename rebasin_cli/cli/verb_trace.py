@@ -11,9 +11,9 @@ from rebasin_cli.verbs.trace import TraceOptions, run_trace
 
 def _run(options: TraceOptions, output: Output) -> None:
     with output.working() as progress:
-        from rebasin_cli.report.graph import picture
+        from rebasin_cli.report.graph import DRAWINGS
 
-        result = run_trace(replace(options, draw=picture, progress=progress))
+        result = run_trace(replace(options, drawings=DRAWINGS, progress=progress))
     from rebasin_cli.report.other_verbs import trace_table
 
     output.finish(

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from rebasin_cli.execution.soundness import SoundnessCheck
     from rebasin_cli.execution.understanding import Understanding
 
-PICTURES = (".svg", ".dot", ".mmd")
-"""Suffixes of files that a trace is drawn into."""
+Drawing = Callable[["Understanding", str], str]
+"""From an understood model and its name to the text of a picture."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,15 +104,14 @@ class TraceOptions(ModelInput, Derivation, Writing, Seed):
         flag="--no-verify",
         default=True,
     )
-    draw: Callable[[Understanding, str, str], str] | None = field(default=None, repr=False, compare=False)
+    drawings: Mapping[str, Drawing] = field(default_factory=dict, repr=False, compare=False)
     progress: Progress | None = field(default=None, repr=False, compare=False)
 
 
 def run_trace(options: TraceOptions) -> TraceResult:
     """Trace a model, derive its axis groups, and verify them by execution.
 
-    `draw` makes the picture of an understood model, given the model's name and the suffix; it is
-    `rebasin_cli.report.graph.picture`.
+    `drawings` are the picture formats by suffix: `rebasin_cli.report.graph.DRAWINGS`.
 
     Raises:
         ModelError: the model cannot be built or run, or `strict` is violated.
@@ -132,12 +131,12 @@ def run_trace(options: TraceOptions) -> TraceResult:
     outputs = {"output": options.out, "spec": options.save_spec}
     wanted = {what: path for what, path in outputs.items() if path is not None}
     suffix = "" if outputs["output"] is None else outputs["output"].suffix
-    if outputs["output"] is not None and suffix not in (".json", *PICTURES):
+    known = (".json", *options.drawings)
+    if outputs["output"] is not None and suffix not in known:
+        more = "" if options.drawings else "; pictures need drawings=rebasin_cli.report.graph.DRAWINGS"
         raise UsageError(
-            f"{options.out}: unknown format {suffix!r}", hint=f"name a file that ends in .json or {', '.join(PICTURES)}"
+            f"{options.out}: unknown format {suffix!r}", hint=f"name a file that ends in {', '.join(known)}{more}"
         )
-    if suffix in PICTURES and options.draw is None:
-        raise UsageError(f"{options.out}: nothing was given to draw with", hint="draw=rebasin_cli.report.graph.picture")
     check_outputs(wanted, [], force=options.force, mkdir=options.mkdir)
     choice = ModelChoice(
         options.model, dict(options.model_args or {}), options.inputs, options.input_file, options.seed
@@ -194,8 +193,8 @@ def run_trace(options: TraceOptions) -> TraceResult:
         write_text_atomically(outputs["spec"], json.dumps(result.spec.to_json(), indent=1) + "\n", options.force)
     if outputs["output"] is not None:
         text = (
-            options.draw(understood, options.model, suffix)
-            if options.draw is not None and suffix in PICTURES
+            options.drawings[suffix](understood, options.model)
+            if suffix in options.drawings
             else pretty(envelope("trace", result, warnings=result.warnings))
         )
         write_text_atomically(outputs["output"], text, options.force)

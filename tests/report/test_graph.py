@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from rebasin_cli.model.example_input import ExampleInput
 from rebasin_cli.report.graph.build import graph_of
-from rebasin_cli.report.graph.dot import dot
+from rebasin_cli.report.graph.dot import draw as dot
 from rebasin_cli.report.graph.layout import layout_of
-from rebasin_cli.report.graph.mermaid import mermaid
+from rebasin_cli.report.graph.mermaid import draw as mermaid
 from rebasin_cli.report.graph.model import Graph
-from rebasin_cli.report.graph.svg import svg
+from rebasin_cli.report.graph.svg import draw as svg
 from rebasin_cli.symmetry.derive import derive
 from rebasin_cli.tracing.tracer import trace_model
 from tests.zoo import shared_block, transformer_encoder

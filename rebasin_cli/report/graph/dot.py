@@ -7,10 +7,11 @@ from collections.abc import Iterator
 from rebasin_cli.report.graph.model import PINNED, Graph, Node
 from rebasin_cli.report.text import printable
 
+SUFFIX = ".dot"
 SHAPES = {"join": "ellipse", "input": "oval", "output": "oval"}
 
 
-def dot(graph: Graph) -> str:
+def draw(graph: Graph) -> str:
     """A `digraph`; the same text for the same graph."""
     lines = [
         "digraph model {",

@@ -7,10 +7,11 @@ from collections.abc import Iterator
 from rebasin_cli.report.graph.model import PINNED, Graph, Node
 from rebasin_cli.report.text import printable
 
+SUFFIX = ".mmd"
 PLAIN = frozenset(" .,:;+-→_/()=")
 
 
-def mermaid(graph: Graph) -> str:
+def draw(graph: Graph) -> str:
     """A flowchart; the same text for the same graph."""
     lines = [f"%% {_inner(graph.title)}", "flowchart TD", *_nodes(graph, "", "  ")]
     for number, (block, kind) in enumerate(graph.blocks.items()):

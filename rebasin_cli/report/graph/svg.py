@@ -14,6 +14,7 @@ from rebasin_cli.report.graph.model import PINNED, Graph, Node, ShownGroup
 from rebasin_cli.report.text import counted, printable
 
 MARGIN, TOP, LEGEND_ROW = 24.0, 104.0, 18.0
+SUFFIX = ".svg"
 MOST_GROUPS = 48
 TURN = 34.0
 """A line from the column before comes in so far above the node, clear of a block's frame."""
@@ -30,7 +31,7 @@ text { fill: #e8ebf0 } .detail, .note, .frame-name { fill: #a3acba } .page { fil
 """
 
 
-def svg(graph: Graph) -> str:
+def draw(graph: Graph) -> str:
     """The whole document; the same text for the same graph."""
     layout = layout_of(graph)
     shown = graph.groups[:MOST_GROUPS]
