@@ -1,6 +1,7 @@
 """Do the tests notice a rule that leaves a relation out? Each rule of `symmetry/rules` is weakened in turn.
 
     python -m tests.benchmarks.mutated_rules [--only PATTERN] [--tests PATHS] [--most 40] [--json FILE]
+    python -m tests.benchmarks.mutated_rules --operands
 
 A *place* is a line of a file in `symmetry/rules` and one kind of what is said from there:
 
@@ -13,6 +14,9 @@ which tests reach it. Then, for one place after the other, nothing is said from 
 shortest first, until one fails. A place that no test notices is listed.
 
 Every run is a process forked from one that has imported everything, with one thread.
+
+With `--operands`, the models of `tests/symmetry/rules/test_every_operand.py` alone are derived with each relation that
+they reach left out: noticed are a different spec, or one that changes the function. This takes minutes, not hours.
 """
 
 from __future__ import annotations
@@ -274,13 +278,49 @@ def noticed(place: Place, tests: list[str]) -> bool:
     return code is None or code == 1
 
 
+def operands() -> None:
+    """Print how many of the relations that the models of every operand reach are noticed when left out."""
+    from rebasin_cli.model.example_input import ExampleInput
+    from rebasin_cli.symmetry.derive import derive
+    from rebasin_cli.tracing.tracer import trace_model
+    from tests.symmetry.rules.bench import holds
+    from tests.symmetry.rules.test_every_operand import OPERATIONS, Operands, X
+
+    reached: set[Place] = set()
+    found: set[Place] = set()
+    for run, shapes in OPERATIONS.values():
+        net, x = Operands(run, shapes).double().eval(), X.double()
+        watch = Watch()
+        with watched(watch):
+            right = derive(trace_model(net, ExampleInput((x,)))).spec
+        for place in sorted(set(watch.reached) - found):
+            reached.add(place)
+            other = Watch()
+            other.dropped = place
+            try:
+                with watched(other):
+                    spec = derive(trace_model(net, ExampleInput((x,)))).spec
+            except Exception:  # a rule that fails without it is noticed
+                found.add(place)
+                continue
+            if spec != right or not holds(net, spec, x):
+                found.add(place)
+    for place in sorted(reached - found):
+        print(f"not noticed: {place[0]}:{place[1]} {place[2]}")
+    print(f"{len(found)} of {len(reached)} relations left out are noticed")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="*", help="a pattern of rule files")
     parser.add_argument("--tests", nargs="*", default=list(TESTS))
     parser.add_argument("--most", type=int, default=40, help="tests that are tried for one place")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--operands", action="store_true", help="the models of every operand only")
     options = parser.parse_args()
+    if options.operands:
+        operands()
+        return
     os.chdir(ROOT)
     os.environ["OMP_NUM_THREADS"] = "1"
     reached, spent = record(options.tests)
