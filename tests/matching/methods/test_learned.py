@@ -49,13 +49,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def learn(folder: Path, kind: str = "plain", data: str | None = "digits.npz", **options: Any) -> AlignResult:
+    steps = {"learning_steps": 30} if options.get("method", "learned") == "learned" else {}
     return align(
         folder / f"{kind}-a.safetensors",
         folder / f"{kind}-b.safetensors",
         model=f"{folder / 'nets.py'}:{kind}",
         inputs=["1,1,8,8"],
         data=None if data is None else str(folder / data),
-        **{"method": "learned", "learning_steps": 30, "dry_run": True, **options},
+        **{"method": "learned", **steps, "dry_run": True, **options},
     )
 
 
