@@ -88,7 +88,7 @@ def _place(result: InterpolateResult, best: Best) -> str:
         last = reached == len(result.checkpoints) - 1
         path = result.aligned if best.curve == "matched" and last else result.checkpoints[reached]
         return printable(path)
-    where = f"lam {best.lam:g}" + (f" of segment {best.segment + 1}" if _many(result) else "")
+    where = f"lam {best.lam:g}" + (f" of {_segment(result, best.segment)}" if _many(result) else "")
     return where if len(result.curves) == 1 else f"{where} {CURVES.get(best.curve, best.curve)}"
 
 
@@ -111,6 +111,13 @@ def _many(result: InterpolateResult) -> bool:
     return len(result.checkpoints) > 2
 
 
+def _segment(result: InterpolateResult, number: int) -> str:
+    """A segment of a longer line, by the names of the checkpoints at its ends; with directories where names repeat."""
+    names = [path.name for path in result.checkpoints]
+    shown = names if len(set(names)) == len(names) else [str(path) for path in result.checkpoints]
+    return " -> ".join(map(printable, shown[number : number + 2]))
+
+
 def _curves(result: InterpolateResult, verbose: bool) -> Rows:
     """One row for each value of lam, with the loss and accuracy of every curve."""
     names = list(result.curves)
@@ -122,18 +129,18 @@ def _curves(result: InterpolateResult, verbose: bool) -> Rows:
         measured.append("top5")
     if any(point.metric is not None for row in points for point in row):
         measured.append("metric")
-    headings = (["segment"] if _many(result) else []) + ["lam"]
+    headings = (["between"] if _many(result) else []) + ["lam"]
     headings += [_named(_heading(field), name, result, SHORT) for field in measured for name in names]
     places = {field: _decimals([getattr(point, field) for row in points for point in row]) for field in measured}
     fine = max(len(f"{point.lam:.3g}".partition(".")[2]) for point in points[0])
     lines, exact = [], []
     for across in zip(*points, strict=True):
-        lead = [str(across[0].segment + 1)] if _many(result) else []
+        lead = [_segment(result, across[0].segment)] if _many(result) else []
         cells = [_value(point, field, places[field]) for field in measured for point in across]
         lines.append([*lead, f"{across[0].lam:.{fine}f}", *cells])
         full = [getattr(point, field) for field in measured for point in across]
         exact.append([*lead, across[0].lam, *("" if value is None else value for value in full)])
-    return rows(headings, lines, numbers=tuple(range(len(headings))), exact=exact)
+    return rows(headings, lines, numbers=range(int(_many(result)), len(headings)), exact=exact)
 
 
 def _heading(field: str) -> str:

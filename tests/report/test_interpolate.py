@@ -99,6 +99,14 @@ def test_the_best_network_is_named(best: Best, words: str) -> None:
     assert words in shown(result(best=best), 100)
 
 
+def test_segments_are_named_by_their_checkpoints() -> None:
+    text = shown(result(**several()), 160)
+    assert text.count("a.safetensors -> b.safetensors  ") == 5
+    assert text.count("c.safetensors -> d.safetensors  ") == 5
+    same = {**several(), "checkpoints": tuple(Path(letter) / "model.safetensors" for letter in "abcd")}
+    assert "a/model.safetensors -> b/model.safetensors  " in shown(result(**same), 160)
+
+
 def test_what_is_not_finite_is_said() -> None:
     row = curve((0.5, 0.8), (None, 0.1), (0.5, 0.8))
     assert "not finite" in shown(result(curves={"naive": row}, barrier={"naive": barrier(row)}), 100)
