@@ -39,7 +39,7 @@ class AlignCommandOptions(AlignOptions):
             UsageError: the sweep is impossible after this alignment.
         """
         if self.interpolate is None:
-            if self.recalibrate is not None or self.repair or self.steps != 10:
+            if self.recalibrate is not None or self.repair or self.steps != AlignCommandOptions.steps:
                 raise UsageError(
                     "--steps, --recalibrate and --repair apply to interpolated networks: give --interpolate DATA"
                 )
