@@ -39,26 +39,30 @@ def multistart(
     *,
     heat: int | None = None,
     finalists: int = 1,
+    thorough: bool = False,
 ) -> list[Polished]:
     """Run descents from every start; the ends, in the order of the starts.
 
-    If no group moves from the identity, no further start is tried: B lies in A's basin.
+    If no group moves from the identity, no further start is tried: B is at least at a local optimum.
 
     Args:
         heat: passes that every start gets; then only the `finalists` best run on. None to run all to convergence.
+        thorough: try the further starts in that case too, and run them to convergence, so that it is known whether B is
+            only at a local optimum.
     """
     ends: dict[int, Polished] = {}
     for number, entry in enumerate(entries):
         if ends and settings.out_of_time:
             break
         run = DescentRun(problem, entry.name, entry.seed, settings, place=entry.place)
-        run.advance(heat if len(entries) > 1 else None)
+        settled = any(is_fixed(end) for end in ends.values())
+        run.advance(heat if len(entries) > 1 and not settled else None)
         leads = all(run.value > other.value for other in ends.values())
         if heat is not None and finalists and number == len(entries) - 1 and leads and not settings.out_of_time:
             run.advance(None)
         ends[number] = run.finish()
         del run  # its similarities are large, and the next start makes its own
-        if is_fixed(ends[number]):
+        if is_fixed(ends[number]) and not thorough:
             break
     ranked = sorted(ends, key=lambda number: -ends[number].value)
     for number in ranked[:finalists]:

@@ -25,6 +25,8 @@ from rebasin_cli.permutation import Permutations
 
 _PERFECT = 1e-12
 """How near to `(|A|^2 + |B|^2) / 2`, where B permuted is A, an objective must be for the search to be over."""
+NEARLY_EQUAL = 0.9
+"""Cosine of weights, in their own order, from which B is a fine-tuned copy of A and not a network trained apart."""
 
 
 class SideBySide(Protocol):
@@ -67,7 +69,7 @@ class Portfolio:
     def run(self) -> list[Polished]:
         """All ends, of runs side by side the best; the best of all has converged, unless time or passes ran out."""
         self._descend()
-        if not any(is_fixed(end) for end in self.ends):
+        if not self._is_settled:
             for phase in self._phases:
                 phase.run(self)
         self._settle()
@@ -151,8 +153,18 @@ class Portfolio:
         deep = any(start.deep for start in self._starts)
         heat = 1 if len(simple) > 1 and not deep else None  # a start that is behind after one pass may end ahead
         entries = [StartEntry(start.name, self.seed, descend.place) for start, descend in simple]
-        self.ends += multistart(self.problem, entries, self.settings, heat=heat)
+        self.ends += multistart(self.problem, entries, self.settings, heat=heat, thorough=not self.is_large)
         self._seconds += [end.seconds for end in self.ends]
+
+    @property
+    def _is_settled(self) -> bool:
+        """Whether B's own order is a local optimum, and the best one as far as the search goes.
+
+        In a large network, or if the weights are nearly equal, further phases would cost much and find nothing.
+        """
+        least = 0.0 if self.is_large else NEARLY_EQUAL * self.problem.norms.scale
+        fixed = [end for end in self.ends if is_fixed(end) and end.value >= least]
+        return bool(fixed) and max(end.value for end in self.ends) <= fixed[0].value + self.least
 
     def _is_promising(self, descend: Descend) -> bool:
         return descend.promising is None or descend.promising(self.problem)

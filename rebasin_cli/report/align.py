@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from rebasin_cli.execution.same_function import FunctionCheck
 from rebasin_cli.matching.weighing import PLAIN
-from rebasin_cli.report.layout import Document, Lines, Part, Rows, document, facts, rows, text
-from rebasin_cli.report.text import counted, number, seconds, share, shell, size
+from rebasin_cli.report.guidance import after_align
+from rebasin_cli.report.layout import Document, Part, Rows, document, facts, rows, text
+from rebasin_cli.report.text import counted, number, seconds, share, size
 from rebasin_cli.verbs.align import AlignResult
 
 
@@ -32,7 +31,7 @@ def align_table(result: AlignResult, *, verbose: bool = False, swept: bool = Fal
         facts(entries),
         text(verdict(result)),
         _groups(result) if verbose else None,
-        None if swept else _next(result),
+        None if swept else after_align(result),
     ]
     return document(*parts)
 
@@ -58,7 +57,9 @@ def verdict(result: AlignResult) -> str:
 def _unmoved(result: AlignResult) -> str:
     """Why B is as it was, no more certain than the search was."""
     if result.already_aligned:
-        return "No permutation was found that makes B more similar to A, so its units keep their order."
+        return "No search, from several starts, found an order in which B is more similar to A: its units keep theirs."
+    if result.criterion.name == PLAIN and result.converged:
+        return "The search found no order of the units in which B is more similar to A: the output equals B."
     if result.criterion.name == PLAIN:
         return "The search stopped before it found a permutation that makes B more similar to A: the output equals B."
     return f"No permutation was found with a better {result.criterion.name} than B as it is: the output equals B."
@@ -114,14 +115,3 @@ def _search(result: AlignResult) -> str:
 def _groups(result: AlignResult) -> Rows:
     lines = [(group.name, f"{group.size:,}", f"{group.moved:,}") for group in result.groups]
     return rows(("group", "units", "moved"), lines, numbers=(1, 2))
-
-
-def _next(result: AlignResult) -> Lines | None:
-    """The command that answers the next question."""
-    if result.out is None:
-        return text("Nothing was written (dry run).")
-    words: list[object] = ["rebasin", "interpolate"]
-    if result.report is not None and result.report.parent.resolve() != Path.cwd():
-        words += ["--report", result.report]
-    words += ["--steps", 10, "--data", "DATA"]
-    return text(f"next: {shell(words)}")

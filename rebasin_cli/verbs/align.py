@@ -19,6 +19,7 @@ from rebasin_cli.verbs.shared_options import DATA_HELP, Derivation, RequiredMode
 
 if TYPE_CHECKING:
     from rebasin_cli.execution.same_function import FunctionCheck
+    from rebasin_cli.matching.chance import Chance
     from rebasin_cli.matching.result import Criterion
     from rebasin_cli.permutation import Permutations
 
@@ -125,6 +126,19 @@ class Sibling:
 
 
 @dataclass(frozen=True, slots=True)
+class Architecture:
+    """What of the network decides which command comes next.
+
+    Args:
+        running_statistics: number of layers that normalise by running statistics (BatchNorm).
+        attention: whether it has attention heads.
+    """
+
+    running_statistics: int
+    attention: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Change:
     """A measure before and after the alignment."""
 
@@ -148,10 +162,11 @@ class Objective:
 class AlignResult(Result):
     """The outcome of one alignment; field for field the `data` of `rebasin align --json`.
 
-    `cosine` and `distance` (L2) are over the model's parameters. `state` says for `a` and `b` which state dict of the
-    file was read, as `key` and `ema` name it, and where it was found (`found`). `out`, `report` and `sha256["out"]` are
-    None after a dry run. Seconds are wall-clock, by phase; `peak_rss_bytes` counts mapped file pages too. `matched` has
-    the permutations themselves, int64 index tensors by axis group (`new[i] = old[perm[i]]`); they are not part of the
+    `chance` compares the gain of the cosine with that of chance (None: not measured). `cosine` and `distance` (L2)
+    are over the model's parameters. `state` says for `a` and `b` which state dict of the file was read, as `key`
+    and `ema` name it, and where it was found (`found`). `out`, `report` and `sha256["out"]` are None after a dry
+    run. Seconds are wall-clock, by phase; `peak_rss_bytes` counts mapped file pages too. `matched` has the
+    permutations themselves, int64 index tensors by axis group (`new[i] = old[perm[i]]`); they are not part of the
     JSON.
     """
 
@@ -176,8 +191,10 @@ class AlignResult(Result):
     converged: bool
     relative_tolerance: float | None
     already_aligned: bool
+    architecture: Architecture
     objective: Objective
     criterion: Criterion
+    chance: Chance | None
     cosine: Change
     distance: Change
     groups: tuple[MovedGroup, ...]

@@ -22,16 +22,19 @@ from rebasin_cli.execution.closeness import Closeness
 from rebasin_cli.execution.data_inputs import sample_inputs_from_data
 from rebasin_cli.execution.device import resolve_device
 from rebasin_cli.execution.pair import Pair, Source, check_all_finite, open_pair
+from rebasin_cli.execution.recalibration import batch_norms
 from rebasin_cli.execution.same_function import FunctionCheck
 from rebasin_cli.execution.subject import ModelChoice
 from rebasin_cli.execution.understanding import understand
 from rebasin_cli.execution.weights import Weights
+from rebasin_cli.matching.chance import MOST_ELEMENTS, Chance, gain_against_chance
 from rebasin_cli.matching.methods import Matching, MatchTask, check_options_apply, find_method, match
 from rebasin_cli.matching.result import PassReport
+from rebasin_cli.matching.starts.identity import START as IDENTITY
 from rebasin_cli.matching.weighing import OBJECTIVES, PLAIN, check_objective, weigh
 from rebasin_cli.model.example_input import ExampleInput
 from rebasin_cli.progress import Progress, Silent
-from rebasin_cli.verbs.align import AlignOptions, AlignResult, Change, MovedGroup, Objective, Sibling
+from rebasin_cli.verbs.align import AlignOptions, AlignResult, Architecture, Change, MovedGroup, Objective, Sibling
 from rebasin_cli.verbs.cost import PhaseClock, peak_rss_bytes, release_freed_memory, spare_limited_memory
 from rebasin_cli.verbs.document import envelope, pretty
 from rebasin_cli.verbs.output_paths import check_outputs
@@ -50,6 +53,8 @@ from rebasin_cli.verbs.versions import versions
 if TYPE_CHECKING:
     from rebasin_cli.matching.plan import Effort
 
+PERFECT = 1e-12
+"""How near to 1 a cosine must be for the weights to be equal, up to scale."""
 DATA_SAMPLES = 3
 """Number of inputs from the data that the result is verified on, in addition to the example."""
 
@@ -91,6 +96,7 @@ class Alignment:
         self.progress.phase("matching")
         with self.clock.phase("match"):
             self._match()
+            self.chance = self._chance()
             release_freed_memory()
         self._write()
         result = self._result()
@@ -177,6 +183,20 @@ class Alignment:
         self.match = match(self._task())
         self.rearrangement = Rearrangement(
             self.understood.spec, self.match.permutations, self.pair.b, self.pair.subject.ties
+        )
+
+    def _chance(self) -> Chance | None:
+        """How the gain compares with that of chance, where weights alone decided and measuring it costs little."""
+        subject, match = self.pair.subject, self.match
+        if match.method != "weight" or not match.moved_units or subject.elements > MOST_ELEMENTS:
+            return None
+        return gain_against_chance(
+            self.understood.spec,
+            self.pair.a,
+            self.pair.b,
+            parameters=subject.parameters,
+            seed=self.matching.seed,
+            device=self.device,
         )
 
     def _task(self) -> MatchTask:
@@ -297,12 +317,14 @@ class Alignment:
             converged=match.converged,
             relative_tolerance=match.relative_tolerance,
             already_aligned=self._already_aligned(),
+            architecture=self._architecture(),
             objective=Objective(
                 match.objective_before,
                 match.objective_after,
                 tuple(match.per_pass) if match.criterion.name == PLAIN else (),
             ),
             criterion=match.criterion,
+            chance=self.chance,
             cosine=Change(self.before.cosine, self.after.cosine),
             distance=Change(self.before.distance, self.after.distance),
             groups=groups,
@@ -326,10 +348,26 @@ class Alignment:
         return {"key": source.key, "ema": source.ema, "found": ".".join(found) if found else None}
 
     def _already_aligned(self) -> bool:
-        """Whether a converged search by similarity, free to move every group, found nothing better than B as it is."""
+        """Whether a converged search, free to move every group, found nothing more similar to A than B as it is.
+
+        A descent from B's own order that finds nothing shows a local optimum only: another start must have converged
+        too. Where the cosine is 1, no permutation can be more similar.
+        """
         match = self.match
-        by_similarity = match.criterion.name == PLAIN and match.converged and match.passes > 0
-        return match.already_aligned and by_similarity and not self.options.pins and bool(self.understood.spec.groups)
+        by_similarity = match.criterion.name == PLAIN and match.converged and match.passes > 0 and not match.timed_out
+        elsewhere = any(one.start != IDENTITY.name and one.converged for one in match.candidates)
+        free = not self.options.pins and bool(self.understood.spec.groups)
+        return match.already_aligned and by_similarity and free and (elsewhere or match.cosine_before >= 1 - PERFECT)
+
+    def _architecture(self) -> Architecture:
+        """What of the network decides which command comes next."""
+        traced = self.understood.trace
+        called = set() if traced is None else {call.name.removeprefix("aten._") for call in traced.calls}
+        nested = any(group.parent is not None for group in self.understood.spec.groups)
+        return Architecture(
+            running_statistics=len(batch_norms(self.pair.subject.module)),
+            attention=any("scaled_dot_product" in name for name in called) or ("softmax" in called and nested),
+        )
 
     def _write_beside(self, result: AlignResult) -> None:
         """Write the report and, where asked for, the permutations and the spec; each of them atomically."""

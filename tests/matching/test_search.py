@@ -141,11 +141,12 @@ def test_starts_from_activations_take_part_under_their_name() -> None:
     assert [candidate.start for candidate in found.candidates] == ["noise"]
 
 
-def test_an_aligned_pair_costs_one_descent() -> None:
+def test_an_aligned_pair_costs_one_descent_from_each_simple_start() -> None:
     spec, a, _, noisy = planted(10, 14, 0, noise=0.1)
     found = search(spec, a, noisy, parameters=a.keys())
     assert found.already_aligned
-    assert len(found.candidates) == 1
+    assert [one.start for one in found.candidates] == ["identity", "forward"]
+    assert all(one.converged for one in found.candidates)
     assert all(torch.equal(found.permutations[name], perm) for name, perm in identity(spec).items())
 
 
