@@ -14,7 +14,7 @@ import hashlib
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -121,6 +121,29 @@ def put_in_place(temporary: Path, target: Path, *, force: bool) -> None:
         else:
             temporary.unlink()
     sync_directory(target.parent)
+
+
+def put_directory_in_place(temporary: Path, target: Path) -> None:
+    """Rename a complete directory; the target must be absent or an empty directory.
+
+    Raises:
+        OutputError: something has appeared there since the check.
+    """
+    try:
+        os.replace(temporary, target)
+    except OSError as error:
+        if error.errno in {errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR}:
+            raise OutputError(f"{target}: exists", path=target, hint="name another -o", slug="exists") from None
+        raise
+    sync_directory(target.parent)
+
+
+def write_new_file(path: Path, chunks: Iterable[bytes]) -> None:
+    """Write a file inside a temporary directory, and flush it to disk."""
+    with open(path, "xb") as handle:
+        for chunk in chunks:
+            handle.write(chunk)
+        flush_to_disk(StagedFile(path, handle))
 
 
 def write_text_atomically(path: str | Path, text: str, force: bool = False) -> None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from rebasin_cli.checkpoint.atomic import commit_file, flush_to_disk, staged_file
+from rebasin_cli.checkpoint.atomic import StagedFile, commit_file, flush_to_disk, staged_file
 from rebasin_cli.errors import CheckpointError, RebasinError, few, quoted
 
 if TYPE_CHECKING:
@@ -90,6 +90,7 @@ class Checkpoint(abc.ABC):
         metadata: the file's own text metadata.
         ties: keys that are one tensor: they share memory (torch), or the metadata records one as removed in favour of
             the other (safetensors; then only the stored one, which comes first, is in `infos`).
+        notes: what of the file or directory was chosen, skipped or left out, one sentence each.
     """
 
     format: Format
@@ -100,6 +101,7 @@ class Checkpoint(abc.ABC):
     infos: Mapping[str, TensorInfo]
     metadata: Mapping[str, str]
     ties: tuple[tuple[str, ...], ...]
+    notes: tuple[str, ...] = ()
 
     @property
     def kind(self) -> str:
@@ -128,6 +130,18 @@ class Checkpoint(abc.ABC):
     ) -> contextlib.AbstractContextManager[WrittenCopy]:
         """Write a copy beside `out` with every tensor transformed; it is removed unless it is committed."""
 
+    @abc.abstractmethod
+    def write_into(self, directory: Path, transform: Transform, provenance: Mapping[str, str]) -> Path:
+        """Write a copy into a directory, under the files' own names, flushed to disk; the path to open it by."""
+
+    @abc.abstractmethod
+    def reopen(self, path: Path) -> Checkpoint:
+        """Open a copy, by its own path, and select the same state dict."""
+
+    def makes_directory(self, out: Path) -> bool:
+        """Whether an output of this name becomes a directory."""
+        return self.format.makes_directory(out)
+
     def check_copy(self, copy: Checkpoint) -> None:  # noqa: B027  (most formats have nothing to check)
         """Raise `NumericalError` if an independent reader of the format finds other tensors in the copy than here."""
 
@@ -143,6 +157,14 @@ class Checkpoint(abc.ABC):
     def file_bytes(self) -> int:
         """Bytes of all files together: the size of a copy, except for a few KiB of provenance."""
         return sum(file.size for file in self.mapped())
+
+    def copy_bytes(self, out: Path) -> int:
+        """Bytes of a copy at `out`."""
+        return self.file_bytes
+
+    def notes_on_copy(self, out: Path) -> tuple[str, ...]:
+        """What a copy at `out` does not have, or has unchanged, one sentence each."""
+        return ()
 
     def info(self, key: str) -> TensorInfo:
         """The header entry of a key, or a CheckpointError that names the nearest ones."""
@@ -160,9 +182,12 @@ class OneFileCheckpoint(Checkpoint):
     def write_to(self, out: BinaryIO, transform: Transform, provenance: Mapping[str, str]) -> None:
         """Write this checkpoint with every tensor transformed, one tensor (torch: one storage) in memory at a time."""
 
-    @abc.abstractmethod
-    def reopen(self, path: Path) -> Checkpoint:
-        """Open a file of the same format and select the same state dict."""
+    def write_into(self, directory: Path, transform: Transform, provenance: Mapping[str, str]) -> Path:
+        path = directory / self.path.name
+        with open(path, "x+b") as handle:
+            self.write_to(handle, transform, provenance)
+            flush_to_disk(StagedFile(path, handle))
+        return path
 
     @contextlib.contextmanager
     def staged_copy(

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from rebasin_cli.checkpoint.checkpoint import Checkpoint
+from rebasin_cli.checkpoint.directory import open_directory
 from rebasin_cli.checkpoint.formats import Format, all_formats, announced_formats
 from rebasin_cli.checkpoint.mapped_file import MappedFile
 from rebasin_cli.errors import CheckpointError, size
@@ -33,7 +34,7 @@ def open_checkpoint(path: str | Path, *, key: str | None = None, ema: bool = Fal
     """Open a checkpoint; only its header is read and checked.
 
     Args:
-        path: a `.safetensors` file; a `*.safetensors.index.json` or its directory; or a file of torch.save.
+        path: a `.safetensors` file; a file of torch.save; the index of a sharded checkpoint; or a directory.
         key: which state dict of several, as the keys that lead to it joined by dots; for safetensors a key prefix.
         ema: the averaged weights (`state_dict_ema`, `model_ema`, `ema`, …).
 
@@ -42,6 +43,8 @@ def open_checkpoint(path: str | Path, *, key: str | None = None, ema: bool = Fal
         UsageError: both `key` and `ema`.
     """
     path = Path(path)
+    if path.is_dir():
+        return open_directory(path, lambda weights: open_checkpoint(weights, key=key, ema=ema))
     head, nbytes = _start_of(path)
     announced = announced_formats(path)
     other = _other_file(head)

@@ -39,7 +39,8 @@ def write_like(
 
     Args:
         source: the checkpoint whose format, layout, order, dtypes, metadata and other entries are kept.
-        out: the output; for a sharded source a `*.safetensors.index.json` or a directory to be made.
+        out: the output; for a sharded source an index or a directory to be made, for a directory one to be made or
+            a file for the weights alone.
         transform: from a key of the file and its tensor to one of the same shape and dtype.
         provenance: entries of the metadata, under `rebasin.`; formats without metadata leave it out.
         force: overwrite an existing file.
@@ -56,7 +57,7 @@ def write_like(
         NumericalError: another reader of the format finds other tensors in the copy.
     """
     out = Path(out)
-    check_output(out, source.files, force=force, bytes_needed=source.file_bytes, mkdir=mkdir, like=source)
+    check_output(out, source.files, force=force, bytes_needed=source.copy_bytes(out), mkdir=mkdir, like=source)
     with source.staged_copy(out, transform, provenance, mkdir=mkdir) as staged:
         source.check_copy(staged.checkpoint)
         if check is not None:
@@ -82,7 +83,7 @@ def check_output(
         out: where to write; a symlink is followed.
         inputs: files that are read (`Checkpoint.files`).
         force: overwrite an existing regular file, even an input.
-        bytes_needed: size of the output (`Checkpoint.file_bytes`).
+        bytes_needed: size of the output (`Checkpoint.copy_bytes`).
         mkdir: missing parent directories will be made by the writer.
         kept: files that are read and are not overwritten even with `force`.
         like: the checkpoint whose format the output gets, so that its name and layout can be checked too.
@@ -92,7 +93,7 @@ def check_output(
     """
     out = Path(out)
     target = real_output(out)
-    directory = like is not None and like.format.makes_directory(out)
+    directory = like is not None and like.makes_directory(out)
     if like is not None:
         _check_suffix(out, like)
     for given in map(Path, kept):

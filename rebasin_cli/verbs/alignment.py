@@ -162,8 +162,8 @@ class Alignment:
         """Check the headers (keys, shapes, disk space), then read every tensor once."""
         options = self.options
         self.pair: Pair = open_pair(self.a, self.b, self.choice, ignore_extra=options.ignore_extra)
-        if self.pair.subject.note:
-            self.progress.note(self.pair.subject.note)
+        for sentence in self._notes():
+            self.progress.note(sentence)
         a, b = self.pair.a.checkpoint, self.pair.b.checkpoint
         if not options.dry_run:
             check_output(
@@ -171,13 +171,20 @@ class Alignment:
                 b.files,
                 kept=a.files,
                 force=options.force,
-                bytes_needed=b.file_bytes,
+                bytes_needed=b.copy_bytes(options.files.out),
                 mkdir=options.mkdir,
                 like=b,
             )
         check_all_finite(self.pair, self.progress)
         self.before = measure(self.pair.a, self.pair.b, self.pair.subject.parameters)
         self.sha256.update(a=a.sha256(), b=b.sha256())
+
+    def _notes(self) -> list[str]:
+        """What was decided about the model and the files before the search."""
+        a, b = self.pair.a.checkpoint, self.pair.b.checkpoint
+        said = [] if self.pair.subject.note is None else [self.pair.subject.note]
+        said += [*a.notes, *b.notes]
+        return said if self.options.dry_run else [*said, *b.notes_on_copy(self.options.files.out)]
 
     def _match(self) -> None:
         self.match = match(self._task())
@@ -399,9 +406,7 @@ class Alignment:
 
     def _warnings(self) -> tuple[str, ...]:
         """Warnings about a run that succeeded."""
-        said = []
-        if self.pair.subject.note:
-            said.append(self.pair.subject.note)
+        said = self._notes()
         said += [f"no rule for {op}: the axes it touches are not permuted" for op in self.understood.unknown_ops]
         for weights in (self.pair.a, self.pair.b):
             extra = weights.keys_in_file.extra

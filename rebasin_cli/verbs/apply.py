@@ -84,7 +84,7 @@ def run_apply(options: ApplyOptions) -> ApplyResult:
             out_path,
             [*opened.files, saved_path],
             force=options.force,
-            bytes_needed=opened.file_bytes,
+            bytes_needed=opened.copy_bytes(out_path),
             mkdir=options.mkdir,
             like=opened,
         )
@@ -98,6 +98,9 @@ def run_apply(options: ApplyOptions) -> ApplyResult:
             source, rearrangement, out_path, provenance=provenance, force=options.force, mkdir=options.mkdir
         )
     extra = len(keys.extra)
+    said = [*opened.notes, *opened.notes_on_copy(out_path)]
+    if extra:
+        said.append(f"{extra} tensors that the model does not have were copied unchanged")
     return ApplyResult(
         permutations=saved_path,
         checkpoint=source_path,
@@ -108,7 +111,7 @@ def run_apply(options: ApplyOptions) -> ApplyResult:
         sha256={"checkpoint": provenance["rebasin.sha256.source"], "out": digest},
         provenance=saved.provenance,
         seconds=clock.seconds(),
-        warnings=(f"{extra} tensors that the model does not have were copied unchanged",) if extra else (),
+        warnings=tuple(said),
     )
 
 

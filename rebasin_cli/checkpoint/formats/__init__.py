@@ -81,9 +81,18 @@ def announced_formats(path: Path) -> tuple[Format, ...]:
     return tuple(form for form in all_formats() if form.announced_by(path))
 
 
+_ARCHIVE_SUFFIXES = (".pth.tar", ".pt.tar", ".ckpt.tar")
+"""Names under which torch.save was long advised to write; no archive is meant."""
+
+
 def split_name(path: Path) -> tuple[str, str]:
-    """Stem and suffix of a checkpoint's name; a suffix of several parts (`.safetensors.index.json`) stays whole."""
-    for suffix in (suffix for form in all_formats() for suffix in form.suffixes if suffix.count(".") > 1):
-        if path.name.endswith(suffix):
-            return path.name.removesuffix(suffix), suffix
-    return path.stem, path.suffix
+    """Stem and suffix of a checkpoint's name, whatever the case of its letters.
+
+    Only endings that announce a format are suffixes, the longest first, so that a version number stays in the stem:
+    `resnet.v1.5` has none. One of several parts (`.safetensors.index.json`, `.pth.tar`) stays whole.
+    """
+    every = {*_ARCHIVE_SUFFIXES, *(suffix for form in all_formats() for suffix in form.suffixes)}
+    for suffix in sorted(every, key=len, reverse=True):
+        if path.name.lower().endswith(suffix) and len(path.name) > len(suffix):
+            return path.name[: -len(suffix)], path.name[-len(suffix) :]
+    return path.name, ""

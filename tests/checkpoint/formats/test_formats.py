@@ -23,6 +23,12 @@ def sharded(path: Path) -> Path:
     return path
 
 
+def sharded_torch(path: Path) -> Path:
+    torch.save(STATE, path.with_name("shard.bin"))
+    path.write_text(json.dumps({"weight_map": dict.fromkeys(STATE, "shard.bin")}))
+    return path
+
+
 def one_file(path: Path) -> Path:
     safetensors.torch.save_file(STATE, path)
     return path
@@ -41,6 +47,7 @@ def legacy(path: Path) -> Path:
 WRITERS: dict[str, Callable[[Path], Path]] = {
     "safetensors": one_file,
     "sharded-safetensors": sharded,
+    "sharded-torch": sharded_torch,
     "torch": zipped,
     "torch-legacy": legacy,
 }
@@ -88,6 +95,15 @@ def test_names_and_sizes_of_dtypes_are_those_of_torch() -> None:
         ("a.safetensors.index.json", "a", ".safetensors.index.json"),
         ("a.b.pt", "a.b", ".pt"),
         ("a", "a", ""),
+        ("model_best.pth.tar", "model_best", ".pth.tar"),
+        ("model.tar", "model", ".tar"),
+        ("resnet.v1.5.pt", "resnet.v1.5", ".pt"),
+        ("resnet.v1.5", "resnet.v1.5", ""),
+        ("epoch=3-loss=0.25", "epoch=3-loss=0.25", ""),
+        ("B.PT", "B", ".PT"),
+        ("B.SafeTensors", "B", ".SafeTensors"),
+        ("p.bin.index.json", "p", ".bin.index.json"),
+        (".pt", ".pt", ""),
     ],
 )
 def test_names_are_split_before_the_whole_suffix(name: str, stem: str, suffix: str) -> None:
