@@ -17,7 +17,6 @@ import stat
 import sys
 import warnings
 from collections.abc import Iterator
-from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -96,12 +95,9 @@ class MappedFile:
         for position in range(start, end, _CHUNK):
             yield self.read(position, min(_CHUNK, end - position))
 
-    def stream(self, position: int) -> mmap.mmap | BytesIO:
-        """The bytes as a stream positioned at `position`; one stream per file, shared by all calls."""
-        if self._map is None:
-            return BytesIO()
-        self._map.seek(min(position, self.size))
-        return self._map
+    def buffer(self) -> mmap.mmap | bytes:
+        """All bytes, read where they are asked for."""
+        return b"" if self._map is None else self._map
 
     def rfind(self, needle: bytes, start: int, end: int | None = None) -> int:
         """The last position of `needle` in `[start, end)`, or -1."""

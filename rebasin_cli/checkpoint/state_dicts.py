@@ -82,14 +82,17 @@ def other_entries(root: Any, chosen: Mapping[Any, Any], is_tensor: IsTensor) -> 
 
 
 def _has_tensor(value: Any, is_tensor: IsTensor, chosen: object, seen: set[int]) -> bool:
-    """Whether there is a tensor in it; shared parts are visited once."""
-    if is_tensor(value):
-        return True
-    if value is chosen or id(value) in seen or not isinstance(value, (Mapping, list, tuple)):
-        return False
-    seen.add(id(value))
-    inner = value.values() if isinstance(value, Mapping) else value
-    return any(_has_tensor(one, is_tensor, chosen, seen) for one in inner)
+    """Whether there is a tensor in it; shared parts are visited once, and nesting of any depth is no recursion."""
+    pending = [value]
+    while pending:
+        one = pending.pop()
+        if is_tensor(one):
+            return True
+        if one is chosen or id(one) in seen or not isinstance(one, (Mapping, list, tuple)):
+            continue
+        seen.add(id(one))
+        pending.extend(one.values() if isinstance(one, Mapping) else one)
+    return False
 
 
 def chosen_prefix(path: Path, keys: Collection[str], *, key: str | None, ema: bool) -> str | None:

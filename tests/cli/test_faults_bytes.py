@@ -135,7 +135,6 @@ CASES: list[tuple[Callable[[Path], Path], str]] = [
     (flipped_bit, r"CRC|corrupt"),
     (truncated_torch, r"truncated|corrupt|incomplete"),
     (torchscript, r"(?=.*TorchScript)(?=.*state_dict)"),
-    (with_namespace, r"argparse\.Namespace"),
 ]
 
 
@@ -152,6 +151,18 @@ def test_a_bad_file_is_refused_in_one_line(
     expect_refusal(done, 3, words)
     assert bad in done.err
     assert {path: path.read_bytes() for path in place.iterdir() if path.is_file()} == contents
+
+
+@pytest.mark.parametrize("side", ["A", "B"])
+def test_a_namespace_beside_the_weights_is_skipped_and_named(run: Runner, place: Path, side: str) -> None:
+    name = with_namespace(place / "args.safetensors").name
+    pair = [name, "b.safetensors"] if side == "A" else ["a.safetensors", name]
+    done = run("align", *pair, *MODEL, "-o", "o.safetensors" if side == "A" else "o.pt")
+    assert done.code == 0, done.err
+    assert "skipped: argparse.Namespace at 'args'" in done.err
+    if side == "B":
+        assert b"Namespace" not in (place / "o.pt").read_bytes()
+        assert set(torch.load(place / "o.pt", weights_only=True)) == {"state_dict", "optimizer", "epoch"}
 
 
 def test_both_sizes_are_named_where_bytes_are_missing(run: Runner, place: Path) -> None:

@@ -29,7 +29,9 @@ from rebasin_cli.checkpoint.checkpoint import (
     with_provenance,
 )
 from rebasin_cli.checkpoint.formats import Format
-from rebasin_cli.checkpoint.formats._torch_pickle import StorageRef, TensorRef, Unpickled
+from rebasin_cli.checkpoint.formats._pickle_writer import leading_to_tensors, padded, pickled
+from rebasin_cli.checkpoint.formats._pickled_names import Refused
+from rebasin_cli.checkpoint.formats._torch_pickle import StorageRef, TensorRef, Unpickled, skipped
 from rebasin_cli.checkpoint.mapped_file import MappedFile
 from rebasin_cli.checkpoint.state_dicts import find_state_dict, other_entries
 from rebasin_cli.errors import CheckpointError, ModelError, few, quoted, size
@@ -41,6 +43,7 @@ SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".tar", ".th")
 SAVE_HINT = "save the weights alone: torch.save(model.state_dict(), path)"
 LONGEST_COMMENT = 0xFFFF
 _MOST_TENSORS = 200_000
+_MOST_NAMED = 6
 _REFETCH = "the copy or download is incomplete, or the disk is bad; fetch the file again"
 _HARMLESS = 1 << 20
 """A tensor with a stride of zero may claim this many bytes whatever its storage has: small expanded buffers exist."""
@@ -53,6 +56,7 @@ class SavedObject:
     Attributes:
         content: the unpickled description.
         storages: each storage's bytes, by key.
+        description: the record of the pickle.
         checked: all records that have a checksum.
         comment_at: where the zip archive's comment begins, with its two bytes of length; None if it cannot have one.
         comment: the comment.
@@ -60,6 +64,7 @@ class SavedObject:
 
     content: Unpickled
     storages: Mapping[str, FileRecord]
+    description: FileRecord | None = None
     checked: tuple[FileRecord, ...] = ()
     comment_at: int | None = None
     comment: bytes = b""
@@ -109,10 +114,11 @@ class TorchCheckpoint(OneFileCheckpoint):
         self._file = MappedFile(path)
         self._take_apart = take_apart
         self._saved = take_apart(self._file)
-        refuse_foreign(self._file, self._saved.content.foreign)
+        refuse_programs(self._file, self._saved.content.refused)
         self._key, self._ema = key, ema
         self._sound: set[str] = set()
         root = self._saved.content.root
+        self._description, self.notes = _without_objects(path, self._saved)
         self.wrapper, found = find_state_dict(path, root, lambda value: isinstance(value, TensorRef), key=key, ema=ema)
         self.others = other_entries(root, found, lambda value: isinstance(value, TensorRef))
         refs = {name: ref for name, ref in found.items() if isinstance(name, str) and isinstance(ref, TensorRef)}
@@ -153,6 +159,8 @@ class TorchCheckpoint(OneFileCheckpoint):
             by_storage.setdefault(view.record.name, {})[key] = view
         for views in by_storage.values():
             self._rewrite(out, views, transform)
+        if self._description is not None and self._saved.description is not None:
+            _replace(out, self._saved.description, self._description)
         self._write_comment(out, provenance)
 
     def _check(self, record: FileRecord) -> None:
@@ -171,12 +179,7 @@ class TorchCheckpoint(OneFileCheckpoint):
         if not results:
             return
         record = next(iter(views.values())).record
-        data = self._storage_bytes(record, views, results)
-        out.seek(record.start)
-        out.write(data)
-        for field in record.crc_fields:
-            out.seek(field)
-            out.write(struct.pack("<I", zlib.crc32(data)))
+        _replace(out, record, self._storage_bytes(record, views, results))
 
     def _storage_bytes(
         self, record: FileRecord, views: Mapping[str, StorageView], results: Mapping[str, Tensor]
@@ -218,6 +221,33 @@ class TorchCheckpoint(OneFileCheckpoint):
         out.seek(at)
         out.write(struct.pack("<H", len(comment)) + comment)
         out.truncate()
+
+
+def _replace(out: BinaryIO, record: FileRecord, data: bytes | memoryview) -> None:
+    """Write other bytes of the same length in place of a record's, with their checksum."""
+    out.seek(record.start)
+    out.write(data)
+    for field in record.crc_fields:
+        out.seek(field)
+        out.write(struct.pack("<I", zlib.crc32(data)))
+
+
+def _without_objects(path: Path, saved: SavedObject) -> tuple[bytes | None, tuple[str, ...]]:
+    """The file's pickle without objects of other classes (None if it has none), and what is said about them."""
+    root, found = saved.content.root, list(skipped(saved.content.root))
+    if not found or saved.description is None:
+        return None, ()
+    holders = leading_to_tensors(root)
+    left_out = [one for one in found if id(one.made) not in holders]
+    named = left_out or found
+    listed = [f"{one.name} at {quoted('.'.join(one.at))}" if one.at else one.name for one in named[:_MOST_NAMED]]
+    rest = len(named) - len(listed)
+    words = f"{', '.join(listed)}{f' and {rest:,} more' if rest else ''}"
+    clean = padded(pickled(root, saved.content.protocol, skip=True), saved.description.size)
+    if clean is None:
+        return None, (f"{path}: skipped: {words}; a copy has them unchanged",)
+    end = "a copy does not have them" if left_out else "a copy has plain dictionaries in their place"
+    return clean, (f"{path}: skipped: {words}; {end}",)
 
 
 def _as(flat: Tensor, view: StorageView) -> Tensor:
@@ -351,25 +381,26 @@ def check_crc(file: MappedFile, record: FileRecord) -> None:
         )
 
 
-def refuse_foreign(file: MappedFile, foreign: tuple[str, ...]) -> None:
-    """Refuse a pickle that names anything beyond tensors and plain data.
+def refuse_programs(file: MappedFile, refused: tuple[Refused, ...]) -> None:
+    """Refuse a pickle that would run a program where it is loaded, and one of a whole model.
 
     Raises:
-        CheckpointError: naming what it names.
+        CheckpointError: naming what it calls.
     """
-    if not foreign:
+    if not refused:
         return
-    modules = [name for name in foreign if name.startswith("torch.nn.modules.")]
-    if modules:
+    models = [one.name for one in refused if one.is_model]
+    if models:
         raise CheckpointError(
-            f"{file.path}: a whole pickled nn.Module (it names {few([foreign[0]])}), not a state_dict:"
+            f"{file.path}: a whole pickled nn.Module (it names {few(models[:1])}), not a state_dict:"
             " refusing, because reading it would run code",
             path=file.path,
             hint=SAVE_HINT,
             slug="unsafe-pickle",
         )
     raise CheckpointError(
-        f"{file.path}: unsafe: refusing a pickle that names {few(foreign)}; a state_dict needs no such objects",
+        f"{file.path}: unsafe: refusing a pickle that calls or names {few(dict.fromkeys(one.name for one in refused))};"
+        " a state_dict needs no such functions",
         path=file.path,
         hint="where you trust the file's origin, load it yourself and save the tensors alone:"
         " torch.save(checkpoint['state_dict'], path)",

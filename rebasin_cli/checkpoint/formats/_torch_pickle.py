@@ -1,69 +1,65 @@
-"""Pickles read as data: nothing that a pickle names is ever imported or called.
+"""The pickle of torch.save read as data: which tensors it describes, and what in it is skipped or refused.
 
-A pickle is a small program that may name any function. Here each name resolves to a placeholder made for this one
-reading: for the few names that torch.save itself needs, one that records its arguments; for any other, an inert object,
-whose name is reported so that the caller can refuse the file. Before that, the program's operations are listed without
-running them, because Python's unpickler does not check sizes (a memo index of 2^32 takes 64 GiB). torch is not used.
+`_pickle_machine.py` turns the pickle into a graph without importing or calling anything that it names. Here the records
+of torch's own functions become descriptions of tensors and storages. Objects of any other class are kept as they are
+and found again by `skipped`, with their places; a pickle that is a program is refused by `_pickled_names.py`.
 """
 
 from __future__ import annotations
 
-import io
 import math
-import mmap
-import pickle
-import pickletools
-from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from rebasin_cli.checkpoint.checkpoint import ITEM_SIZES
+from rebasin_cli.checkpoint.formats._pickle_machine import Buffer, Machine, Made, Name, SetOf
+from rebasin_cli.checkpoint.formats._pickled_names import (
+    DTYPE_ALIASES,
+    Refused,
+    is_plain,
+    label,
+    refusal_of_name,
+    refusal_of_object,
+)
 
-MOST_OPERATIONS = 8_000_000
 LONGEST_PICKLE = 256 << 20
-LARGEST_TUPLE = 1_000_000
-_FORBIDDEN = {"EXT1", "EXT2", "EXT4", "PERSID", "NEXT_BUFFER", "READONLY_BUFFER"}
 _STORAGES = {
     "Float": "float32", "Double": "float64", "Half": "float16", "BFloat16": "bfloat16", "Long": "int64", "Int": "int32",
     "Short": "int16", "Char": "int8", "Byte": "uint8", "Bool": "bool", "ComplexFloat": "complex64",
     "ComplexDouble": "complex128",
 }  # fmt: skip
-_ALIASES = {
-    "half": "float16", "float": "float32", "double": "float64", "short": "int16", "int": "int32", "long": "int64",
-    "chalf": "complex32", "cfloat": "complex64", "cdouble": "complex128",
-}  # fmt: skip
-# Permitted names whose values are not used: an inert object is enough.
-_INERT = {
-    "collections.Counter", "torch.device", "torch.serialization._get_layout", "torch.Tensor",
-    "torch.nn.parameter.Parameter", "torch.nn.parameter.Buffer", "torch.memory_format", "numpy.dtype", "numpy.ndarray",
-    "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar", "numpy.core.multiarray._reconstruct",
-    "numpy._core.multiarray._reconstruct", "torch.per_tensor_affine", "torch.per_tensor_symmetric",
-    "torch.per_channel_affine", "torch.per_channel_symmetric", "torch.per_channel_affine_float_qparams",
-}  # fmt: skip
+STORAGE_NAMES = {dtype: f"{kind}Storage" for kind, dtype in _STORAGES.items()}
+"""The storage class of a dtype, for those that have one."""
 
 
 @dataclass(frozen=True, slots=True)
 class StorageRef:
-    """A storage by key: `numel` elements of the dtype of this name (None: bytes); `offset` of a view in elements."""
+    """A storage by key: `numel` elements of the dtype of this name (None: bytes); `offset` of a view in elements.
+
+    `pid` is the reference as the pickle has it.
+    """
 
     key: str
     dtype: str | None
     numel: int
     offset: int = 0
+    pid: Any = None
 
 
 class TensorRef:
-    """A tensor as storage, element offset, shape, strides, name of dtype; `trouble` says why it is not a dense one."""
+    """A tensor as storage, element offset, shape, strides, name of dtype; `trouble` says why it is not a dense one.
 
-    __slots__ = ("dtype", "offset", "shape", "storage", "stride", "trouble")
+    `source` is the record of the call that would have made it.
+    """
 
-    def __init__(self, storage: Any, offset: Any, shape: Any, stride: Any, dtype: Any, trouble: str = "") -> None:
+    __slots__ = ("dtype", "offset", "shape", "source", "storage", "stride", "trouble")
+
+    def __init__(
+        self, storage: Any, offset: Any, shape: Any, stride: Any, dtype: Any, trouble: str = "", source: Any = None
+    ) -> None:
         self.storage, self.offset, self.shape, self.stride, self.dtype = storage, offset, shape, stride, dtype
-        self.trouble = trouble
-
-    def __setstate__(self, state: Any) -> None:
-        raise pickle.UnpicklingError("a tensor is given a state")
+        self.trouble, self.source = trouble, source
 
     @property
     def numel(self) -> int:
@@ -71,202 +67,196 @@ class TensorRef:
         return math.prod(self.shape)
 
 
-class _Name:
-    """The placeholder of a permitted name. Slots and the refused state prevent a pickle from changing it."""
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """An object in the graph that is no tensor and no plain data: its class, and the keys that lead to it."""
 
-    __slots__ = ("_act",)
-
-    def __init__(self, act: Callable[..., Any]) -> None:
-        self._act = act
-
-    def __call__(self, *args: Any) -> Any:
-        return self._act(*args)
-
-    def __setstate__(self, state: Any) -> None:
-        raise pickle.UnpicklingError("a function is given a state")
+    name: str
+    at: tuple[str, ...]
+    made: Made | Name
 
 
 @dataclass(frozen=True, slots=True)
 class Unpickled:
-    """The contents of a pickle: its root, the names in it that are not permitted, the storages it refers to."""
+    """The contents of a pickle.
+
+    Attributes:
+        root: the graph.
+        refused: why the pickle is a program or a whole model, in the order of the file.
+        storages: the storages that it refers to, by key.
+        protocol: the highest protocol that it announced.
+        end: the position after it.
+    """
 
     root: Any
-    foreign: tuple[str, ...]
+    refused: tuple[Refused, ...]
     storages: Mapping[str, StorageRef]
+    protocol: int = 2
+    end: int = 0
 
 
-class _TupleSizes:
-    """How many elements each tuple of a pickle has when it is written out, nested ones included.
+def unpickle(data: Buffer, position: int = 0) -> Unpickled:
+    """Read the pickle that begins at `position`.
 
-    A tuple that is used as a key is hashed, and its hash visits shared parts once per use: a pickle of 445 bytes can
-    describe a tuple of 2^60 elements. Other objects count as one: they have no hash, or it is stored. The stack is
-    followed by the effects that `pickletools` documents.
+    Raises:
+        ValueError: it is malformed or beyond the limits.
     """
+    reader = _Reader()
+    machine = Machine(data, reader, position)
+    try:
+        root = machine.run()
+    except (LookupError, TypeError, AttributeError, OverflowError, ArithmeticError) as error:
+        raise ValueError(str(error) or type(error).__name__) from error
+    return Unpickled(root, tuple(dict.fromkeys(reader.refused)), reader.storages, machine.protocol, machine.position)
+
+
+class _Reader:
+    """What torch's names mean; see `Meaning`."""
 
     def __init__(self) -> None:
-        self._stack: list[int | None] = []  # None is a mark
-        self._memo: dict[int, int] = {}
-
-    def follow(self, operation: pickletools.OpcodeInfo, argument: Any) -> None:
-        """Apply one operation.
-
-        Raises:
-            ValueError: a tuple becomes too large, or the stack has not what the operation takes.
-        """
-        name, stack = operation.name, self._stack
-        if name == "MEMOIZE":
-            self._memo[len(self._memo)] = self._top()
-        elif name in {"PUT", "BINPUT", "LONG_BINPUT"}:
-            self._memo[argument] = self._top()
-        elif name in {"GET", "BINGET", "LONG_BINGET"}:
-            stack.append(self._memo.get(argument, 1))
-        elif name == "DUP":
-            stack.append(self._top())
-        elif name == "MARK":
-            stack.append(None)
-        else:
-            taken = self._take(operation)
-            size = 1
-            if name in {"TUPLE", "TUPLE1", "TUPLE2", "TUPLE3"}:
-                size += sum(taken)
-                if size > LARGEST_TUPLE:
-                    raise ValueError(f"a tuple of more than {LARGEST_TUPLE:,} elements, written out")
-            stack.extend([size] * len(operation.stack_after))
-
-    def _top(self) -> int:
-        if not self._stack:
-            raise ValueError("an operation on an empty stack")
-        return self._stack[-1] or 1
-
-    def _take(self, operation: pickletools.OpcodeInfo) -> list[int]:
-        before, stack = operation.stack_before, self._stack
-        taken: list[int] = []
-        if pickletools.stackslice in before or operation.name == "POP_MARK":
-            while stack and (top := stack.pop()) is not None:
-                taken.append(top)
-        plain = [entry for entry in before if entry not in (pickletools.stackslice, pickletools.markobject)]
-        for _ in plain:
-            if not stack:
-                raise ValueError("an operation on an empty stack")
-            taken.append(stack.pop() or 1)
-        return taken
-
-
-def extent(stream: io.BytesIO | mmap.mmap) -> int:
-    """The end of the pickle that begins at the stream's position; its operations are listed, not run.
-
-    Raises:
-        ValueError: not a pickle, cut short, or beyond the limits.
-    """
-    begin = stream.tell()
-    sizes = _TupleSizes()
-    for count, (operation, argument, _position) in enumerate(pickletools.genops(stream)):  # type: ignore[arg-type]
-        if operation.name in _FORBIDDEN:
-            raise ValueError(f"operation {operation.name} does not belong in a checkpoint")
-        if operation.name in {"PUT", "BINPUT", "LONG_BINPUT"} and isinstance(argument, int) and argument > count:
-            raise ValueError(f"memo index {argument:,} after {count:,} operations")
-        sizes.follow(operation, argument)
-        if count > MOST_OPERATIONS or stream.tell() - begin > LONGEST_PICKLE:
-            raise ValueError(f"more than {MOST_OPERATIONS:,} operations or {LONGEST_PICKLE:,} bytes")
-    return stream.tell()
-
-
-def unpickle(data: bytes) -> Unpickled:
-    """Read one pickle that `extent` has checked.
-
-    Raises:
-        ValueError: it is malformed, whatever exception Python raises.
-    """
-    try:
-        reader = _Reader(data)
-        root = reader.load()
-    except RecursionError as error:
-        raise ValueError("nested too deeply") from error
-    except Exception as error:
-        # A malformed program can cause any exception: KeyError, AttributeError, IndexError, …
-        raise ValueError(str(error) or type(error).__name__) from error
-    return Unpickled(root, tuple(dict.fromkeys(reader.foreign)), reader.storages)
-
-
-class _Reader(pickle.Unpickler):
-    def __init__(self, data: bytes) -> None:
-        super().__init__(io.BytesIO(data), encoding="utf-8", errors="backslashreplace")
-        self.foreign: list[str] = []
+        self.refused: list[Refused] = []
         self.storages: dict[str, StorageRef] = {}
-        self._inert = _new_inert_class()
-        self._names = {name: _Name(act) for name, act in _KNOWN.items()}
 
-    def find_class(self, module: str, name: str) -> Any:
-        full = f"{module}.{name}".replace("__builtin__.", "builtins.")
-        if full == "collections.OrderedDict":
-            return OrderedDict
-        if full in self._names:
-            return self._names[full]
-        if module in {"torch", "torch.cuda", "torch.storage"} and name.endswith("Storage"):
-            kind = name.removesuffix("Storage")
-            if kind == "Untyped":
-                return StorageKind(None)
-            if kind in _STORAGES:
-                return StorageKind(_STORAGES[kind])
-        if module == "torch" and _ALIASES.get(name, name) in ITEM_SIZES:
-            return DtypeRef(_ALIASES.get(name, name))
-        if module == "torch._utils" and name.startswith("_rebuild_"):
-            return _Name(lambda *_args: TensorRef(None, 0, (), (), None, trouble=name.removeprefix("_rebuild_")))
-        if full not in _INERT:
-            self.foreign.append(full)
-        return self._inert
+    def named(self, name: Name) -> None:
+        self._refuse(refusal_of_name(name))
 
-    def persistent_load(self, pid: Any) -> Any:
-        if isinstance(pid, tuple) and pid[0] == "module" and len(pid) > 1:
+    def made(self, made: Made) -> Any:
+        act = _KNOWN.get(made.full) if made.how == "REDUCE" else None
+        if act is not None:
+            found = act(*made.args)
+            if isinstance(found, TensorRef):
+                return TensorRef(
+                    found.storage, found.offset, found.shape, found.stride, found.dtype, found.trouble, made
+                )
+            return found if isinstance(found, bytes) else made
+        if made.full.startswith("torch._utils._rebuild_"):
+            return TensorRef(None, 0, (), (), None, made.full.removeprefix("torch._utils._rebuild_"), made)
+        self._refuse(refusal_of_object(made))
+        if made.full in _MAPPINGS:
+            _fill(made)
+        return made
+
+    def built(self, target: Any, state: Any) -> None:
+        if isinstance(state, dict) and "_parameters" in state and "_modules" in state:
+            self._refuse(Refused(label(target), is_model=True))
+
+    def persistent(self, pid: Any) -> Any:
+        if isinstance(pid, tuple) and len(pid) > 1 and pid[0] == "module":
             return pid[1]
         if not (isinstance(pid, tuple) and len(pid) in {5, 6} and pid[0] == "storage"):
-            raise pickle.UnpicklingError("an unknown kind of reference to data outside the pickle")
+            raise ValueError("an unknown kind of reference to data outside the pickle")
         kind, key, numel = pid[1], pid[2], pid[4]
-        if not (isinstance(kind, StorageKind) and isinstance(key, str) and _is_size(numel)):
-            raise pickle.UnpicklingError("a storage that is not described by kind, name and size")
+        if not (isinstance(kind, Name) and isinstance(key, str) and _is_size(numel)):
+            raise ValueError("a storage that is not described by kind, name and size")
+        dtype = _storage_dtype(kind)
         view = pid[5] if len(pid) == 6 else None
-        self.storages.setdefault(key, StorageRef(key, kind.dtype, numel))
+        self.storages.setdefault(key, StorageRef(key, dtype, numel, pid=pid))
         if view is None:
-            return StorageRef(key, kind.dtype, numel)
+            return StorageRef(key, dtype, numel, pid=pid)
         if not (isinstance(view, tuple) and len(view) == 3 and _is_size(view[1])):
-            raise pickle.UnpicklingError("a view of a storage that is not described by name, offset and size")
-        return StorageRef(key, kind.dtype, numel, view[1])
+            raise ValueError("a view of a storage that is not described by name, offset and size")
+        return StorageRef(key, dtype, numel, view[1], pid)
+
+    def _refuse(self, found: Refused | None) -> None:
+        if found is not None and len(self.refused) < _MOST_REFUSALS:
+            self.refused.append(found)
 
 
-@dataclass(frozen=True)
-class StorageKind:
-    """The element type that a storage class of torch names; None is bytes."""
-
-    dtype: str | None
-
-    def __setstate__(self, state: Any) -> None:
-        raise pickle.UnpicklingError("a class is given a state")
+_MOST_REFUSALS = 100
+_MAPPINGS = {"collections.OrderedDict", "collections.defaultdict", "builtins.dict"}
 
 
-@dataclass(frozen=True)
-class DtypeRef:
-    """A dtype of torch by its name."""
+def _fill(made: Made) -> None:
+    """Items that a mapping gets as an argument: Python 2 wrote ordered ones in this way."""
+    given = made.args[-1] if made.args else ()
+    if isinstance(given, dict):
+        made.update(given)
+    elif isinstance(given, (list, tuple)):
+        made.update((pair[0], pair[1]) for pair in given if _is_item(pair))
 
-    name: str
 
-    def __setstate__(self, state: Any) -> None:
-        raise pickle.UnpicklingError("a dtype is given a state")
+def _is_item(pair: Any) -> bool:
+    return isinstance(pair, (list, tuple)) and len(pair) == 2 and isinstance(pair[0], str)
+
+
+def _storage_dtype(kind: Name) -> str | None:
+    """The dtype of a storage class; None for bytes."""
+    word = kind.name.removesuffix("Storage")
+    if not kind.name.endswith("Storage") or (word != "Untyped" and word not in _STORAGES):
+        raise ValueError(f"a storage of an unknown kind, {kind.full[:80]}")
+    return _STORAGES.get(word)
+
+
+def skipped(root: Any) -> Iterator[Skipped]:
+    """The objects in a graph that are neither tensors nor plain data, with their places; each once, outermost first."""
+    pending: list[tuple[Any, Any]] = [(root, None)]
+    seen: set[int] = set()
+    while pending:
+        value, at = pending.pop()
+        if id(value) in seen or isinstance(value, (str, bytes, int, float, TensorRef, StorageRef, type(None))):
+            continue
+        seen.add(id(value))
+        if (isinstance(value, Made) and not is_plain(value.full)) or (
+            isinstance(value, Name) and not is_plain(value.full)
+        ):
+            yield Skipped(label(value) if isinstance(value, Made) else value.full, _place(at), value)
+        inner = list(_parts(value))
+        pending.extend((one, (at, key)) for key, one in reversed(inner))
+
+
+def _parts(value: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict):
+        for key, one in value.items():
+            yield str(key), one
+    if isinstance(value, Made):
+        if is_plain(value.full):
+            yield from (("", one) for one in value.args if not isinstance(one, (Name, str)))
+        yield from (("", one) for one in (*value.appended, *value.added))
+    elif isinstance(value, (list, tuple)):
+        for number, one in enumerate(value):
+            yield str(number), one
+    elif isinstance(value, SetOf):
+        yield from (("", one) for one in value.elements)
+
+
+def _place(at: Any) -> tuple[str, ...]:
+    """The keys of a place, from the outermost on; of a very deep one the innermost."""
+    keys: list[str] = []
+    while at is not None and len(keys) < 20:
+        at, key = at
+        keys += [key] if key else []
+    return tuple(reversed(keys))
 
 
 def _is_size(value: Any) -> bool:
     return type(value) is int and 0 <= value < 1 << 62
 
 
+def _sizes(value: Any) -> Any:
+    """A tuple of sizes, also where it is a `torch.Size`."""
+    if isinstance(value, Made) and value.full == "torch.Size" and value.args:
+        return value.args[0]
+    return value
+
+
 def _rebuilt(storage: Any, offset: Any, shape: Any, stride: Any, *rest: Any, dtype: Any = None) -> TensorRef:
+    shape, stride = _sizes(shape), _sizes(stride)
     sizes = (offset, *shape, *stride)
     if not (isinstance(storage, StorageRef) and len(shape) == len(stride) <= 64 and all(map(_is_size, sizes))):
-        raise pickle.UnpicklingError("a tensor that is not described by storage, offset, shape and strides")
+        raise ValueError("a tensor that is not described by storage, offset, shape and strides")
     if math.prod(max(1, length) for length in shape) >= 1 << 62:
-        raise pickle.UnpicklingError(f"a tensor whose shape {list(shape)[:8]} overflows")
+        raise ValueError(f"a tensor whose shape {list(shape)[:8]} overflows")
     flags = rest[2] if len(rest) > 2 else None
     trouble = "a conjugate or negative view" if isinstance(flags, dict) and any(flags.values()) else ""
-    chosen = dtype.name if isinstance(dtype, DtypeRef) else storage.dtype
-    return TensorRef(storage, offset, tuple(shape), tuple(stride), chosen, trouble)
+    return TensorRef(storage, offset, tuple(shape), tuple(stride), _dtype(dtype) or storage.dtype, trouble)
+
+
+def _dtype(value: Any) -> str | None:
+    """The dtype that a name of torch stands for."""
+    if not isinstance(value, Name) or value.module != "torch":
+        return None
+    name = DTYPE_ALIASES.get(value.name, value.name)
+    return name if name in ITEM_SIZES else None
 
 
 def _rebuilt_with_dtype(*args: Any) -> TensorRef:
@@ -275,23 +265,20 @@ def _rebuilt_with_dtype(*args: Any) -> TensorRef:
 
 
 def _rebuilt_from_type(rebuild: Any, _type: Any, args: Any, _state: Any) -> Any:
-    return rebuild(*args)
+    act = _KNOWN.get(rebuild.full) if isinstance(rebuild, Name) else None
+    if act is None or not isinstance(args, tuple):
+        return TensorRef(None, 0, (), (), None, trouble="a tensor of its own class")
+    return act(*args)
 
 
 def _encoded(text: Any, encoding: Any = "latin1") -> bytes:
     if not isinstance(text, str) or encoding not in {"latin1", "utf-8"}:
-        raise pickle.UnpicklingError("an unusual way of writing bytes")
+        raise ValueError("an unusual way of writing bytes")
     return text.encode(encoding)
 
 
-def _bytearray(data: Any = b"", *_encoding: Any) -> Any:
-    # A bare number would allocate that many bytes.
-    return data if isinstance(data, (bytes, str)) else b""
-
-
-def _items(values: Any = ()) -> Any:
-    # A list has no hash, so no key can hide a large tuple in it.
-    return list(values) if isinstance(values, (list, tuple)) else []
+def _bytes(*args: Any) -> Any:
+    return args[0] if args and isinstance(args[0], bytes) else b""
 
 
 _KNOWN: dict[str, Callable[..., Any]] = {
@@ -301,41 +288,6 @@ _KNOWN: dict[str, Callable[..., Any]] = {
     "torch._utils._rebuild_parameter": lambda data, *_rest: data,
     "torch._utils._rebuild_parameter_with_state": lambda data, *_rest: data,
     "torch._tensor._rebuild_from_type_v2": _rebuilt_from_type,
-    "torch.Size": _items,
     "_codecs.encode": _encoded,
-    "builtins.bytearray": _bytearray,
-    "builtins.set": _items,
-    "builtins.frozenset": _items,
-    "builtins.complex": lambda *parts: list(parts),
+    "builtins.bytes": _bytes,
 }
-
-
-def _new_inert_class() -> type:
-    """A class that ignores everything a pickle does with it; new for each reading, so that no change persists."""
-
-    class Inert:
-        def __new__(cls, *_args: Any, **_kwargs: Any) -> Any:
-            return super().__new__(cls)
-
-        def __init__(self, *_args: Any, **_kwargs: Any) -> None:
-            pass
-
-        def __call__(self, *_args: Any, **_kwargs: Any) -> Any:
-            return self
-
-        def __setstate__(self, _state: Any) -> None:
-            pass
-
-        def __setitem__(self, _key: Any, _value: Any) -> None:
-            pass
-
-        def append(self, _item: Any) -> None:
-            pass
-
-        def extend(self, _items: Any) -> None:
-            pass
-
-        def add(self, _item: Any) -> None:
-            pass
-
-    return Inert

@@ -18,9 +18,9 @@ from rebasin_cli.checkpoint.formats._torch_checkpoint import (
     SavedObject,
     TorchCheckpoint,
     corrupt,
-    refuse_foreign,
+    refuse_programs,
 )
-from rebasin_cli.checkpoint.formats._torch_pickle import Unpickled, extent, unpickle
+from rebasin_cli.checkpoint.formats._torch_pickle import Unpickled, unpickle
 from rebasin_cli.checkpoint.mapped_file import MappedFile
 from rebasin_cli.errors import CheckpointError, folded, quoted, size
 
@@ -55,13 +55,15 @@ def take_apart(file: MappedFile) -> SavedObject:
     position = 0
     if file.read(0, len(MAGIC)) != MAGIC:
         content, _ = _next_pickle(file, 0)
-        refuse_foreign(file, content.foreign)
+        refuse_programs(file, content.refused)
         raise CheckpointError(f"{file.path}: a bare pickle, not a file of torch.save", path=file.path, hint=SAVE_HINT)
     for _ in range(_LEGACY_HEAD):
         _, position = _next_pickle(file, position)
+    start = position
     content, position = _next_pickle(file, position)
-    if content.foreign:
+    if content.refused:
         return SavedObject(content, {})
+    description = FileRecord("the pickle", start, position - start)
     keys, position = _next_pickle(file, position)
     storages: dict[str, FileRecord] = {}
     if not isinstance(keys.root, list):
@@ -77,13 +79,13 @@ def take_apart(file: MappedFile) -> SavedObject:
             raise corrupt(file, f"storage {quoted(key)} of {size(nbytes)} at byte {position:,} of {file.size:,}")
         storages[key] = FileRecord(key, position + 8, nbytes)
         position += 8 + nbytes
-    return SavedObject(content, storages)
+    return SavedObject(content, storages, description)
 
 
 def _next_pickle(file: MappedFile, position: int) -> tuple[Unpickled, int]:
     """The pickle that begins at `position`, and the position after it."""
     try:
-        end = extent(file.stream(position))
-        return unpickle(file.read(position, end - position)), end
+        content = unpickle(file.buffer(), position)
     except ValueError as error:
         raise corrupt(file, f"its pickle at byte {position:,} cannot be read: {folded(error)}") from error
+    return content, content.end

@@ -14,7 +14,6 @@ from __future__ import annotations
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 
 from rebasin_cli.checkpoint.checkpoint import Checkpoint
@@ -29,7 +28,7 @@ from rebasin_cli.checkpoint.formats._torch_checkpoint import (
     check_crc,
     corrupt,
 )
-from rebasin_cli.checkpoint.formats._torch_pickle import LONGEST_PICKLE, extent, unpickle
+from rebasin_cli.checkpoint.formats._torch_pickle import LONGEST_PICKLE, unpickle
 from rebasin_cli.checkpoint.mapped_file import MappedFile
 from rebasin_cli.errors import CheckpointError, few, folded, quoted, size
 
@@ -87,15 +86,13 @@ def take_apart(file: MappedFile) -> SavedObject:
     description = records[pickles[0]]
     if description.size > LONGEST_PICKLE:
         raise CheckpointError(f"{file.path}: its pickle has {size(description.size)}, beyond the limit", path=file.path)
-    data = file.read(description.start, description.size)
     try:
-        extent(BytesIO(data))
-        content = unpickle(data)
+        content = unpickle(file.read(description.start, description.size))
     except ValueError as error:
         raise corrupt(file, f"its pickle cannot be read: {folded(error)}") from error
     start = f"{folder}data/"
     storages = {name.removeprefix(start): record for name, record in records.items() if name.startswith(start)}
-    return SavedObject(content, storages, tuple(records.values()), directory.end + 20, directory.comment)
+    return SavedObject(content, storages, description, tuple(records.values()), directory.end + 20, directory.comment)
 
 
 def _refuse_programs(file: MappedFile, names: Mapping[str, FileRecord]) -> None:
