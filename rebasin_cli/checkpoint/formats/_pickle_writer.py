@@ -165,7 +165,10 @@ class _Writer:
             self._do(call.callee, call.args, self._code(b"R"), _Step(lambda: self._put(key)))
 
     def _batch(self, values: Any, end: bytes) -> None:
-        if values:
+        single = {b"e": (1, b"a"), b"u": (2, b"s")}.get(end)
+        if single is not None and len(values) == single[0]:
+            self._do(*values, self._code(single[1]))
+        elif values:
             self._do(self._code(b"("), *values, self._code(end))
 
     def _mapping(self, value: dict[Any, Any], key: Any) -> None:
