@@ -90,6 +90,7 @@ class Checkpoint(abc.ABC):
         metadata: the file's own text metadata.
         ties: keys that are one tensor: they share memory (torch), or the metadata records one as removed in favour of
             the other (safetensors; then only the stored one, which comes first, is in `infos`).
+        ambiguity: the error to raise if the tensors are not the model's, where several state dicts were joined.
         notes: what of the file or directory was chosen, skipped or left out, one sentence each.
     """
 
@@ -102,6 +103,7 @@ class Checkpoint(abc.ABC):
     metadata: Mapping[str, str]
     ties: tuple[tuple[str, ...], ...]
     notes: tuple[str, ...] = ()
+    ambiguity: CheckpointError | None = None
 
     @property
     def kind(self) -> str:

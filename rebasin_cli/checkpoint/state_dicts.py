@@ -25,6 +25,35 @@ _DEEPEST = 3
 
 IsTensor = Callable[[Any], bool]
 
+JOINED = "*"
+"""The key that stands for all state dicts of equal rank together, each under its own name."""
+
+
+class SeveralStateDicts(CheckpointError):
+    """The names in a file do not decide which of its state dicts is the model's."""
+
+
+class Part(dict[Any, Any]):
+    """The entries of one flat state dict under a prefix, such as `model_ema.`; their keys keep it."""
+
+    def __init__(self, whole: Mapping[Any, Any], prefix: str) -> None:
+        super().__init__((name, value) for name, value in whole.items() if _is_under(name, prefix))
+        self.whole, self.prefix = whole, prefix
+
+    def others(self) -> tuple[str, ...]:
+        """First components of the keys beside it."""
+        beside = (name for name in self.whole if isinstance(name, str) and name not in self)
+        return tuple(dict.fromkeys(name.split(".", 1)[0] for name in beside))
+
+
+class Joined(dict[Any, Any]):
+    """Several state dicts of one model as one: `encoder` and `decoder` as `encoder.…` and `decoder.…`."""
+
+    def __init__(self, parts: Mapping[str, Mapping[Any, Any]]) -> None:
+        every = ((top, name, value) for top, part in parts.items() for name, value in part.items())
+        super().__init__((f"{top}.{name}", value) for top, name, value in every if isinstance(name, str))
+        self.parts = tuple(parts.values())
+
 
 def find_state_dict(
     path: Path, root: Any, is_tensor: IsTensor, *, key: str | None, ema: bool
@@ -36,11 +65,13 @@ def find_state_dict(
         UsageError: both `key` and `ema`.
     """
     _not_both(key, ema)
-    if key is not None:
+    found = _Search(is_tensor).candidates(root) if key in (None, JOINED) else []
+    if key is not None and key != JOINED:
         return _under_key(path, root, key, is_tensor)
-    found = _Search(is_tensor).candidates(root)
     if ema:
         averaged = [one for one in found if any(part in EMA_NAMES for part in one)]
+        if not averaged and (part := _averaged_part(root, found)) is not None:
+            return part
         if not averaged:
             inner = [one for one in found if one]
             seen = f" (its state dicts: {_shown(inner)})" if inner else ""
@@ -59,21 +90,28 @@ def find_state_dict(
         )
     best = min(_rank(one, PLAIN_NAMES) for one in plain)
     leading = [one for one in plain if _rank(one, PLAIN_NAMES) == best]
+    if len(leading) > 1 and key == JOINED and len({one[:-1] for one in leading}) == 1:
+        parts = {one[-1]: _walk(root, one)[1] for one in leading}
+        return (leading[0][:-1] or None), Joined(parts)
     if len(leading) > 1:
         hint = f"choose one, for example --key {'.'.join(leading[0])}"
-        raise CheckpointError(f"{path}: holds several state dicts: {_shown(leading)}", path=path, hint=hint)
+        raise SeveralStateDicts(f"{path}: holds several state dicts: {_shown(leading)}", path=path, hint=hint)
     return _walk(root, leading[0])
 
 
 def other_entries(root: Any, chosen: Mapping[Any, Any], is_tensor: IsTensor) -> tuple[str, ...]:
     """The outermost entries of `root`, beside the chosen state dict, in which tensors are found."""
+    if isinstance(chosen, Part):
+        outside = other_entries(root, chosen.whole, is_tensor)
+        return (*chosen.others(), *outside)
     if root is chosen or not isinstance(root, Mapping):
         return ()
+    taken = {id(part) for part in chosen.parts} if isinstance(chosen, Joined) else set()
     found: list[str] = []
     for name, value in root.items():
-        if value is chosen:
+        if value is chosen or id(value) in taken:
             continue
-        if isinstance(value, Mapping) and any(inner is chosen for inner in value.values()):
+        if isinstance(value, Mapping) and any(inner is chosen or id(inner) in taken for inner in value.values()):
             within = other_entries(value, chosen, is_tensor)
             found += [f"{name}.{inner}" for inner in within]
         elif _has_tensor(value, is_tensor, chosen, set()):
@@ -106,6 +144,31 @@ def chosen_prefix(path: Path, keys: Collection[str], *, key: str | None, ema: bo
     tops = sorted({name.split(".", 1)[0] for name in keys})
     wanted = f"no tensor under {quoted(key)}" if key is not None else "no averaged (EMA) weights found"
     raise CheckpointError(f"{path}: {wanted}; names begin with {few(tops, shown=6)}", path=path)
+
+
+def _is_under(name: Any, prefix: str) -> bool:
+    return isinstance(name, str) and name.startswith(f"{prefix}.")
+
+
+def _averaged_part(root: Any, found: list[tuple[str, ...]]) -> tuple[tuple[str, ...], Mapping[Any, Any]] | None:
+    """The averaged weights inside a flat state dict, where training code keeps both under prefixes."""
+    for at in found:
+        _, whole = _walk(root, at)
+        for prefix in EMA_NAMES:
+            if any(_is_under(name, prefix) for name in whole):
+                return (*at, prefix), Part(whole, prefix)
+    return None
+
+
+def _part_under(
+    root: Any, at: tuple[str, ...], prefix: str, is_tensor: IsTensor
+) -> tuple[tuple[str, ...], Mapping[Any, Any]] | None:
+    """The tensors under a prefix of a flat state dict: of the one at hand, or of the one found in it."""
+    for inner in [()] if _holds_tensors(root, is_tensor) else _Search(is_tensor).candidates(root):
+        _, whole = _walk(root, inner)
+        if any(_is_under(name, prefix) for name in whole):
+            return (*at, *inner, prefix), Part(whole, prefix)
+    return None
 
 
 def _not_both(key: str | None, ema: bool) -> None:
@@ -175,6 +238,8 @@ def _under_key(
         if name is None:
             break
         root, at, rest = root[name], (*at, name), rest[len(name) + 1 :]
+    if rest and (part := _part_under(root, at, rest, is_tensor)) is not None:
+        return part
     if rest or not _holds_tensors(root, is_tensor):
         names = few(root, shown=8) if isinstance(root, Mapping) and rest else _described(root)
         where = f"{quoted('.'.join(at))} holds" if at else "there are"

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from rebasin_cli.checkpoint.checkpoint import Checkpoint
 from rebasin_cli.checkpoint.read import open_checkpoint
+from rebasin_cli.checkpoint.state_dicts import JOINED, SeveralStateDicts
 from rebasin_cli.execution.closeness import check_finite
 from rebasin_cli.execution.subject import ModelChoice, Subject, open_subject
 from rebasin_cli.execution.weights import Weights
@@ -29,7 +30,13 @@ class Source:
     ema: bool = False
 
     def open(self) -> Checkpoint:
-        return open_checkpoint(self.path, key=self.key, ema=self.ema)
+        """Open the file; several state dicts of equal rank are read as one, which has to fit the model as a whole."""
+        try:
+            return open_checkpoint(self.path, key=self.key, ema=self.ema)
+        except SeveralStateDicts as several:
+            joined = open_checkpoint(self.path, key=JOINED)
+            joined.ambiguity = several
+            return joined
 
 
 @dataclass(frozen=True, slots=True)

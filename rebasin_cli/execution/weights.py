@@ -8,6 +8,7 @@ from torch import Tensor
 
 from rebasin_cli.checkpoint.checkpoint import Checkpoint
 from rebasin_cli.checkpoint.keys import KeyMap, match_keys
+from rebasin_cli.errors import ModelError
 from rebasin_cli.execution.subject import Subject
 
 
@@ -25,7 +26,10 @@ class Weights(Mapping[str, Tensor]):
         Raises:
             ModelError: a key is missing or unexpected, or a shape differs.
         """
-        keys = match_keys(checkpoint, subject.shapes, ties=subject.ties, ignore_extra=ignore_extra)
+        try:
+            keys = match_keys(checkpoint, subject.shapes, ties=subject.ties, ignore_extra=ignore_extra)
+        except ModelError as error:
+            raise checkpoint.ambiguity or error from error
         return Weights(checkpoint, keys)
 
     def __getitem__(self, key: str) -> Tensor:

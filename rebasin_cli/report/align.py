@@ -13,6 +13,7 @@ from rebasin_cli.verbs.align import AlignResult
 def align_table(result: AlignResult, *, verbose: bool = False, swept: bool = False) -> Document:
     """The report; with `verbose`, every group too; `swept` where the report of an interpolation follows."""
     entries: list[tuple[str, object]] = [
+        ("state", state_in_words(result)),
         ("groups", found_groups(result)),
         ("permuted", f"{result.moved_units:,} of {counted(result.units, 'unit')}"),
         ("similarity", f"cosine {number(result.cosine.before)} -> {number(result.cosine.after)}"),
@@ -34,6 +35,12 @@ def align_table(result: AlignResult, *, verbose: bool = False, swept: bool = Fal
         None if swept else after_align(result),
     ]
     return document(*parts)
+
+
+def state_in_words(result: AlignResult) -> str:
+    """Which state dict of each file was taken."""
+    found = {side: result.state[side]["found"] for side in ("a", "b")}
+    return "; ".join(f"{side.upper()}: {name or 'the whole file'}" for side, name in found.items())
 
 
 def found_groups(result: AlignResult) -> str:
