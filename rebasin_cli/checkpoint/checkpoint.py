@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from rebasin_cli.checkpoint.atomic import StagedFile, commit_file, flush_to_disk, staged_file
-from rebasin_cli.errors import CheckpointError, RebasinError, few, quoted
+from rebasin_cli.errors import CheckpointError, ModelError, RebasinError, few, quoted
 
 if TYPE_CHECKING:
     import torch
@@ -160,6 +160,16 @@ class Checkpoint(abc.ABC):
         """Bytes of all files together: the size of a copy, except for a few KiB of provenance."""
         return sum(file.size for file in self.mapped())
 
+    def entries_beside(self) -> tuple[str, ...]:
+        """Names of everything in the file that is not in the selected state dict."""
+        return ()
+
+    def stored_key(self, key: str) -> str:
+        """The key under which a tensor is stored, for one that the metadata records as tied to another."""
+        if key in self.infos:
+            return key
+        return next((tie[0] for tie in self.ties if key in tie), key)
+
     def copy_bytes(self, out: Path) -> int:
         """Bytes of a copy at `out`."""
         return self.file_bytes
@@ -216,6 +226,34 @@ def transformed(key: str, before: Tensor, transform: Transform) -> Tensor:
             f" in place of {tuple(before.shape)} {before.dtype}"
         )
     return after
+
+
+def untied(source: Checkpoint) -> dict[str, str]:
+    """Key -> key of the tensor that it is tied to, for every key of a tie but its first."""
+    return {key: tie[0] for tie in source.ties for key in tie[1:]}
+
+
+def untied_keys(source: Checkpoint) -> list[str]:
+    """The keys, of each tie the first alone: what files of all formats have in common."""
+    tied = untied(source)
+    return [key for key in source.infos if key not in tied]
+
+
+def check_alike(source: Checkpoint, key: str, kept: str, transform: Transform) -> None:
+    """Check that a tied tensor is transformed like the one that is written in its place.
+
+    Raises:
+        ModelError: it is not.
+    """
+    if key not in source.infos:
+        return
+    both = (transformed(name, source.tensor(name), transform) for name in (key, kept))
+    if len({bytes(raw_bytes(tensor)) for tensor in both}) > 1:
+        raise ModelError(
+            f"{source.path}: {quoted(kept)} and {quoted(key)} share memory in the file, but are not permuted alike",
+            path=source.path,
+            hint="save the state dict without the tie: {key: tensor.clone() for key, tensor in …}",
+        )
 
 
 def raw_bytes(tensor: Tensor) -> memoryview:

@@ -193,6 +193,9 @@ class DirectoryCheckpoint(Checkpoint):
             said.append(f"{out}: copied unchanged from the training run: {', '.join(kept)}")
         return tuple(said)
 
+    def entries_beside(self) -> tuple[str, ...]:
+        return self._weights.entries_beside()
+
     def tensor(self, key: str) -> Tensor:
         return self._weights.tensor(key)
 

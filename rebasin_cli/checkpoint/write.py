@@ -1,19 +1,23 @@
-"""Writing a checkpoint like another one: same format, layout, key order and dtypes, every tensor transformed.
+"""Writing a checkpoint like another one: same layout, key order and dtypes, every tensor transformed.
+
+The output's suffix may announce another format; then the state dict alone is written, as a new file of that format.
 
 Everything that can be checked about the output is checked first, before any tensor is read.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
-from rebasin_cli.checkpoint.atomic import free_space, no_space, real_output
-from rebasin_cli.checkpoint.checkpoint import Checkpoint, Transform
-from rebasin_cli.checkpoint.formats import announced_formats
-from rebasin_cli.errors import OutputError
+from rebasin_cli.checkpoint.atomic import commit_file, flush_to_disk, free_space, no_space, real_output, staged_file
+from rebasin_cli.checkpoint.checkpoint import Checkpoint, Transform, WrittenCopy
+from rebasin_cli.checkpoint.formats import Format, announced_formats
+from rebasin_cli.checkpoint.formats._sharded import ShardedFormat, staged_index
+from rebasin_cli.errors import OutputError, few, quoted
 
 _KINDS = (
     (stat.S_ISCHR, "a character device"),
@@ -21,6 +25,9 @@ _KINDS = (
     (stat.S_ISFIFO, "a FIFO"),
     (stat.S_ISSOCK, "a socket"),
 )
+
+_HEADER_BYTES = 512
+"""What the header of a new file may need for each tensor."""
 
 Check = Callable[[Checkpoint], None]
 
@@ -57,14 +64,65 @@ def write_like(
         NumericalError: another reader of the format finds other tensors in the copy.
     """
     out = Path(out)
-    check_output(out, source.files, force=force, bytes_needed=source.copy_bytes(out), mkdir=mkdir, like=source)
-    with source.staged_copy(out, transform, provenance, mkdir=mkdir) as staged:
-        source.check_copy(staged.checkpoint)
+    check_output(out, source.files, force=force, bytes_needed=bytes_needed(source, out), mkdir=mkdir, like=source)
+    with _staged(source, out, transform, provenance, mkdir=mkdir) as staged:
+        if new_format(source, out) is None:
+            source.check_copy(staged.checkpoint)
         if check is not None:
             check(staged.checkpoint)
         digest = staged.checkpoint.sha256()
         staged.commit(force)
     return digest
+
+
+def new_format(source: Checkpoint, out: Path) -> Format | None:
+    """The format that the output's name announces, if it is not the source's own.
+
+    An OutputError for a name that announces only formats that cannot be made from others comes from `check_output`.
+    """
+    announced = announced_formats(out)
+    if not announced or source.format in announced:
+        return None
+    return next((form for form in announced if form.creates), None)
+
+
+def bytes_needed(source: Checkpoint, out: Path) -> int:
+    """Bytes of the output, before it is written."""
+    if new_format(source, out) is None:
+        return source.copy_bytes(out)
+    return sum(info.nbytes for info in source.infos.values()) + _HEADER_BYTES * (len(source.infos) + 16)
+
+
+def notes_on_output(source: Checkpoint, out: Path) -> tuple[str, ...]:
+    """What the output does not have, or has unchanged, one sentence each."""
+    form = new_format(source, out)
+    if form is None:
+        return source.notes_on_copy(out)
+    left = source.entries_beside()
+    end = f"; left out: {few(left, shown=6)}" if left else ""
+    return (f"{out}: the state dict alone is written, as {form.help}{end}",)
+
+
+@contextlib.contextmanager
+def _staged(
+    source: Checkpoint, out: Path, transform: Transform, provenance: Mapping[str, str], *, mkdir: bool
+) -> Iterator[WrittenCopy]:
+    """The temporary output, in the source's own layout or in the format that the name announces."""
+    form = new_format(source, out)
+    if form is None:
+        with source.staged_copy(out, transform, provenance, mkdir=mkdir) as staged:
+            yield staged
+        return
+    source.verify()
+    needed = bytes_needed(source, out)
+    if isinstance(form, ShardedFormat):
+        with staged_index(form, source, out, transform, provenance, mkdir=mkdir, bytes_needed=needed) as staged:
+            yield staged
+        return
+    with staged_file(out, bytes_needed=needed, mkdir=mkdir) as temporary:
+        form.write_new(temporary.handle, source, transform, provenance)
+        flush_to_disk(temporary)
+        yield WrittenCopy(form.open(temporary.path), lambda force: commit_file(temporary, out, force=force))
 
 
 def check_output(
@@ -83,7 +141,7 @@ def check_output(
         out: where to write; a symlink is followed.
         inputs: files that are read (`Checkpoint.files`).
         force: overwrite an existing regular file, even an input.
-        bytes_needed: size of the output (`Checkpoint.copy_bytes`).
+        bytes_needed: size of the output (the function of this name).
         mkdir: missing parent directories will be made by the writer.
         kept: files that are read and are not overwritten even with `force`.
         like: the checkpoint whose format the output gets, so that its name and layout can be checked too.
@@ -93,7 +151,7 @@ def check_output(
     """
     out = Path(out)
     target = real_output(out)
-    directory = like is not None and like.makes_directory(out)
+    directory = like is not None and new_format(like, out) is None and like.makes_directory(out)
     if like is not None:
         _check_suffix(out, like)
     for given in map(Path, kept):
@@ -107,12 +165,17 @@ def check_output(
 
 
 def _check_suffix(out: Path, like: Checkpoint) -> None:
-    """The format is kept, so the name must not announce another one."""
+    """The name must announce the format of the source, or one that can be made from it."""
+    form = new_format(like, out)
     announced = announced_formats(out)
-    if (announced and like.format not in announced) or not like.format.suits(out):
-        text = f"{out}: the output keeps the format of {like.path} ({like.kind}) and cannot have this suffix"
+    if form is None and ((announced and like.format not in announced) or not like.format.suits(out)):
+        text = f"{out}: an output with this suffix cannot be made from {like.path} ({like.kind})"
         hint = f"name {like.format.output_name(like.path)}"
         raise OutputError(text, path=out, hint=hint, slug="suffix")
+    lost = [] if form is None else [info for info in like.infos.values() if form.cannot_hold(info)]
+    if lost:
+        text = f"{out}: the format has no dtype {lost[0].dtype_name}, which {quoted(lost[0].key)} of {like.path} has"
+        raise OutputError(text, path=out, hint=f"name {like.format.output_name(like.path)}", slug="suffix")
 
 
 def _check_target(out: Path, target: Path, inputs: list[Path], *, force: bool, directory: bool) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from rebasin_cli import __version__
 from rebasin_cli.checkpoint.atomic import write_text_atomically
-from rebasin_cli.checkpoint.write import check_output
+from rebasin_cli.checkpoint.write import bytes_needed, check_output, notes_on_output
 from rebasin_cli.data.ranks import ALONE, Ranks, launched, ranks_for
 from rebasin_cli.errors import RebasinError, few
 from rebasin_cli.execution.closeness import Closeness
@@ -171,7 +171,7 @@ class Alignment:
                 b.files,
                 kept=a.files,
                 force=options.force,
-                bytes_needed=b.copy_bytes(options.files.out),
+                bytes_needed=bytes_needed(b, options.files.out),
                 mkdir=options.mkdir,
                 like=b,
             )
@@ -184,7 +184,7 @@ class Alignment:
         a, b = self.pair.a.checkpoint, self.pair.b.checkpoint
         said = [] if self.pair.subject.note is None else [self.pair.subject.note]
         said += [*a.notes, *b.notes]
-        return said if self.options.dry_run else [*said, *b.notes_on_copy(self.options.files.out)]
+        return said if self.options.dry_run else [*said, *notes_on_output(b, self.options.files.out)]
 
     def _match(self) -> None:
         self.match = match(self._task())

@@ -55,7 +55,7 @@ def run_apply(options: ApplyOptions) -> ApplyResult:
     check_inputs((options.checkpoint,), others=(options.permutations,))
 
     from rebasin_cli.checkpoint.keys import match_keys
-    from rebasin_cli.checkpoint.write import check_output
+    from rebasin_cli.checkpoint.write import bytes_needed, check_output, notes_on_output
     from rebasin_cli.execution.closeness import check_finite
     from rebasin_cli.execution.pair import Source
     from rebasin_cli.execution.weights import Weights
@@ -84,7 +84,7 @@ def run_apply(options: ApplyOptions) -> ApplyResult:
             out_path,
             [*opened.files, saved_path],
             force=options.force,
-            bytes_needed=opened.copy_bytes(out_path),
+            bytes_needed=bytes_needed(opened, out_path),
             mkdir=options.mkdir,
             like=opened,
         )
@@ -98,7 +98,7 @@ def run_apply(options: ApplyOptions) -> ApplyResult:
             source, rearrangement, out_path, provenance=provenance, force=options.force, mkdir=options.mkdir
         )
     extra = len(keys.extra)
-    said = [*opened.notes, *opened.notes_on_copy(out_path)]
+    said = [*opened.notes, *notes_on_output(opened, out_path)]
     if extra:
         said.append(f"{extra} tensors that the model does not have were copied unchanged")
     return ApplyResult(

@@ -13,6 +13,7 @@ from dataclasses import replace
 
 from torch import Tensor, nn
 
+from rebasin_cli.checkpoint.checkpoint import untied_keys
 from rebasin_cli.errors import ModelError, NumericalError, ResourceError, one_line
 from rebasin_cli.execution.closeness import Closeness, same_bits
 from rebasin_cli.execution.pass_cache import PassCache
@@ -34,7 +35,8 @@ def verify_permuted(source: Weights, written: Weights, transform: Callable[[str,
         NumericalError: naming the first tensor that differs.
     """
     before, after = source.checkpoint, written.checkpoint
-    if list(before.infos) != list(after.infos):
+    same = before.format is after.format
+    if (list(before.infos) != list(after.infos)) if same else (untied_keys(before) != untied_keys(after)):
         raise NumericalError(
             f"{after.path}: does not have the tensors of {before.path} in their order", slug="verification"
         )

@@ -17,6 +17,7 @@ import safetensors.torch
 import torch
 
 from rebasin_cli.checkpoint import Checkpoint, check_output, open_checkpoint, write_like, write_text_atomically
+from rebasin_cli.checkpoint.directory import DirectoryCheckpoint
 from rebasin_cli.checkpoint.formats import safetensors as safetensors_format
 from rebasin_cli.errors import CheckpointError, NumericalError, OutputError
 from tests.checkpoint.build import digest, one_line
@@ -113,12 +114,18 @@ def test_a_read_only_directory() -> None:
         assert "no permission" in done.stderr
 
 
-def test_the_suffix_must_not_lie(source: Checkpoint, tmp_path: Path) -> None:
-    assert "keeps the format" in refused(source, tmp_path / "o.pt", like=source)
+def test_the_suffix_says_the_format(source: Checkpoint, tmp_path: Path) -> None:
     torch.save({"w": torch.ones(1)}, tmp_path / "b.pt")
     other = open_checkpoint(tmp_path / "b.pt")
-    assert "keeps the format" in refused(other, tmp_path / "o.safetensors", like=other)
-    check_output(tmp_path / "o.pth", (), force=False, bytes_needed=1, like=other)
+    for like, name, kind in (
+        (source, "o.pt", "torch"),
+        (other, "o.safetensors", "safetensors"),
+        (other, "o.pth", "torch"),
+    ):
+        check_output(tmp_path / name, (), force=False, bytes_needed=1, like=like)
+        write_like(like, tmp_path / name, same, provenance={}, force=False)
+        assert open_checkpoint(tmp_path / name).kind == kind
+        assert open_checkpoint(tmp_path / name).tensor("w").equal(like.tensor("w"))
 
 
 def test_mode_of_the_umask_and_symlinks_stay(source: Checkpoint, tmp_path: Path) -> None:
@@ -169,6 +176,7 @@ def test_the_check_sees_what_will_be_there(source: Checkpoint, tmp_path: Path) -
 _LIMITED = """
 import resource, sys, torch
 from rebasin_cli.checkpoint import open_checkpoint, write_like
+from rebasin_cli.checkpoint.directory import DirectoryCheckpoint
 from rebasin_cli.checkpoint.formats import safetensors as safetensors_format
 from rebasin_cli.errors import OutputError
 source = open_checkpoint(sys.argv[1])
@@ -266,6 +274,7 @@ def sharded(tmp_path: Path) -> Path:
 
 def test_a_sharded_checkpoint_becomes_a_directory(sharded: Path, tmp_path: Path) -> None:
     opened = open_checkpoint(sharded)
+    assert isinstance(opened, DirectoryCheckpoint)
     assert list(opened.infos) == ["b", "a", "c"]
     assert [path.name for path in opened.files] == [
         "two.safetensors",
@@ -283,8 +292,8 @@ def test_a_sharded_checkpoint_becomes_a_directory(sharded: Path, tmp_path: Path)
     assert index["metadata"] == {"total_size": 36, "rebasin.seed": "1"}
     with pytest.raises(OutputError, match="not empty"):
         write_like(opened, out, same, provenance={}, force=True)
-    with pytest.raises(OutputError, match="format"):
-        write_like(opened, tmp_path / "o.safetensors", same, provenance={}, force=True)
+    with pytest.raises(OutputError, match="suffix"):
+        write_like(opened.weights, tmp_path / "o.json", same, provenance={}, force=True)
 
 
 def test_an_index_is_replaced_last_and_the_old_shards_stay_whole(sharded: Path, tmp_path: Path) -> None:

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import abc
 import pkgutil
+from collections.abc import Mapping
 from functools import cache
 from importlib import import_module
 from pathlib import Path
-from typing import ClassVar
+from typing import BinaryIO, ClassVar
 
-from rebasin_cli.checkpoint.checkpoint import Checkpoint
+from rebasin_cli.checkpoint.checkpoint import Checkpoint, TensorInfo, Transform
 from rebasin_cli.errors import size
 
 
@@ -25,11 +26,13 @@ class Format(abc.ABC):
         name: for reports; the `kind` of its checkpoints.
         help: what a file of this format is, with an article: `a safetensors file`.
         suffixes: endings of file names that announce this format, the usual one first.
+        creates: whether a new file of this format can be made from the tensors of any other.
     """
 
     name: ClassVar[str]
     help: ClassVar[str]
     suffixes: ClassVar[tuple[str, ...]]
+    creates: ClassVar[bool] = False
 
     @abc.abstractmethod
     def recognises(self, path: Path, head: bytes) -> bool:
@@ -63,6 +66,18 @@ class Format(abc.ABC):
     def output_name(self, source: Path) -> str:
         """What to name the output of a checkpoint that was read from `source`, in words."""
         return f"a *{source.suffix or self.suffixes[0]}"
+
+    def write_new(self, out: BinaryIO, source: Checkpoint, transform: Transform, provenance: Mapping[str, str]) -> None:
+        """Write the selected tensors of a checkpoint of another format, transformed, one in memory at a time.
+
+        Raises:
+            ModelError: tied tensors are transformed differently.
+        """
+        raise NotImplementedError(f"{self.name} cannot be made from other formats")
+
+    def cannot_hold(self, info: TensorInfo) -> bool:
+        """Whether a new file of this format has no name for the tensor's dtype."""
+        return False
 
     def makes_directory(self, out: Path) -> bool:
         """Whether an output of this name becomes a directory."""

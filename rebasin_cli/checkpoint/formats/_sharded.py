@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar
 
@@ -50,9 +50,12 @@ class ShardedFormat(Format):
 
     Attributes:
         shard_suffix: the ending of the shards' names.
+        shard_format: the format of new shards.
     """
 
     shard_suffix: ClassVar[str]
+    shard_format: ClassVar[Format]
+    creates = True
 
     @abc.abstractmethod
     def open_shard(self, path: Path) -> OneFileCheckpoint:
@@ -65,6 +68,9 @@ class ShardedFormat(Format):
         if path.name.lower().endswith(".index.json"):
             return self.announced_by(path)
         return b'"weight_map"' in head and f'{self.shard_suffix}"'.encode() in head
+
+    def cannot_hold(self, info: TensorInfo) -> bool:
+        return self.shard_format.cannot_hold(info)
 
     def open(self, path: Path, *, key: str | None = None, ema: bool = False) -> Checkpoint:
         return ShardedCheckpoint(self, path, key=key, ema=ema)
@@ -119,6 +125,7 @@ class ShardedCheckpoint(Checkpoint):
         self.ties = tuple(tie for shard in self._shards.values() for tie in shard.ties)
 
     def tensor(self, key: str) -> Tensor:
+        key = self.stored_key(key)
         self.info(key)
         return self._shards[self.weight_map[key]].tensor(key)
 
@@ -158,13 +165,10 @@ class ShardedCheckpoint(Checkpoint):
             index = stage / target.name
             write_new_file(index, [self.index_bytes(names, provenance)])
             sync_directory(stage)
+            yield WrittenCopy(self.reopen(index), lambda force: _commit_beside(index, names.values(), target, force))
 
-            def commit(force: bool) -> None:
-                for name in names.values():
-                    put_in_place(stage / name, target.with_name(name), force=True)
-                put_in_place(index, target, force=force)
-
-            yield WrittenCopy(self.reopen(index), commit)
+    def entries_beside(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(key.split(".", 1)[0] for key in self.weight_map if key not in self.infos))
 
     def write_into(self, directory: Path, transform: Transform, provenance: Mapping[str, str]) -> Path:
         self._write_shards(directory, transform, provenance)
@@ -232,6 +236,44 @@ def _read_index(file: MappedFile, suffix: str) -> dict[str, Any]:
         if not name.endswith(suffix) or Path(name).name != name or name in {".", ".."} or "\0" in name:
             raise refuse(f"the index names the shard {quoted(name)}, which is not a {suffix} file beside it")
     return document
+
+
+@contextlib.contextmanager
+def staged_index(
+    form: ShardedFormat,
+    source: Checkpoint,
+    out: Path,
+    transform: Transform,
+    provenance: Mapping[str, str],
+    *,
+    mkdir: bool,
+    bytes_needed: int,
+) -> Iterator[WrittenCopy]:
+    """Write the selected tensors of another checkpoint as an index with one shard; see `Checkpoint.staged_copy`."""
+    target = real_output(out)
+    with staged_directory(out, bytes_needed=bytes_needed, mkdir=mkdir) as stage:
+        first = f"1{form.shard_suffix}"
+        with open(stage / first, "x+b") as handle:
+            form.shard_format.write_new(handle, source, transform, provenance)
+            flush_to_disk(StagedFile(stage / first, handle))
+        names = _named_by_content(stage, (first,), target, form)
+        keys = form.open_shard(stage / names[first]).infos
+        total = sum(info.nbytes for info in keys.values())
+        document = {
+            "metadata": {"total_size": total} | with_provenance({}, provenance),
+            "weight_map": dict.fromkeys(keys, names[first]),
+        }
+        index = stage / target.name
+        write_new_file(index, [(json.dumps(document, indent=2, ensure_ascii=False) + "\n").encode()])
+        sync_directory(stage)
+        yield WrittenCopy(form.open(index), lambda force: _commit_beside(index, names.values(), target, force))
+
+
+def _commit_beside(index: Path, shards: Iterable[str], target: Path, force: bool) -> None:
+    """Move the shards, then the index, from their temporary directory into place."""
+    for name in shards:
+        put_in_place(index.with_name(name), target.with_name(name), force=True)
+    put_in_place(index, target, force=force)
 
 
 def _named_by_content(stage: Path, names: tuple[str, ...], target: Path, form: ShardedFormat) -> dict[str, str]:

@@ -120,6 +120,7 @@ class TorchCheckpoint(OneFileCheckpoint):
         root = self._saved.content.root
         self._description, self.notes = _without_objects(path, self._saved)
         self.wrapper, found = find_state_dict(path, root, lambda value: isinstance(value, TensorRef), key=key, ema=ema)
+        self._beside = other_entries(root, found, lambda _value: True)
         self.others = other_entries(root, found, lambda value: isinstance(value, TensorRef))
         refs = {name: ref for name, ref in found.items() if isinstance(name, str) and isinstance(ref, TensorRef)}
         if len(refs) > _MOST_TENSORS:
@@ -143,6 +144,9 @@ class TorchCheckpoint(OneFileCheckpoint):
     def verify(self) -> None:
         for record in self._saved.checked:
             self._check(record)
+
+    def entries_beside(self) -> tuple[str, ...]:
+        return self._beside
 
     def mapped(self) -> tuple[MappedFile, ...]:
         return (self._file,)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import math
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -24,9 +24,11 @@ from rebasin_cli.checkpoint.checkpoint import (
     OneFileCheckpoint,
     TensorInfo,
     Transform,
+    check_alike,
     raw_bytes,
     torch_dtype,
     transformed,
+    untied,
     with_provenance,
 )
 from rebasin_cli.checkpoint.formats import Format
@@ -51,6 +53,8 @@ DTYPES = {
 }  # fmt: skip
 """Names of dtypes in the format -> torch's names."""
 
+_NAMES = {name: dtype for dtype, name in DTYPES.items()}
+
 
 class SafetensorsFormat(Format):
     """One safetensors file."""
@@ -65,6 +69,25 @@ class SafetensorsFormat(Format):
 
     def open(self, path: Path, *, key: str | None = None, ema: bool = False) -> Checkpoint:
         return SafetensorsCheckpoint(path, key=key, ema=ema)
+
+    creates = True
+
+    def write_new(self, out: BinaryIO, source: Checkpoint, transform: Transform, provenance: Mapping[str, str]) -> None:
+        """Ties are recorded in the metadata, as `safetensors.torch.save_model` does: the first key is stored."""
+        tied = untied(source)
+        stored = [info for key, info in source.infos.items() if key not in tied]
+        kept = {key: value for key, value in source.metadata.items() if key not in tied}
+        metadata = {"format": "pt", **kept, **tied}
+        header = _new_header(stored)
+        out.write(build_header(header, with_provenance(metadata, provenance)))
+        for entry in sorted(header.entries.values(), key=lambda one: (one.begin, one.end)):
+            before = source.tensor(entry.key)
+            out.write(raw_bytes(transformed(entry.key, before, transform)))
+        for key, first in tied.items():
+            check_alike(source, key, first, transform)
+
+    def cannot_hold(self, info: TensorInfo) -> bool:
+        return info.dtype_name not in _NAMES
 
     def misfit(self, head: bytes, nbytes: int) -> str:
         return _header_fault(head, nbytes) or super().misfit(head, nbytes)
@@ -105,6 +128,7 @@ class SafetensorsCheckpoint(OneFileCheckpoint):
         self.ties = _recorded_ties(self.metadata, self.infos)
 
     def tensor(self, key: str) -> Tensor:
+        key = self.stored_key(key)
         self.info(key)
         return self._mapped_tensor(self._header.entries[key])
 
@@ -124,6 +148,9 @@ class SafetensorsCheckpoint(OneFileCheckpoint):
 
     def check_copy(self, copy: Checkpoint) -> None:
         check_package_reads(self.path, copy.files[0])
+
+    def entries_beside(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(key.split(".", 1)[0] for key in self._header.entries if key not in self.infos))
 
     def _write_tensor(self, out: BinaryIO, entry: HeaderEntry, transform: Transform) -> None:
         """A separate function, so that each result is freed before the next is made."""
@@ -206,6 +233,20 @@ def read_header(file: MappedFile) -> Header:
     entries = {key: _entry(file, key, value) for key, value in parsed.items()}
     _check_cover(file, entries, file.size - 8 - length)
     return Header(entries, metadata, 8 + length)
+
+
+def _new_header(infos: Iterable[TensorInfo]) -> Header:
+    """A header for dense tensors in their order; wide dtypes come first in the file, so that all are aligned."""
+    every = list(infos)
+    begins, at = {}, 0
+    for info in sorted(every, key=lambda one: -ITEM_SIZES[one.dtype_name]):
+        begins[info.key] = at
+        at += info.nbytes
+    entries = {
+        one.key: HeaderEntry(one.key, _NAMES[one.dtype_name], one.shape, begins[one.key], begins[one.key] + one.nbytes)
+        for one in every
+    }
+    return Header(entries, {}, 0)
 
 
 def build_header(header: Header, metadata: Mapping[str, str]) -> bytes:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from rebasin_cli.checkpoint.checkpoint import OneFileCheckpoint
+from rebasin_cli.checkpoint.formats import safetensors
 from rebasin_cli.checkpoint.formats._sharded import ShardedFormat
-from rebasin_cli.checkpoint.formats.safetensors import SafetensorsCheckpoint
 
 
 class ShardedSafetensorsFormat(ShardedFormat):
@@ -16,9 +16,10 @@ class ShardedSafetensorsFormat(ShardedFormat):
     help = "the index of a sharded safetensors checkpoint"
     suffixes = (".safetensors.index.json",)
     shard_suffix = ".safetensors"
+    shard_format = safetensors.FORMAT
 
     def open_shard(self, path: Path) -> OneFileCheckpoint:
-        return SafetensorsCheckpoint(path)
+        return safetensors.SafetensorsCheckpoint(path)
 
 
 FORMAT = ShardedSafetensorsFormat()

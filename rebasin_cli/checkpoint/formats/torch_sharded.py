@@ -18,6 +18,7 @@ class ShardedTorchFormat(ShardedFormat):
     help = "the index of a sharded PyTorch checkpoint"
     suffixes = (".bin.index.json",)
     shard_suffix = ".bin"
+    shard_format = torch_zip.FORMAT
 
     def open_shard(self, path: Path) -> OneFileCheckpoint:
         zipped = torch_zip.FORMAT.recognises(path, MappedFile(path).read(0, 512))

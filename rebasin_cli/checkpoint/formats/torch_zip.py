@@ -15,8 +15,9 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
-from rebasin_cli.checkpoint.checkpoint import Checkpoint
+from rebasin_cli.checkpoint.checkpoint import Checkpoint, Transform
 from rebasin_cli.checkpoint.formats import Format
 from rebasin_cli.checkpoint.formats._torch_checkpoint import (
     LONGEST_COMMENT,
@@ -29,6 +30,7 @@ from rebasin_cli.checkpoint.formats._torch_checkpoint import (
     corrupt,
 )
 from rebasin_cli.checkpoint.formats._torch_pickle import LONGEST_PICKLE, unpickle
+from rebasin_cli.checkpoint.formats._torch_writer import write_archive
 from rebasin_cli.checkpoint.mapped_file import MappedFile
 from rebasin_cli.errors import CheckpointError, few, folded, quoted, size
 
@@ -57,6 +59,11 @@ class TorchZipFormat(Format):
 
     def open(self, path: Path, *, key: str | None = None, ema: bool = False) -> Checkpoint:
         return TorchCheckpoint(path, self, take_apart, key=key, ema=ema)
+
+    creates = True
+
+    def write_new(self, out: BinaryIO, source: Checkpoint, transform: Transform, provenance: Mapping[str, str]) -> None:
+        write_archive(out, source, transform, provenance)
 
 
 FORMAT = TorchZipFormat()
