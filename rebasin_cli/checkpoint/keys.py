@@ -8,7 +8,7 @@ names are kept for writing.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from rebasin_cli.checkpoint.checkpoint import Checkpoint
@@ -65,9 +65,43 @@ def match_keys(
     tolerated = set(absent)
     missing = [key for key in lacking if key not in tolerated]
     extra = tuple(key for key in checkpoint.infos if key not in to_model)
-    _refuse_wrong_keys(checkpoint, missing, () if ignore_extra else extra, len(shapes))
+    refuse_wrong_keys(checkpoint, missing, () if ignore_extra else extra, len(shapes))
     _refuse_wrong_shapes(checkpoint, to_file, shapes)
     return KeyMap(to_file, to_model, extra, absent)
+
+
+def is_counter(key: str) -> bool:
+    """Whether the key is a counter of batches, which files older than PyTorch 0.4.1 do not have."""
+    return key.endswith(_COUNTERS)
+
+
+MAX_PREFIXES = 3
+
+
+def offers(file_keys: tuple[str, ...], model_keys: tuple[str, ...]) -> Iterator[dict[str, str]]:
+    """Names under which a loader may know the file's tensors, each with the file's key: its own; then without wrappers;
+    then also without a prefix that most of the keys share, or with one that the model's keys have.
+    """
+    own = {key: key for key in file_keys}
+    yield own
+    plain = _by_plain_name(file_keys)
+    seen = [own]
+    for names in (plain, *_without_shared(plain), *_with_first(plain, model_keys)):
+        if names not in seen:
+            seen.append(names)
+            yield names
+
+
+def _without_shared(plain: Mapping[str, str]) -> Iterator[dict[str, str]]:
+    counts = Counter(name.partition(".")[0] for name in plain if "." in name)
+    for prefix, _ in counts.most_common(MAX_PREFIXES):
+        yield {short: key for name, key in plain.items() if (short := _without(prefix, name)) is not None}
+
+
+def _with_first(plain: Mapping[str, str], model_keys: tuple[str, ...]) -> Iterator[dict[str, str]]:
+    counts = Counter(_plain(key).partition(".")[0] for key in model_keys if "." in key)
+    if len(counts) == 1:
+        yield {_joined(next(iter(counts)), name): key for name, key in plain.items()}
 
 
 def _plain(key: str) -> str:
@@ -158,7 +192,12 @@ def _with_ties(
     return result
 
 
-def _refuse_wrong_keys(checkpoint: Checkpoint, missing: list[str], extra: tuple[str, ...], wanted: int) -> None:
+def refuse_wrong_keys(checkpoint: Checkpoint, missing: list[str], extra: tuple[str, ...], wanted: int) -> None:
+    """Refuse keys that are missing of `wanted`, or unexpected.
+
+    Raises:
+        ModelError: naming them.
+    """
     parts, hint = [], None
     if missing:
         parts.append(f"missing {_counted(missing)} that the model has")

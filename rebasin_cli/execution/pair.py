@@ -79,7 +79,6 @@ def check_all_finite(pair: Pair, progress: Progress) -> None:
     done = 0
     for weights in (pair.a, pair.b):
         for key in weights:
-            file_key = weights.keys_in_file.to_file[key]
-            check_finite(weights[key], file_key, weights.checkpoint.path)
+            check_finite(weights[key], weights.file_name(key), weights.checkpoint.path)
             done += 1
             progress.step(done, total)

@@ -91,6 +91,6 @@ def _check_all_finite(weights: Mapping[Path, Weights], progress: Progress) -> No
     done = 0
     for held in weights.values():
         for key in held:
-            check_finite(held[key], held.keys_in_file.to_file[key], held.checkpoint.path)
+            check_finite(held[key], held.file_name(key), held.checkpoint.path)
             done += 1
             progress.step(done, total)

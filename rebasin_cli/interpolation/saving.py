@@ -78,11 +78,10 @@ def _save(
     source = line.checkpoints[point.segment + 1 if point.end is None else point.end]
     assert isinstance(source, Weights)
 
-    def transform(file_key: str, tensor: Tensor) -> Tensor:
-        key = source.model_key(file_key)
-        if key is None or key not in line.keys or point.end is not None:
+    def transform(key: str, tensor: Tensor) -> Tensor:
+        if key not in line.keys or point.end is not None:
             return tensor
-        return _cast(adjustment.apply(key, network.tensor(key)), tensor.dtype, f"{file.path}: {file_key}")
+        return _cast(adjustment.apply(key, network.tensor(key)), tensor.dtype, f"{file.path}: {source.file_name(key)}")
 
     provenance = {
         "version": __version__,
@@ -94,7 +93,9 @@ def _save(
     }
     ends = models.curves[file.curve][point.segment : point.segment + 2]
     provenance |= {f"sha256.{letter}": models.sha256[str(end)] for letter, end in zip("ab", ends, strict=True)}
-    write_like(source.checkpoint, file.path, transform, provenance=provenance, force=force, mkdir=mkdir)
+    write_like(
+        source.checkpoint, file.path, source.inverse_of(transform), provenance=provenance, force=force, mkdir=mkdir
+    )
 
 
 def _cast(value: Tensor, dtype: torch.dtype, what: str) -> Tensor:

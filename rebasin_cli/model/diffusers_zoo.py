@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+import json
+import tempfile
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from torch import nn
 
 from rebasin_cli.errors import ModelError, did_you_mean
 from rebasin_cli.model.example_input import ExampleInput, Sampler
+from rebasin_cli.model.loading import Loaded, Loader, Tensors
 from rebasin_cli.model.source import ModelSource, import_optional, read_config, unknown_argument
 
 SIDE = 64
@@ -34,6 +37,28 @@ class DiffusersModel(ModelSource):
             if argument not in known:
                 raise unknown_argument(self.name, argument, known)
         return self.built.from_config({**self.config, **args})
+
+    @property
+    def library(self) -> str:
+        return "diffusers"
+
+    def loaders(self, args: Mapping[str, Any]) -> tuple[Loader, ...]:
+        """What `from_pretrained` does with older names; and `from_single_file`, for a file of all networks together."""
+
+        def load(build: Callable[[], nn.Module], tensors: Tensors) -> Loaded:
+            module: Any = build()
+            renamed = dict(tensors)
+            if hasattr(module, "_fix_state_dict_keys_on_load"):
+                module._fix_state_dict_keys_on_load(renamed)
+            if set(module.state_dict()) <= set(renamed) or not hasattr(self.built, "from_single_file"):
+                module.load_state_dict(renamed)
+                return Loaded(module)
+            with tempfile.TemporaryDirectory() as directory:
+                (Path(directory) / "config.json").write_text(json.dumps({**self.config, **args}), encoding="utf-8")
+                module = self.built.from_single_file(dict(tensors), config=directory, low_cpu_mem_usage=False)
+            return Loaded(module, None, frozenset())  # the rest of the file belongs to other networks
+
+        return (load,)
 
     def example(self, module: nn.Module, seed: int) -> ExampleInput | None:
         """By the names that `forward` takes: a noisy sample, a timestep, text states; None where more is needed."""

@@ -18,6 +18,7 @@ from rebasin_cli.model.diffusers_zoo import diffusers_source
 from rebasin_cli.model.example_input import ExampleInput
 from rebasin_cli.model.foreign_code import failed, foreign_code
 from rebasin_cli.model.input_guess import candidates, first_accepted
+from rebasin_cli.model.loading import Loaded, Loader, Tensors, tolerant_loading
 from rebasin_cli.model.model_spec import ModelSpec, check_class_counts, parse_model_spec
 from rebasin_cli.model.open_clip_zoo import open_clip_source
 from rebasin_cli.model.source import ModelSource, refuse_unknown_arguments, unknown_argument
@@ -77,6 +78,16 @@ class ModelFactory:
         if needed:
             module = self._construct()
         return without_weights(module).eval()
+
+    def load(self, loader: Loader, tensors: Tensors, prepare: Callable[[nn.Module], None]) -> Loaded:
+        """Run a way of loading on these tensors; keys that are absent, unknown or of other shape do not stop it.
+
+        Args:
+            prepare: called with each module before tensors are loaded into it.
+        """
+        quiet = self.source.root is None
+        with foreign_code(self.seed, quiet=quiet), tolerant_loading(prepare) as seen, torch.no_grad():
+            return seen.of(loader(self.build_weightless, tensors))
 
     def example_input(self, module: nn.Module | None = None) -> ExampleInput:
         """The input known for this model, or else the first guess that the module accepts.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from torch import nn
 
 from rebasin_cli.errors import ModelError
 from rebasin_cli.model.example_input import ExampleInput, Sampler
+from rebasin_cli.model.loading import Loaded, Loader, Tensors
 from rebasin_cli.model.names import unknown_model
 from rebasin_cli.model.source import ModelSource, import_optional, refuse_weights
 
@@ -29,6 +30,25 @@ class OpenClipModel(ModelSource):
         refuse_weights(self.name, args, *_PRETRAINED)
         quiet = {"pretrained": None, "pretrained_text": False}
         return import_optional("open_clip", "open-clip").create_model(self.model, **{**quiet, **args})
+
+    @property
+    def library(self) -> str:
+        return "open_clip"
+
+    def loaders(self, args: Mapping[str, Any]) -> tuple[Loader, ...]:
+        """`load_checkpoint`, which converts other packages' files and older ones."""
+
+        def load_checkpoint(build: Callable[[], nn.Module], tensors: Tensors) -> Loaded:
+            factory: Any = import_optional("open_clip.factory", "open-clip")
+            module, read = build(), factory.load_state_dict
+            factory.load_state_dict = lambda *_, **__: tensors
+            try:
+                factory.load_checkpoint(module, "file", strict=False)
+            finally:
+                factory.load_state_dict = read
+            return Loaded(module)
+
+        return (load_checkpoint,)
 
     def example(self, module: nn.Module, seed: int) -> ExampleInput | None:
         """An image (1, 3, H, W) and token ids (1, context length) from the model's own configuration."""

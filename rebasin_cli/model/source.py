@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from rebasin_cli.model.example_input import ExampleInput
+    from rebasin_cli.model.loading import Loader
 
 MAX_CONFIG_BYTES = 16 * 2**20
 
@@ -52,6 +53,17 @@ class ModelSource(abc.ABC):
     @abc.abstractmethod
     def example(self, module: nn.Module, seed: int) -> ExampleInput | None:
         """The input known for this model, None if none is known."""
+
+    def loaders(self, args: Mapping[str, Any]) -> tuple[Loader, ...]:
+        """The ways in which the library itself loads a file into this model; the likeliest first."""
+        from rebasin_cli.model.loading import by_load_state_dict
+
+        return (by_load_state_dict,)
+
+    @property
+    def library(self) -> str | None:
+        """The library whose loaders these are and may change tensors even where all names fit; None: PyTorch's own."""
+        return None
 
     def signature(self) -> inspect.Signature | None:
         """Its parameters, None if they are unknown."""

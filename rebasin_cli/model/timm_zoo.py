@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,8 +10,10 @@ from typing import Any
 from torch import nn
 
 from rebasin_cli.model.example_input import ExampleInput, Sampler
+from rebasin_cli.model.loading import Loaded, Loader, Tensors, by_load_state_dict
 from rebasin_cli.model.names import unknown_model
 from rebasin_cli.model.source import ModelSource, Preprocessing, import_optional, refuse_weights
+from rebasin_cli.model.weightless import weightless_construction
 
 DEFAULT_SIZE = (3, 224, 224)
 
@@ -27,6 +29,21 @@ class TimmModel(ModelSource):
     def construct(self, args: Mapping[str, Any]) -> object:
         refuse_weights(self.name, args, "pretrained", "checkpoint_path", "pretrained_cfg")
         return import_optional("timm", "timm").create_model(self.model, **{"pretrained": False, **args})
+
+    @property
+    def library(self) -> str:
+        return "timm"
+
+    def loaders(self, args: Mapping[str, Any]) -> tuple[Loader, ...]:
+        """`create_model` with pretrained weights, which runs the model's `checkpoint_filter_fn`."""
+
+        def pretrained(build: Callable[[], nn.Module], tensors: Tensors) -> Loaded:
+            overlay = {"state_dict": tensors, **({"num_classes": args["num_classes"]} if "num_classes" in args else {})}
+            create = import_optional("timm", "timm").create_model
+            with weightless_construction():
+                return Loaded(create(self.model, pretrained=True, pretrained_cfg_overlay=overlay, **args))
+
+        return (pretrained, by_load_state_dict)
 
     def class_count_names(self) -> tuple[str, ...]:
         return ("num_classes",)

@@ -14,7 +14,7 @@ import importlib.util
 import inspect
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -24,8 +24,10 @@ from torch import nn
 
 from rebasin_cli.errors import ModelError, ResourceError, one_line
 from rebasin_cli.model.example_input import ExampleInput, Sampler
+from rebasin_cli.model.loading import Loaded, Loader, Tensors, by_load_state_dict
 from rebasin_cli.model.names import unknown_model
 from rebasin_cli.model.source import ModelSource, Preprocessing, refuse_weights
+from rebasin_cli.model.weightless import weightless_construction
 
 _SCHEMAS = {name: f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor" for name in ("nms", "qnms")}
 _libraries: list[Any] = []  # a schema exists as long as the Library that declared it
@@ -54,10 +56,22 @@ class TorchvisionModel(ModelSource):
 
     def construct(self, args: Mapping[str, Any]) -> object:
         refuse_weights(self.name, args, "weights", "weights_backbone")
-        quiet: dict[str, Any] = {"weights": None}
+        return self._built(args, None)
+
+    def loaders(self, args: Mapping[str, Any]) -> tuple[Loader, ...]:
+        """The builder itself, which renames the keys of its published files; then `load_state_dict`."""
+
+        def by_builder(build: Callable[[], nn.Module], tensors: Tensors) -> Loaded:
+            with weightless_construction():
+                return Loaded(self._built(args, _stand_in(self.model, args, tensors)))
+
+        return (by_builder, by_load_state_dict) if _weights(self.model) else (by_load_state_dict,)
+
+    def _built(self, args: Mapping[str, Any], weights: Any) -> Any:
+        quiet: dict[str, Any] = {"weights": weights}
         if "weights_backbone" in inspect.signature(self.builder).parameters:
             quiet["weights_backbone"] = None
-        if self.model in _SLOW_INITIALISATION:
+        if self.model in _SLOW_INITIALISATION and weights is None:
             quiet["init_weights"] = False
         return self.builder(**{**quiet, **args})
 
@@ -113,6 +127,17 @@ def _weights(name: str) -> tuple[Any, ...]:
         return tuple(import_torchvision("models").get_model_weights(name))
     except ValueError:
         return ()
+
+
+def _stand_in(name: str, args: Mapping[str, Any], tensors: Tensors) -> Any:
+    """An entry like the model's published weights, whose file holds these tensors."""
+    published: Any = type(_weights(name)[0])
+    entry = object.__new__(published)
+    default = published.DEFAULT.value
+    classes = {"categories": range(args["num_classes"])} if "num_classes" in args else {}
+    entry._name_, entry._value_ = "FILE", replace(default, meta={**default.meta, **classes})
+    entry.get_state_dict = lambda *_, **__: tensors
+    return entry
 
 
 def _in_words(preset: Any) -> str:

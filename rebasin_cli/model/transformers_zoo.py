@@ -6,7 +6,9 @@ Only configurations are read: no weights, no tokenizer, no code from the reposit
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from torch import nn
 
 from rebasin_cli.errors import ModelError, did_you_mean
 from rebasin_cli.model.example_input import ExampleInput, Sampler
+from rebasin_cli.model.loading import Loaded, Loader, Tensors
 from rebasin_cli.model.source import ModelSource, import_optional, read_config, unknown_argument
 
 _OURS = ("architecture", "attn_implementation")
@@ -42,16 +45,51 @@ class TransformersModel(ModelSource):
 
     def construct(self, args: Mapping[str, Any]) -> object:
         package = import_optional("transformers", "transformers")
+        config, how = self._configuration(args)
+        built = self._class(args)
+        return package.AutoModel.from_config(config, **how) if built is None else built._from_config(config, **how)
+
+    @property
+    def library(self) -> str:
+        return "transformers"
+
+    def loaders(self, args: Mapping[str, Any]) -> tuple[Loader, ...]:
+        """`from_pretrained` of the class, which converts the keys and tensors of files into the module's."""
+
+        def from_pretrained(build: Callable[[], nn.Module], tensors: Tensors) -> Loaded:
+            config, how = self._configuration(args)
+            built: Any = self._class(args) or type(build())
+            with _in_one_thread():
+                module, seen = built.from_pretrained(
+                    None,
+                    config=config,
+                    state_dict=tensors,
+                    output_loading_info=True,
+                    ignore_mismatched_sizes=True,
+                    **how,
+                )
+            return Loaded(module, frozenset(seen["missing_keys"]), frozenset(seen["unexpected_keys"]))
+
+        return (from_pretrained,)
+
+    def _configuration(self, args: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+        """The configuration, and how the class is built from it."""
+        package = import_optional("transformers", "transformers")
         entries = {**self.config, **{name: value for name, value in args.items() if name not in _OURS}}
         config = package.CONFIG_MAPPING[self.model_type].from_dict(entries)
         defaults = package.CONFIG_MAPPING[self.model_type]()
         for argument in args:
             if argument not in _OURS and not hasattr(defaults, argument) and argument not in self.config:
                 raise unknown_argument(self.name, argument, sorted(defaults.to_dict()))
-        architecture = args.get("architecture", self.architecture)
         how = {"attn_implementation": args["attn_implementation"]} if "attn_implementation" in args else {}
+        return config, how
+
+    def _class(self, args: Mapping[str, Any]) -> Any:
+        """The class that the configuration or an argument names; None if neither does."""
+        package = import_optional("transformers", "transformers")
+        architecture = args.get("architecture", self.architecture)
         if architecture is None:
-            return package.AutoModel.from_config(config, **how)
+            return None
         built = getattr(package, str(architecture), None)
         if built is None:
             raise ModelError(
@@ -59,13 +97,33 @@ class TransformersModel(ModelSource):
                 hint="choose one with --model-arg architecture=NAME",
                 slug="unknown-architecture",
             )
-        return built._from_config(config, **how)
+        return built
 
     def class_count_names(self) -> tuple[str, ...]:
         return ("num_labels",)
 
     def example(self, module: nn.Module, seed: int) -> ExampleInput | None:
         return transformers_input(module, seed)
+
+
+@contextmanager
+def _in_one_thread() -> Iterator[None]:
+    """Tensors are loaded in this thread, where what happens to them is seen, and without a progress bar."""
+    name = "HF_DEACTIVATE_ASYNC_LOAD"
+    before = os.environ.get(name)
+    os.environ[name] = "1"
+    log = import_optional("transformers.utils.logging", "transformers")
+    bars = log.is_progress_bar_enabled()
+    log.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if bars:
+            log.enable_progress_bar()
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
 
 
 def transformers_source(text: str, target: str) -> TransformersModel:

@@ -39,6 +39,7 @@ class Property(Flag):
         DECIDES: returns numbers to the model's Python code, or a shape that depends on numbers.
         OVERWRITES: replaces every element of its argument `self`.
         SHAPE_ONLY: reads of its argument `self` nothing but shape and dtype.
+        MOVES: writes elements of its arguments to other places, and computes nothing.
     """
 
     VIEW = auto()
@@ -62,6 +63,7 @@ class Property(Flag):
     DECIDES = auto()
     OVERWRITES = auto()
     SHAPE_ONLY = auto()
+    MOVES = auto()
 
 
 VIEW, COPY, SAME, RESHAPE, TRANSPOSE = (
@@ -73,8 +75,9 @@ EXPAND, SEGMENT, DROP, PICK, CONTRACTION = (
 POINTWISE, LINEAR, NORM, HOMOGENEOUS, ODD = (
     Property.POINTWISE, Property.LINEAR, Property.NORM, Property.HOMOGENEOUS, Property.ODD
 )  # fmt: skip
-INCIDENTAL, META, OBSERVED, DECIDES, OVERWRITES, SHAPE_ONLY = (
-    Property.INCIDENTAL, Property.META, Property.OBSERVED, Property.DECIDES, Property.OVERWRITES, Property.SHAPE_ONLY
+INCIDENTAL, META, OBSERVED, DECIDES, OVERWRITES, SHAPE_ONLY, MOVES = (
+    Property.INCIDENTAL, Property.META, Property.OBSERVED, Property.DECIDES, Property.OVERWRITES, Property.SHAPE_ONLY,
+    Property.MOVES,
 )  # fmt: skip
 
 WHOLE = SAME | RESHAPE | TRANSPOSE | EXPAND
@@ -150,6 +153,11 @@ _TABLE: dict[str, Property] = {
     "_unsafe_index": PICK,
     "index": PICK,
     "index_select": PICK,
+    "gather": MOVES,
+    "index_copy": MOVES,
+    "index_put": MOVES,  # unless it accumulates
+    "select_scatter": MOVES,
+    "slice_scatter": MOVES,
     # Contractions.
     "_grouped_mm": CONTRACTION | LINEAR,
     "_sparse_addmm": CONTRACTION | LINEAR,
@@ -206,7 +214,7 @@ _TABLE: dict[str, Property] = {
     "clamp_max": POINTWISE,
     "clamp_min": POINTWISE,
     "complex": POINTWISE,
-    "copy": POINTWISE | OVERWRITES,
+    "copy": POINTWISE | OVERWRITES | MOVES,
     "div": POINTWISE | LINEAR | META,
     "erf": ODD,
     "exp": META,

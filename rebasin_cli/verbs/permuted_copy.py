@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from torch import Tensor
@@ -13,7 +13,7 @@ from rebasin_cli.checkpoint.write import write_like
 from rebasin_cli.execution.weights import Weights
 from rebasin_cli.permutation import gathers, permute_tensor
 from rebasin_cli.spec import PermutationSpec
-from rebasin_cli.verbs.verification import verify_permuted
+from rebasin_cli.verbs.verification import verify_loaded, verify_permuted
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,10 +27,13 @@ class Rearrangement:
     permutations: Mapping[str, Tensor]
     source: Weights
     ties: Mapping[str, str]
+    _in_file: Callable[[str, Tensor], Tensor] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_in_file", self.source.inverse_of(self.of_model_key))
 
     def __call__(self, file_key: str, tensor: Tensor) -> Tensor:
-        key = self.source.model_key(file_key)
-        return tensor if key is None else self.of_model_key(key, tensor)
+        return self._in_file(file_key, tensor)
 
     def of_model_key(self, key: str, tensor: Tensor) -> Tensor:
         known = key if key in self.spec.sites_by_key else self.ties.get(key, key)
@@ -76,6 +79,7 @@ def write_permuted(
     def verify(temporary: Checkpoint) -> None:
         written = source.seen_in(temporary)
         verify_permuted(source, written, rearrangement)
+        verify_loaded(source, written, rearrangement.of_model_key)
         if check is not None:
             check(written)
 

@@ -50,6 +50,24 @@ def verify_permuted(source: Weights, written: Weights, transform: Callable[[str,
             )
 
 
+def verify_loaded(source: Weights, written: Weights, permute: Callable[[str, Tensor], Tensor]) -> None:
+    """Check that what the model's loader rearranges is loaded from the written file as it should be.
+
+    The file was written by the inverse of loading; this goes the other way.
+
+    Raises:
+        NumericalError: naming the first tensor of the model that differs.
+    """
+    for key in source.rearranged:
+        if not same_bits(permute(key, source[key]), written[key]):
+            raise NumericalError(
+                f"{written.checkpoint.path}: {key!r} would not be loaded as the permuted tensor of"
+                f" {source.checkpoint.path}",
+                hint="this is a bug; the output was removed",
+                slug="verification",
+            )
+
+
 def measure(a: Mapping[str, Tensor], b: Mapping[str, Tensor], parameters: Collection[str]) -> Closeness:
     """Cosine and distance over the parameters that both hold."""
     closeness = Closeness()
