@@ -37,6 +37,16 @@ class KeyMap:
     absent: tuple[str, ...]
 
 
+class KeyMismatch(ModelError):
+    """Keys of the model are missing in the file, or the file has others.
+
+    Attributes:
+        missing: how many of the model's.
+    """
+
+    missing: int = 0
+
+
 def match_keys(
     checkpoint: Checkpoint,
     shapes: Mapping[str, tuple[int, ...]],
@@ -196,7 +206,7 @@ def refuse_wrong_keys(checkpoint: Checkpoint, missing: list[str], extra: tuple[s
     """Refuse keys that are missing of `wanted`, or unexpected.
 
     Raises:
-        ModelError: naming them.
+        KeyMismatch: naming them.
     """
     parts, hint = [], None
     if missing:
@@ -206,7 +216,9 @@ def refuse_wrong_keys(checkpoint: Checkpoint, missing: list[str], extra: tuple[s
         parts.append(f"unexpected {_counted(extra)} that the model does not have")
         hint = hint or (None if missing else "--ignore-extra accepts them and copies them unchanged")
     if parts:
-        raise ModelError(f"{checkpoint.path}: {'; '.join(parts)}", path=checkpoint.path, hint=hint, slug="keys")
+        error = KeyMismatch(f"{checkpoint.path}: {'; '.join(parts)}", path=checkpoint.path, hint=hint, slug="keys")
+        error.missing = len(missing)
+        raise error
 
 
 def _counted(keys: Collection[str]) -> str:

@@ -6,19 +6,21 @@ the map is a pair of names; elsewhere it is a part of the recorded program, run 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from math import prod
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from rebasin_cli.checkpoint.checkpoint import Checkpoint
-from rebasin_cli.checkpoint.keys import KeyMap, is_counter, match_keys, offers, refuse_wrong_keys
+from rebasin_cli.checkpoint.keys import KeyMap, KeyMismatch, is_counter, match_keys, offers, refuse_wrong_keys
 from rebasin_cli.errors import ModelError, RebasinError, few, one_line, quoted
 from rebasin_cli.execution.subject import Subject
-from rebasin_cli.model.loading import Loader, changes_loading
+from rebasin_cli.model.loading import Loaded, Loader, Tensors, changes_loading
 from rebasin_cli.tracing.fake_tensors import NUMBERS_NEEDED
 from rebasin_cli.tracing.load_program import Part
 from rebasin_cli.tracing.loading import Header, LoadProgram, record_loading
+from rebasin_cli.tracing.numbered_loading import MOST_ELEMENTS, numbered_loading
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +61,11 @@ def load_map(checkpoint: Checkpoint, subject: Subject, *, ignore_extra: bool = F
     except _Unrecorded as error:
         if isinstance(by_name, LoadMap) and source.library is not None:
             return by_name  # a loader that fails on a file of the module's own names
-        if isinstance(by_name, ModelError) and not error.computes:
-            raise by_name from error
-        raise
+        if isinstance(by_name, LoadMap) or error.computes:
+            raise
+        if isinstance(by_name, KeyMismatch) and error.missing < by_name.missing:
+            raise
+        raise by_name from error
 
 
 class _Unrecorded(ModelError):
@@ -106,11 +110,18 @@ def _by(
         for other in tie[1:]
         if tie[0] in stored and other not in checkpoint.infos
     }
-    load = subject.factory.load
+
+    def load(tensors: Tensors, prepare: Callable[[nn.Module], None]) -> Loaded:
+        return subject.factory.load(loader, tensors, prepare)
+
+    keys = tuple(subject.shapes)
     try:
-        program = record_loading(
-            headers, lambda tensors, prepare: load(loader, tensors, prepare), tuple(subject.shapes), same
-        )
+        try:
+            program = record_loading(headers, load, keys, same)
+        except Exception:  # perhaps only because fake tensors have no values
+            if sum(prod(header.shape) for header in headers.values()) > MOST_ELEMENTS:
+                raise
+            program = numbered_loading(headers, load, keys)
     except NUMBERS_NEEDED as error:
         raise _failed(checkpoint, subject, "decides by the values of the file's tensors", computes=True) from error
     except RebasinError as error:
@@ -137,8 +148,8 @@ def _checked(
         error = _failed(checkpoint, subject, f"computes {quoted(key)} with {operation}{others}", computes=True)
         error.hint = "load the file with the library, save the model's state_dict(), and align that"
         raise error
-    parts = tuple(replace(part, file_keys=_renamed(part.file_keys, names)) for part in program.parts)
-    shapes = {key: region.size for part in parts for key, region in part.model_keys.items()}
+    parts = tuple(part.renamed(names) for part in program.parts)
+    shapes = {key: shape for part in parts for key, shape in part.model_keys.items()}
     missing = [key for key in subject.shapes if key not in shapes and not _is_made(key, program, subject)]
     wrong = [key for key, shape in shapes.items() if shape != tuple(subject.shapes[key])]
     unused = {names[name] for name in program.unused}
@@ -157,10 +168,6 @@ def _checked(
         failed.missing = len(missing) + len(wrong)
         raise failed from error
     return _assembled(parts, program, checkpoint, subject, extra)
-
-
-def _renamed(file_keys: Mapping[str, int], names: Mapping[str, str]) -> dict[str, int]:
-    return {names[name]: memory for name, memory in file_keys.items()}
 
 
 def _is_made(key: str, program: LoadProgram, subject: Subject) -> bool:
@@ -192,7 +199,7 @@ def _assembled(
         first = next(iter(part.file_keys))
         to_file |= dict.fromkeys(part.model_keys, first)
         pair = part.pair
-        if pair is None or checkpoint.infos[first].shape != next(iter(part.model_keys.values())).size:
+        if pair is None or checkpoint.infos[first].shape != next(iter(part.model_keys.values())):
             combined.append(part)
         else:
             to_model[first] = first if first in part.model_keys else next(iter(part.model_keys))

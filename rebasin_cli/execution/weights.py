@@ -84,6 +84,14 @@ class Weights(Mapping[str, Tensor]):
         """The model's keys that are not tensors of the file as they are."""
         return tuple(self._by_model)
 
+    @property
+    def converted(self) -> bool:
+        """Whether the model's loader changes more than names, or renames what is not under a wrapper's prefix."""
+        renamed = any(
+            not key.endswith(file) and not file.endswith(key) for file, key in self.keys_in_file.to_model.items()
+        )
+        return bool(self._parts) or renamed
+
     def in_file(self, file_key: str, tensor: Tensor, new: WeightsByKey) -> Tensor:
         """What the file holds under a key, if the model's tensors are `new`: the inverse of loading.
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
-from rebasin_cli.errors import ModelError, one_line
+from rebasin_cli.errors import ModelError
 
 Shape = tuple[int, ...]
 
@@ -95,13 +95,7 @@ def load_state(module: nn.Module, tensors: Mapping[str, Tensor], *, dtype: torch
         if source is None:
             raise ModelError(f"the tensors for the model lack the key {key}", slug="missing-key")
         taken[key] = _fitting(key, slot, tensors[source], dtype)
-    try:  # not the class's own load_state_dict, which may lack `assign`
-        versioned = nn.Module.state_dict(module)  # has the modules' format versions, which some require
-        versioned.clear()
-        versioned.update(taken)
-        left = nn.Module.load_state_dict(module, versioned, strict=False, assign=True).missing_keys
-    except RuntimeError as error:
-        raise ModelError(f"the tensors do not fit the model: {one_line(error)}") from error
+    left = [key for key, tensor in taken.items() if not _put(module, key, tensor)]
     _tie(module, shared)
     left = [*left, *(name for name, parameter in module.named_parameters() if parameter.is_meta)]
     if left:
@@ -134,6 +128,19 @@ def _tie(module: nn.Module, shared: Mapping[str, str]) -> None:
         tensor = getattr(source_owner, source_name, None)
         if owner is not None and isinstance(tensor, nn.Parameter) and name in owner._parameters:
             setattr(owner, name, tensor)  # not through _parameters: recurrent layers keep another list of them
+
+
+def _put(module: nn.Module, key: str, tensor: Tensor) -> bool:
+    """Put a tensor where the key says, past load hooks, which convert files; False if there is no such place."""
+    owner, name = _slot(module, key)
+    if owner is not None and owner._parameters.get(name) is not None:
+        grad = tensor.is_floating_point() and owner._parameters[name].requires_grad  # type: ignore[union-attr]
+        setattr(owner, name, nn.Parameter(tensor, requires_grad=grad))  # recurrent layers keep another list of them
+    elif owner is not None and owner._buffers.get(name) is not None:
+        setattr(owner, name, tensor)
+    else:
+        return False
+    return True
 
 
 def _slot(module: nn.Module, key: str) -> tuple[nn.Module | None, str]:

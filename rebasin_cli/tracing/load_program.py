@@ -9,8 +9,9 @@ A program falls into parts that share no memory. Only one part's tensors need to
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
@@ -73,53 +74,132 @@ class Step:
     writes: tuple[int, ...]
 
 
+class Part(abc.ABC):
+    """Some tensors of the file and some of the module, which share elements with no other part's.
+
+    Attributes:
+        file_keys: in the order in which their elements are numbered.
+        model_keys: with the shape of each tensor.
+    """
+
+    __slots__ = ()
+
+    @property
+    @abc.abstractmethod
+    def file_keys(self) -> tuple[str, ...]: ...
+
+    @property
+    @abc.abstractmethod
+    def model_keys(self) -> Mapping[str, tuple[int, ...]]: ...
+
+    @property
+    @abc.abstractmethod
+    def pair(self) -> tuple[str, tuple[str, ...]] | None:
+        """The file's and the module's keys if it is one tensor of the file, unchanged, under one place of the module.
+
+        Several keys of the module with one place are tied.
+        """
+
+    @abc.abstractmethod
+    def renamed(self, names: Mapping[str, str]) -> Part:
+        """With other names for the file's tensors."""
+
+    @abc.abstractmethod
+    def values(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The module's tensors, in the dtype of the file's, from all of the part's tensors of the file."""
+
+    @abc.abstractmethod
+    def numbers(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
+        """For each element of the module's tensors, the number of the file's element; 0 if it comes from none.
+
+        The elements of the part's tensors of the file are numbered from 1, in the order of `file_keys`.
+        """
+
+
 @dataclass(frozen=True, slots=True)
-class Part:
+class NumberedPart(Part):
+    """A part of which only the result is known: the numbers themselves."""
+
+    read: tuple[str, ...]
+    found: Mapping[str, Tensor]
+
+    @property
+    def file_keys(self) -> tuple[str, ...]:
+        return self.read
+
+    @property
+    def model_keys(self) -> Mapping[str, tuple[int, ...]]:
+        return {key: tuple(numbers.shape) for key, numbers in self.found.items()}
+
+    @property
+    def pair(self) -> tuple[str, tuple[str, ...]] | None:
+        if len(self.file_keys) != 1 or len(self.found) != 1:
+            return None
+        key, numbers = next(iter(self.found.items()))
+        unchanged = torch.equal(numbers.reshape(-1), torch.arange(1, numbers.numel() + 1, dtype=numbers.dtype))
+        return (self.file_keys[0], (key,)) if unchanged else None
+
+    def renamed(self, names: Mapping[str, str]) -> Part:
+        return replace(self, read=tuple(names[key] for key in self.file_keys))
+
+    def values(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        dtype = _common(tensors[key].dtype for key in self.file_keys)
+        flat = torch.cat([torch.zeros(1, dtype=dtype), *(tensors[key].reshape(-1).to(dtype) for key in self.file_keys)])
+        return {key: flat[numbers] for key, numbers in self.found.items()}
+
+    def numbers(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
+        return dict(self.found)
+
+
+@dataclass(frozen=True, slots=True)
+class RecordedPart(Part):
     """Steps that share memory with no other part's, from some tensors of the file to some of the module.
 
     Args:
-        file_keys: memory of each tensor of the file.
-        model_keys: region of each tensor of the module.
+        sources: memory of each tensor of the file.
+        targets: region of each tensor of the module.
         steps: in order.
         constants: contents of memories that come from no file, by memory; None where they are unknown.
         changed: memories of the file's tensors that a step writes into.
         sizes: number of elements of the constants.
     """
 
-    file_keys: Mapping[str, int]
-    model_keys: Mapping[str, Region]
+    sources: Mapping[str, int]
+    targets: Mapping[str, Region]
     steps: tuple[Step, ...]
     constants: Mapping[int, Tensor | None]
     sizes: Mapping[int, int]
     changed: frozenset[int]
 
     @property
-    def pair(self) -> tuple[str, tuple[str, ...]] | None:
-        """The file's and the module's keys if it is one tensor of the file, unchanged, under one place of the module.
+    def file_keys(self) -> tuple[str, ...]:
+        return tuple(self.sources)
 
-        Several keys of the module with one place are tied.
-        """
-        if len(self.file_keys) != 1 or len(set(self.model_keys.values())) != 1:
+    @property
+    def model_keys(self) -> Mapping[str, tuple[int, ...]]:
+        return {key: region.size for key, region in self.targets.items()}
+
+    @property
+    def pair(self) -> tuple[str, tuple[str, ...]] | None:
+        if len(self.sources) != 1 or len(set(self.targets.values())) != 1:
             return None
-        whole = dict.fromkeys(self.file_keys.values(), True)
+        whole = dict.fromkeys(self.sources.values(), True)
         for step in self.steps:
             if not _copies_whole(step, whole):
                 return None
-        region = next(iter(self.model_keys.values()))
+        region = next(iter(self.targets.values()))
         if not whole.get(region.memory) or region.offset or not region.contiguous:
             return None
-        return next(iter(self.file_keys)), tuple(self.model_keys)
+        return next(iter(self.sources)), tuple(self.targets)
+
+    def renamed(self, names: Mapping[str, str]) -> Part:
+        return replace(self, sources={names[key]: memory for key, memory in self.sources.items()})
 
     def values(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The module's tensors, in the dtype of the file's, from all of the part's tensors of the file."""
         dtype = _common(tensors[key].dtype for key in self.file_keys)
         return self._run({key: tensors[key].to(dtype) for key in self.file_keys}, dtype, numbers=False)
 
     def numbers(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
-        """For each element of the module's tensors, the number of the file's element; 0 if it comes from none.
-
-        The elements of the part's tensors of the file are numbered from 1, in the order of `file_keys`.
-        """
         counts = {key: prod(shapes[key]) for key in self.file_keys}
         dtype = torch.int32 if sum(counts.values()) < 2**31 - 1 else torch.int64
         given, first = {}, 1
@@ -131,8 +211,8 @@ class Part:
     def _run(self, given: Mapping[str, Tensor], dtype: torch.dtype, *, numbers: bool) -> dict[str, Tensor]:
         memories: dict[int, Tensor] = {}
         last_use = {memory: place for place, step in enumerate(self.steps) for memory in (*step.reads, *step.writes)}
-        kept = {region.memory for region in self.model_keys.values()}
-        for key, memory in self.file_keys.items():
+        kept = {region.memory for region in self.targets.values()}
+        for key, memory in self.sources.items():
             flat = given[key].detach().contiguous().view(-1)
             memories[memory] = flat.clone() if memory in self.changed else flat
         for place, step in enumerate(self.steps):
@@ -143,7 +223,7 @@ class Part:
             for memory in {*step.reads, *step.writes} - kept:
                 if last_use[memory] == place:
                     memories.pop(memory, None)
-        return {key: region.of(memories[region.memory]) for key, region in self.model_keys.items()}
+        return {key: region.of(memories[region.memory]) for key, region in self.targets.items()}
 
     def _constant(self, memory: int, step: Step, dtype: torch.dtype, *, numbers: bool) -> Tensor:
         known = self.constants[memory]

@@ -21,7 +21,7 @@ from rebasin_cli.model.loading import Loaded, Tensors
 from rebasin_cli.model.state import state_tensors
 from rebasin_cli.tracing.dispatch import OperationMode, Operator, operator, tensors_in
 from rebasin_cli.tracing.fake_tensors import fake_like, fake_mode
-from rebasin_cli.tracing.load_program import Part, Region, Step
+from rebasin_cli.tracing.load_program import Part, RecordedPart, Region, Step
 from rebasin_cli.tracing.operations import COPY, MOVES, OVERWRITES, PICK, SHAPE_ONLY, VIEW, has
 
 
@@ -289,7 +289,7 @@ class LoadRecorder(OperationMode):  # type: ignore[no-untyped-call]
             groups[find(next(memory for memory in (*step.writes, *step.reads) if memory in self._held))][2].append(step)
         return tuple(self._part(*group) for group in groups.values())
 
-    def _part(self, file: dict[str, int], found: dict[str, Region], steps: list[Step]) -> Part:
+    def _part(self, file: dict[str, int], found: dict[str, Region], steps: list[Step]) -> RecordedPart:
         known = set(file.values())
         constants: dict[int, Tensor | None] = {}
         for step in steps:
@@ -297,9 +297,9 @@ class LoadRecorder(OperationMode):  # type: ignore[no-untyped-call]
                 if memory not in known:
                     constants[memory] = self._constant(memory)
             known.update(step.writes)
-        return Part(
-            file_keys=file,
-            model_keys=found,
+        return RecordedPart(
+            sources=file,
+            targets=found,
             steps=tuple(steps),
             constants=constants,
             sizes={memory: self._storages[memory].nbytes() // self._itemsize[memory] for memory in constants},

@@ -389,6 +389,7 @@ class Alignment:
                 self.pair.subject.shapes,
                 self.pair.subject.ties,
                 self.provenance(),
+                converted=self.pair.b.converted,
             )
             write_text_atomically(files.permutations, saved.dumps() + "\n", force)
         if files.spec is not None:

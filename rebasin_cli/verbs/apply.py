@@ -5,14 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from rebasin_cli import __version__
+from rebasin_cli.errors import ModelError
 from rebasin_cli.options import AnyPath, argument, option, options_class, verb
 from rebasin_cli.progress import Progress, Silent
 from rebasin_cli.verbs.document import Result
 from rebasin_cli.verbs.early_checks import check_inputs
 from rebasin_cli.verbs.output_paths import check_outputs
 from rebasin_cli.verbs.shared_options import StateInFile, Writing
+
+if TYPE_CHECKING:
+    from rebasin_cli.checkpoint.checkpoint import Checkpoint
+    from rebasin_cli.execution.weights import Weights
+    from rebasin_cli.verbs.saved_permutations import SavedPermutations
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +46,22 @@ class ApplyOptions(StateInFile, Writing):
         "Alignment, written by 'rebasin align --save-alignment'.", metavar="ALIGNMENT", kw_only=False
     )
     checkpoint: AnyPath = argument("Checkpoint to permute. It is not modified.", metavar="CHECKPOINT", kw_only=False)
+    model: str | None = option(
+        "Model, where its loader renames or rearranges what the file holds. See 'rebasin help model-specs'.",
+        group="Model",
+        short="-m",
+        metavar="SPEC",
+        default=None,
+        completes="model",
+        shown_default="not needed where the file has the model's own tensors",
+    )
+    model_args: Mapping[str, Any] | None = option(
+        "Argument of the model, such as num_classes=10. The value is JSON. Repeatable.",
+        group="Model",
+        flag="--model-arg",
+        metavar="NAME=VALUE",
+        default=None,
+    )
     out: AnyPath = option("Output file.", group="Output", short="-o", metavar="FILE", kw_only=False)
     progress: Progress | None = field(default=None, repr=False, compare=False)
 
@@ -46,19 +69,17 @@ class ApplyOptions(StateInFile, Writing):
 def run_apply(options: ApplyOptions) -> ApplyResult:
     """Apply saved permutations to a checkpoint of the same model and write it in its own format.
 
-    The alignment carries all that is needed, so no model is built; the checkpoint's tensors must have the names and
-    shapes of the model for which the permutations were found.
+    The alignment carries all that is needed, so no model is built where the checkpoint's tensors have the names and
+    shapes of the model for which the permutations were found; where its loader changes them, `model` is needed.
 
     Raises:
         RebasinError: a file cannot be used, or the output cannot be written. Then nothing was written.
     """
     check_inputs((options.checkpoint,), others=(options.permutations,))
 
-    from rebasin_cli.checkpoint.keys import match_keys
     from rebasin_cli.checkpoint.write import bytes_needed, check_output, notes_on_output
     from rebasin_cli.execution.closeness import check_finite
     from rebasin_cli.execution.pair import Source
-    from rebasin_cli.execution.weights import Weights
     from rebasin_cli.permutation import is_identity
     from rebasin_cli.verbs.cost import PhaseClock
     from rebasin_cli.verbs.permuted_copy import Rearrangement, write_permuted
@@ -78,8 +99,7 @@ def run_apply(options: ApplyOptions) -> ApplyResult:
     with clock.phase("read"):
         saved = SavedPermutations.load(saved_path)
         opened = Source(source_path, options.key, options.ema).open()
-        keys = match_keys(opened, saved.shapes, ties=saved.ties, ignore_extra=options.ignore_extra)
-        source = Weights(opened, keys)
+        source = _weights(opened, saved, options)
         check_output(
             out_path,
             [*opened.files, saved_path],
@@ -89,7 +109,7 @@ def run_apply(options: ApplyOptions) -> ApplyResult:
             like=opened,
         )
         for name in source:
-            check_finite(source[name], keys.to_file[name], opened.path)
+            check_finite(source[name], source.file_name(name), opened.path)
     listener.phase("writing")
     with clock.phase("write"):
         provenance = {**saved.provenance, "rebasin.version": __version__, "rebasin.sha256.source": opened.sha256()}
@@ -97,7 +117,7 @@ def run_apply(options: ApplyOptions) -> ApplyResult:
         digest = write_permuted(
             source, rearrangement, out_path, provenance=provenance, force=options.force, mkdir=options.mkdir
         )
-    extra = len(keys.extra)
+    extra = len(source.keys_in_file.extra)
     said = [*opened.notes, *notes_on_output(opened, out_path)]
     if extra:
         said.append(f"{extra} tensors that the model does not have were copied unchanged")
@@ -113,6 +133,30 @@ def run_apply(options: ApplyOptions) -> ApplyResult:
         seconds=clock.seconds(),
         warnings=tuple(said),
     )
+
+
+def _weights(opened: Checkpoint, saved: SavedPermutations, options: ApplyOptions) -> Weights:
+    """The checkpoint's tensors by the names of the model: as its loader loads them, or by names alone.
+
+    Raises:
+        ModelError: they do not fit; or the loader converts files and the model is not given.
+    """
+    from rebasin_cli.checkpoint.keys import match_keys
+    from rebasin_cli.execution.subject import ModelChoice, open_subject
+    from rebasin_cli.execution.weights import Weights
+
+    if options.model is None and not saved.converted:
+        return Weights(opened, match_keys(opened, saved.shapes, ties=saved.ties, ignore_extra=options.ignore_extra))
+    if options.model is None:
+        raise ModelError(
+            f"{options.permutations}: the model's loader converts what a file holds, so the model is needed",
+            hint="give the --model that was aligned",
+            slug="model-needed",
+        )
+    subject = open_subject(ModelChoice(options.model, dict(options.model_args or {})))
+    if subject.shapes != saved.shapes:
+        raise ModelError(f"{options.model}: not the model for which {options.permutations} was found", slug="shapes")
+    return Weights.of(opened, subject, ignore_extra=options.ignore_extra)
 
 
 apply = verb(ApplyOptions, run_apply)

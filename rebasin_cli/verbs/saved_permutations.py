@@ -1,7 +1,7 @@
 """Permutations in a file: JSON that carries the spec and the shapes, so that applying them needs no model.
 
 {"schema": "rebasin.permutations/1", "permutations": {group: [index, …]}, "spec": {…}, "shapes": {key: [n, …]},
- "ties": {key: key}, "provenance": {name: text}}
+ "ties": {key: key}, "provenance": {name: text}, "converted": true (only where a loader converts files)}
 """
 
 from __future__ import annotations
@@ -23,13 +23,17 @@ SCHEMA = "rebasin.permutations/1"
 
 @dataclass(frozen=True, slots=True)
 class SavedPermutations:
-    """All that applying needs: int64 index tensors by group, where they act, and the state they were made for."""
+    """All that applying needs: int64 index tensors by group, where they act, and the state they were made for.
+
+    `converted`: the model's loader changes what files hold, so applying needs the model.
+    """
 
     permutations: Permutations
     spec: PermutationSpec
     shapes: Mapping[str, tuple[int, ...]]
     ties: Mapping[str, str]
     provenance: Mapping[str, str]
+    converted: bool = False
 
     def dumps(self) -> str:
         return json.dumps(
@@ -40,6 +44,7 @@ class SavedPermutations:
                 "spec": self.spec.to_json(),
                 "shapes": {key: list(shape) for key, shape in self.shapes.items()},
                 "ties": dict(self.ties),
+                **({"converted": True} if self.converted else {}),
             },
             allow_nan=False,
         )
@@ -75,6 +80,7 @@ class SavedPermutations:
                 {str(key): tuple(int(n) for n in shape) for key, shape in document["shapes"].items()},
                 {str(key): str(canonical) for key, canonical in document.get("ties", {}).items()},
                 {str(name): str(value) for name, value in document.get("provenance", {}).items()},
+                document.get("converted") is True,
             )
             saved.check()
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
