@@ -92,6 +92,8 @@ class Checkpoint(abc.ABC):
             the other (safetensors; then only the stored one, which comes first, is in `infos`).
         ambiguity: the error to raise if the tensors are not the model's, where several state dicts were joined.
         notes: what of the file or directory was chosen, skipped or left out, one sentence each.
+        versions: what `state_dict()` noted about each module (`_metadata`), which load hooks read; None if the file
+            does not have it.
     """
 
     format: Format
@@ -104,6 +106,7 @@ class Checkpoint(abc.ABC):
     ties: tuple[tuple[str, ...], ...]
     notes: tuple[str, ...] = ()
     ambiguity: CheckpointError | None = None
+    versions: Mapping[str, object] | None = None
 
     @property
     def kind(self) -> str:

@@ -39,13 +39,21 @@ class LoadMap:
 
 
 def load_map(checkpoint: Checkpoint, subject: Subject, *, ignore_extra: bool = False) -> LoadMap:
-    """The map for a checkpoint, from its headers.
+    """The map for a checkpoint, from its headers; for two files with equal headers it is made once.
 
     Names alone decide where the model has no loader but PyTorch's and no load hooks, and all names and shapes fit.
 
     Raises:
         ModelError: a tensor of the model is missing, has another shape, or is computed by the loader.
     """
+    headers = tuple((info.key, info.shape, info.dtype_name) for info in checkpoint.infos.values())
+    known = (headers, checkpoint.ties, repr(checkpoint.versions))
+    if known not in subject.load_maps:
+        subject.load_maps[known] = _made(checkpoint, subject, ignore_extra=ignore_extra)
+    return subject.load_maps[known]
+
+
+def _made(checkpoint: Checkpoint, subject: Subject, *, ignore_extra: bool) -> LoadMap:
     source = subject.factory.source
     converting = source.library is not None or changes_loading(subject.module)
     by_name: LoadMap | ModelError
@@ -115,13 +123,14 @@ def _by(
         return subject.factory.load(loader, tensors, prepare)
 
     keys = tuple(subject.shapes)
+    versions = checkpoint.versions if all(name == key for name, key in names.items()) else None
     try:
         try:
-            program = record_loading(headers, load, keys, same)
+            program = record_loading(headers, load, keys, same, versions)
         except Exception:  # perhaps only because fake tensors have no values
             if sum(prod(header.shape) for header in headers.values()) > MOST_ELEMENTS:
                 raise
-            program = numbered_loading(headers, load, keys)
+            program = numbered_loading(headers, load, keys, versions)
     except NUMBERS_NEEDED as error:
         raise _failed(checkpoint, subject, "decides by the values of the file's tensors", computes=True) from error
     except RebasinError as error:

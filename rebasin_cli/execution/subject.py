@@ -55,6 +55,7 @@ class Subject:
     ties: Mapping[str, str]
     parameters: tuple[str, ...]
     note: str | None
+    load_maps: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def elements(self) -> int:

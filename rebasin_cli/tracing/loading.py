@@ -7,6 +7,7 @@ module is a region of some memory, and the steps that led to it are its part of 
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -63,6 +64,7 @@ def record_loading(
     load: Callable[[Tensors, Callable[[nn.Module], None]], Loaded],
     keys: Sequence[str],
     same: Mapping[str, str] | None = None,
+    versions: Mapping[str, object] | None = None,
 ) -> LoadProgram:
     """Run a loader on fake tensors and return what it did with them.
 
@@ -71,6 +73,7 @@ def record_loading(
         load: the loader; it calls its second argument on a module before tensors are loaded into that.
         keys: those of the module's state dict that are wanted.
         same: further names -> names in `headers` of the same tensor.
+        versions: the file's `_metadata`.
 
     Raises:
         Whatever the loader raises; an exception of `NUMBERS_NEEDED` if it asks for values of the file's tensors.
@@ -83,7 +86,7 @@ def record_loading(
     }
     for fake in fakes.values():
         recorder.read_from_file(fake)
-    given = fakes | {name: fakes[key] for name, key in (same or {}).items()}
+    given = with_versions(fakes | {name: fakes[key] for name, key in (same or {}).items()}, versions)
     made: dict[int, Tensor] = {}
     with recorder:
         loaded = load(given, lambda module: _with_fake_parameters(module, mode, made))
@@ -92,6 +95,14 @@ def record_loading(
     own = {name for name, parameter in state.items() if isinstance(parameter, nn.Parameter)}
     file = {key: recorder.region(fake).memory for key, fake in fakes.items()}
     return recorder.program(file, found, state, own, loaded)
+
+
+def with_versions(tensors: Tensors, versions: Mapping[str, object] | None) -> Tensors:
+    """A state dict as `torch.load` returns it, with what load hooks read from it."""
+    state: Any = OrderedDict(tensors)
+    if isinstance(versions, Mapping):
+        state._metadata = OrderedDict(versions)
+    return state  # type: ignore[no-any-return]
 
 
 def _with_fake_parameters(module: nn.Module, mode: FakeTensorMode, made: dict[int, Tensor]) -> None:

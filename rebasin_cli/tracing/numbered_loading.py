@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from rebasin_cli.model.loading import Loaded, Tensors
 from rebasin_cli.model.state import state_tensors
 from rebasin_cli.tracing.load_program import NumberedPart, Part
-from rebasin_cli.tracing.loading import Header, LoadProgram
+from rebasin_cli.tracing.loading import Header, LoadProgram, with_versions
 
 MOST_ELEMENTS = 1 << 26
 """Numbers are float64, so a file of this size takes half a gigabyte, and the module as much."""
@@ -25,14 +25,15 @@ def numbered_loading(
     headers: Mapping[str, Header],
     load: Callable[[Tensors, Callable[[nn.Module], None]], Loaded],
     keys: Sequence[str],
+    versions: Mapping[str, object] | None = None,
 ) -> LoadProgram:
     """What a loader does with the elements of a file of at most `MOST_ELEMENTS`; see `record_loading`."""
     total = sum(prod(header.shape) for header in headers.values())
     order = torch.randperm(total, generator=torch.Generator().manual_seed(0))
     first = torch.arange(1, total + 1, dtype=torch.float64)
     second = first[order] + total  # no element has the same number twice
-    one, loaded = _loaded(headers, load, keys, first)
-    two, _ = _loaded(headers, load, keys, second)
+    one, loaded = _loaded(headers, load, keys, first, versions)
+    two, _ = _loaded(headers, load, keys, second, versions)
     places = {key: _places(one[key], two[key], second) for key in one if key in two}
     computed = {key: "arithmetic" for key, found in places.items() if found is None}
     moved = {key: found for key, found in places.items() if found is not None and bool(found.any())}
@@ -60,6 +61,7 @@ def _loaded(
     load: Callable[[Tensors, Callable[[nn.Module], None]], Loaded],
     keys: Sequence[str],
     numbers: Tensor,
+    versions: Mapping[str, object] | None,
 ) -> tuple[dict[str, Tensor], Loaded]:
     given, start = {}, 0
     for key, header in headers.items():
@@ -67,7 +69,7 @@ def _loaded(
         dtype = torch.float64 if header.dtype.is_floating_point else torch.int64
         given[key] = numbers[start : start + count].clone().view(header.shape).to(dtype)
         start += count
-    loaded = load(given, _with_wide_parameters)
+    loaded = load(with_versions(given, versions), _with_wide_parameters)
     state = state_tensors(loaded.module)
     return {key: state[key].detach().double() for key in keys if key in state and not state[key].is_meta}, loaded
 

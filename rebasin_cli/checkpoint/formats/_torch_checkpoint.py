@@ -131,6 +131,7 @@ class TorchCheckpoint(OneFileCheckpoint):
         }
         self.metadata = _text_metadata(self._saved.comment)
         self.ties = _shared(self._views)
+        self.versions = getattr(found, "_metadata", None)
 
     def tensor(self, key: str) -> Tensor:
         self.info(key)
