@@ -9,10 +9,11 @@ from __future__ import annotations
 import abc
 import contextlib
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, runtime_checkable
 
 from rebasin_cli.checkpoint.atomic import StagedFile, commit_file, flush_to_disk, staged_file
 from rebasin_cli.errors import CheckpointError, ModelError, RebasinError, few, quoted
@@ -26,6 +27,22 @@ if TYPE_CHECKING:
 
 Transform = Callable[[str, "Tensor"], "Tensor"]
 """From a key of the file and its tensor to the tensor to be written: same shape, same dtype."""
+
+
+@runtime_checkable
+class WholeTransform(Protocol):
+    """A transform that also changes tensors beside the state dict; those that `beside_paths` lacks are copied."""
+
+    @property
+    def beside_paths(self) -> Collection[str]:
+        """Paths (`Checkpoint.beside_infos`) of the tensors that `beside` changes."""
+
+    def __call__(self, key: str, tensor: Tensor) -> Tensor:
+        """As any transform."""
+
+    def beside(self, path: str, tensor: Tensor) -> Tensor:
+        """The tensor to be written at this path beside the state dict: same shape, same dtype."""
+
 
 PROVENANCE_PREFIX = "rebasin."
 
@@ -84,6 +101,9 @@ class Checkpoint(abc.ABC):
         path: the path that the user gave.
         files: every file the tensors come from, in reading order (for a sharded checkpoint the index comes last).
         others: entries of the file beside the state dict that hold tensors, such as an optimizer's.
+        beside: all that the file holds beside the state dict, as `contents.py` describes it.
+        beside_infos: header entries of the tensors in it, by path.
+        beside_shared: paths of those that lie in the memory of the state dict's tensors, and change with it.
         wrapper: the keys that lead from the file's outermost mapping to the state dict, or None where that is the
             outermost one (for safetensors: the prefix that `key` selected).
         infos: header entries by file key, in file order; nothing else of the tensors has been read.
@@ -101,6 +121,9 @@ class Checkpoint(abc.ABC):
     files: tuple[Path, ...]
     wrapper: tuple[str, ...] | None
     others: tuple[str, ...] = ()
+    beside: Any = None
+    beside_infos: Mapping[str, TensorInfo] = MappingProxyType({})
+    beside_shared: Collection[str] = frozenset()
     infos: Mapping[str, TensorInfo]
     metadata: Mapping[str, str]
     ties: tuple[tuple[str, ...], ...]
@@ -120,6 +143,10 @@ class Checkpoint(abc.ABC):
         Raises:
             CheckpointError: no such key, or its bytes fail their checksum (where the format has one).
         """
+
+    def beside_tensor(self, path: str) -> Tensor:
+        """The tensor at this path of `beside_infos`, mapped as `tensor` maps it."""
+        raise CheckpointError(f"{self.path}: no tensor {quoted(path)} beside the state dict", path=self.path)
 
     @abc.abstractmethod
     def verify(self) -> None:

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from rebasin_cli.checkpoint.checkpoint import Checkpoint
+from rebasin_cli.checkpoint.copies import find_copies, plain_name
 from rebasin_cli.errors import ModelError, few, quoted
 
-_TRANSPARENT = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 _USUAL_PREFIXES = ("", "model", "net", "network", "backbone", "encoder", "student")
 # torch also accepts its absence: files older than PyTorch 0.4.1 do not have it.
 _COUNTERS = ".num_batches_tracked"
@@ -29,12 +29,14 @@ class KeyMap:
         to_model: file key -> model key, for every file key that the model knows.
         extra: file keys that the model does not know, in file order.
         absent: optional model keys that the file lacks.
+        copies: file keys of further copies of the weights (`teacher.…`) -> the file keys that they are copies of.
     """
 
     to_file: Mapping[str, str]
     to_model: Mapping[str, str]
     extra: tuple[str, ...]
     absent: tuple[str, ...]
+    copies: Mapping[str, str] = field(default_factory=dict)
 
 
 class KeyMismatch(ModelError):
@@ -74,10 +76,11 @@ def match_keys(
     absent = tuple(key for key in lacking if key in optional or key.endswith(_COUNTERS))
     tolerated = set(absent)
     missing = [key for key in lacking if key not in tolerated]
-    extra = tuple(key for key in checkpoint.infos if key not in to_model)
+    copies = _copies(checkpoint, to_model, ties)
+    extra = tuple(key for key in checkpoint.infos if key not in to_model and key not in copies)
     refuse_wrong_keys(checkpoint, missing, () if ignore_extra else extra, len(shapes))
     _refuse_wrong_shapes(checkpoint, to_file, shapes)
-    return KeyMap(to_file, to_model, extra, absent)
+    return KeyMap(to_file, to_model, extra, absent, copies)
 
 
 def is_counter(key: str) -> bool:
@@ -109,14 +112,23 @@ def _without_shared(plain: Mapping[str, str]) -> Iterator[dict[str, str]]:
 
 
 def _with_first(plain: Mapping[str, str], model_keys: tuple[str, ...]) -> Iterator[dict[str, str]]:
-    counts = Counter(_plain(key).partition(".")[0] for key in model_keys if "." in key)
+    counts = Counter(plain_name(key).partition(".")[0] for key in model_keys if "." in key)
     if len(counts) == 1:
         yield {_joined(next(iter(counts)), name): key for name, key in plain.items()}
 
 
-def _plain(key: str) -> str:
-    """The key without the names that wrappers insert, at any place."""
-    return ".".join(part for part in key.split(".") if part not in _TRANSPARENT)
+def _copies(checkpoint: Checkpoint, to_model: Mapping[str, str], ties: Mapping[str, str]) -> dict[str, str]:
+    """Further copies of the weights among the file's keys, such as a teacher's beside the student's."""
+    shapes = {key: tuple(info.shape) for key, info in checkpoint.infos.items()}
+    others = {key: shape for key, shape in shapes.items() if key not in to_model}
+    if len(others) < len(to_model) / 2:
+        return {}
+    first: dict[str, str] = {}
+    for file_key, model_key in to_model.items():
+        first.setdefault(ties.get(model_key, model_key), file_key)
+    tied = {key: first[ties.get(model, model)] for key, model in to_model.items()}
+    weights = {key: shapes[key] for key in to_model}
+    return {name: key for copy in find_copies(others, weights, tied) for name, key in copy.items()}
 
 
 def _paired(file_keys: tuple[str, ...], model_keys: tuple[str, ...]) -> dict[str, str]:
@@ -142,8 +154,8 @@ def _paired(file_keys: tuple[str, ...], model_keys: tuple[str, ...]) -> dict[str
 def _by_plain_name(keys: Iterable[str]) -> dict[str, str]:
     """Plain name -> key; names that would belong to two keys are left out, so that nothing is guessed."""
     every = list(keys)
-    counts = Counter(map(_plain, every))
-    return {_plain(key): key for key in every if counts[_plain(key)] == 1}
+    counts = Counter(map(plain_name, every))
+    return {plain_name(key): key for key in every if counts[plain_name(key)] == 1}
 
 
 def _best_prefix(files: Collection[str], models: Collection[str]) -> tuple[str, str]:

@@ -16,6 +16,7 @@ from rebasin_cli.verbs.document import Result
 from rebasin_cli.verbs.early_checks import check_inputs
 from rebasin_cli.verbs.output_paths import OutputFiles
 from rebasin_cli.verbs.shared_options import DATA_HELP, Derivation, RequiredModel, Seed, StateOfEach, Writing
+from rebasin_cli.verbs.siblings import Sibling
 
 if TYPE_CHECKING:
     from rebasin_cli.execution.same_function import FunctionCheck
@@ -114,15 +115,6 @@ class MovedGroup:
     name: str
     size: int
     moved: int
-
-
-@dataclass(frozen=True, slots=True)
-class Sibling:
-    """Another entry of B's file that holds tensors, such as an optimizer's state; `moved`: whether it was permuted."""
-
-    path: str
-    kind: str
-    moved: bool
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from rebasin_cli import __version__
 from rebasin_cli.checkpoint.atomic import write_text_atomically
 from rebasin_cli.checkpoint.write import bytes_needed, check_output, notes_on_output
 from rebasin_cli.data.ranks import ALONE, Ranks, launched, ranks_for
-from rebasin_cli.errors import RebasinError, few
+from rebasin_cli.errors import RebasinError
 from rebasin_cli.execution.closeness import Closeness
 from rebasin_cli.execution.data_inputs import sample_inputs_from_data
 from rebasin_cli.execution.device import resolve_device
@@ -33,13 +33,15 @@ from rebasin_cli.matching.result import PassReport
 from rebasin_cli.matching.starts.identity import START as IDENTITY
 from rebasin_cli.matching.weighing import OBJECTIVES, PLAIN, check_objective, weigh
 from rebasin_cli.model.example_input import ExampleInput
+from rebasin_cli.permutation import is_identity
 from rebasin_cli.progress import Progress, Silent
-from rebasin_cli.verbs.align import AlignOptions, AlignResult, Architecture, Change, MovedGroup, Objective, Sibling
+from rebasin_cli.verbs.align import AlignOptions, AlignResult, Architecture, Change, MovedGroup, Objective
 from rebasin_cli.verbs.cost import PhaseClock, peak_rss_bytes, release_freed_memory, spare_limited_memory
 from rebasin_cli.verbs.document import envelope, pretty
 from rebasin_cli.verbs.output_paths import check_outputs
 from rebasin_cli.verbs.permuted_copy import Rearranged, Rearrangement, write_permuted
 from rebasin_cli.verbs.saved_permutations import SavedPermutations
+from rebasin_cli.verbs.siblings import Network, SiblingPlan, plan_siblings
 from rebasin_cli.verbs.verification import (
     measure,
     spec_warnings,
@@ -191,6 +193,18 @@ class Alignment:
         self.rearrangement = Rearrangement(
             self.understood.spec, self.match.permutations, self.pair.b, self.pair.subject.ties
         )
+        self.siblings = self._plan_siblings()
+
+    def _plan_siblings(self) -> SiblingPlan:
+        subject, b = self.pair.subject, self.pair.b
+        network = Network(
+            subject.shapes,
+            subject.ties,
+            subject.parameters,
+            self.understood.spec,
+            frozenset(name for name, perm in self.match.permutations.items() if not is_identity(perm)),
+        )
+        return plan_siblings(b.checkpoint, b.keys_in_file, network)
 
     def _chance(self) -> Chance | None:
         """How the gain compares with that of chance, where weights alone decided and measuring it costs little."""
@@ -237,6 +251,7 @@ class Alignment:
                 force=self.options.force,
                 mkdir=self.options.mkdir,
                 check=self._verify_written,
+                siblings=self.siblings,
             )
 
     def _verify_written(self, written: Mapping[str, Tensor]) -> None:
@@ -315,7 +330,7 @@ class Alignment:
             inputs=options.inputs,
             input_file=options.input_file,
             state={"a": self._state(self.a, self.pair.a), "b": self._state(self.b, self.pair.b)},
-            siblings=tuple(Sibling(name, "tensors", False) for name in self.pair.b.checkpoint.others),
+            siblings=self.siblings.siblings,
             method=match.method,
             start=match.start,
             seed=match.seed,
@@ -415,12 +430,7 @@ class Alignment:
                 said.append(
                     f"{weights.checkpoint.path}: {len(extra)} tensors that the model does not have were not aligned"
                 )
-        others = self.pair.b.checkpoint.others
-        if others and self.match.moved_units:
-            said.append(
-                f"{self.pair.b.checkpoint.path}: not permuted, and no longer fitting the permuted weights: "
-                f"{few(others, shown=4)}; do not resume training from the output"
-            )
+        said += [f"{self.pair.b.checkpoint.path}: {sentence}" for sentence in self.siblings.warnings]
         if not self.understood.spec.groups:
             pinned = " that is not pinned with --pin" if self.options.pins else ""
             said.append(f"no axis of this model{pinned} can be permuted without changing its function")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,9 +11,10 @@ from torch import Tensor
 from rebasin_cli.checkpoint.checkpoint import Checkpoint
 from rebasin_cli.checkpoint.write import write_like
 from rebasin_cli.execution.weights import Weights
-from rebasin_cli.permutation import gathers, permute_tensor
+from rebasin_cli.permutation import Gather, gathers, permute_tensor
 from rebasin_cli.spec import PermutationSpec
-from rebasin_cli.verbs.verification import verify_loaded, verify_permuted
+from rebasin_cli.verbs.siblings import Follow, SiblingPlan
+from rebasin_cli.verbs.verification import verify_beside, verify_loaded, verify_permuted
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +37,44 @@ class Rearrangement:
         return self._in_file(file_key, tensor)
 
     def of_model_key(self, key: str, tensor: Tensor) -> Tensor:
+        return permute_tensor(tensor, self.steps(key, tensor.shape))
+
+    def steps(self, key: str, shape: Sequence[int]) -> list[Gather]:
+        """The gathers that permute the model's tensor of this name and shape."""
         known = key if key in self.spec.sites_by_key else self.ties.get(key, key)
-        return permute_tensor(tensor, gathers(self.spec, self.permutations, known, tensor.shape))
+        return gathers(self.spec, self.permutations, known, shape)
+
+
+class WithSiblings:
+    """A rearrangement of the weights, and of what lies beside them in the file by the plan for it."""
+
+    def __init__(self, weights: Rearrangement, plan: SiblingPlan) -> None:
+        self._weights, self._plan = weights, plan
+
+    @property
+    def beside_paths(self) -> Collection[str]:
+        return self._plan.beside
+
+    def __call__(self, key: str, tensor: Tensor) -> Tensor:
+        follow = self._plan.extra.get(key)
+        return self._weights(key, tensor) if follow is None else self._following(follow, tensor)
+
+    def beside(self, path: str, tensor: Tensor) -> Tensor:
+        return self._following(self._plan.beside[path], tensor)
+
+    def _following(self, follow: Follow, tensor: Tensor) -> Tensor:
+        if follow.in_file:
+            return self._weights(follow.key, tensor)
+        if tuple(tensor.shape) == follow.shape:
+            return self._weights.of_model_key(follow.key, tensor)
+        return permute_tensor(tensor, _on_axes(self._weights.steps(follow.key, follow.shape), follow, tensor))
+
+
+def _on_axes(steps: Iterable[Gather], follow: Follow, tensor: Tensor) -> list[Gather]:
+    """The gathers of a weight that act on the axes that a tensor has of it, as gathers of that tensor's axes."""
+    axes = follow.axes or ()
+    place = {axis: at for at, axis in enumerate(axes) if tensor.shape[at] == follow.shape[axis]}
+    return [Gather(place[step.axis], step.span, step.index) for step in steps if step.axis in place]
 
 
 class Rearranged(Mapping[str, Tensor]):
@@ -65,24 +102,29 @@ def write_permuted(
     force: bool,
     mkdir: bool = False,
     check: Callable[[Weights], None] | None = None,
+    siblings: SiblingPlan | None = None,
 ) -> str:
     """Write the source's file rearranged, in its own format and layout, and return the SHA-256 of the new file.
 
     Every tensor of the temporary file is compared with what it should be; then `check` may verify more. Whatever
     raises leaves no file behind.
 
+    Args:
+        siblings: what lies beside the weights in the file and moves with them; without a plan it is copied.
+
     Raises:
         OutputError: it cannot be written there.
         NumericalError: a check failed.
     """
 
+    transform = WithSiblings(rearrangement, siblings or SiblingPlan())
+
     def verify(temporary: Checkpoint) -> None:
         written = source.seen_in(temporary)
-        verify_permuted(source, written, rearrangement)
+        verify_permuted(source, written, transform)
         verify_loaded(source, written, rearrangement.of_model_key)
+        verify_beside(source.checkpoint, temporary, transform)
         if check is not None:
             check(written)
 
-    return write_like(
-        source.checkpoint, out, rearrangement, provenance=provenance, force=force, check=verify, mkdir=mkdir
-    )
+    return write_like(source.checkpoint, out, transform, provenance=provenance, force=force, check=verify, mkdir=mkdir)

@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from torch import Tensor, nn
 
-from rebasin_cli.checkpoint.checkpoint import untied_keys
+from rebasin_cli.checkpoint.checkpoint import Checkpoint, WholeTransform, untied_keys
 from rebasin_cli.errors import ModelError, NumericalError, ResourceError, one_line
 from rebasin_cli.execution.closeness import Closeness, same_bits
 from rebasin_cli.execution.pass_cache import PassCache
@@ -64,6 +64,28 @@ def verify_loaded(source: Weights, written: Weights, permute: Callable[[str, Ten
                 f"{written.checkpoint.path}: {key!r} would not be loaded as the permuted tensor of"
                 f" {source.checkpoint.path}",
                 hint="this is a bug; the output was removed",
+                slug="verification",
+            )
+
+
+def verify_beside(before: Checkpoint, after: Checkpoint, transform: WholeTransform) -> None:
+    """Check that what lies beside the weights is the source's, and bit for bit transformed where it should be.
+
+    Raises:
+        NumericalError: naming the first tensor that differs.
+    """
+    moved = set(transform.beside_paths)
+    for path in before.beside_infos:
+        if path in before.beside_shared and path not in moved:
+            continue  # it lies in the memory of weights that are verified themselves
+        wanted = before.beside_tensor(path)
+        wanted = transform.beside(path, wanted) if path in moved else wanted
+        if path not in after.beside_infos or not same_bits(wanted, after.beside_tensor(path)):
+            how = "the permuted tensor" if path in moved else "the tensor"
+            raise NumericalError(
+                f"{after.path}: tensor {path!r} beside the weights is not {how} of {before.path}",
+                path=after.path,
+                hint="the disk failed, or this is a bug; the output was removed",
                 slug="verification",
             )
 

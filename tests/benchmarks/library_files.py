@@ -31,7 +31,9 @@ def main() -> None:
         counts[outcome.kind] += 1
         moved = f"{outcome.moved}/{outcome.units}" if outcome.units else ""
         error = "" if outcome.error is None else f"{outcome.error:.1e}"
-        print(f"{pair.name:44} {outcome.kind:12} {moved:>12} {error:>8} {outcome.layout:9} {outcome.reason}", flush=True)
+        print(
+            f"{pair.name:44} {outcome.kind:12} {moved:>12} {error:>8} {outcome.layout:9} {outcome.reason}", flush=True
+        )
     print("\n" + ", ".join(f"{count} {kind}" for kind, count in counts.most_common()))
     if counts["failed"]:
         raise SystemExit(1)

@@ -12,9 +12,15 @@ SIZES: tuple[tuple[str, int], ...] = (
     (r".*(kv_heads|key_value_heads|num_key_value_head|attention_groups)$|n_head_kv|multi_query_group_num", 2),
     (r".*(_heads|_head|attention_head)$|n_heads?|num_heads", 4),
     (r".*head_dim$|d_kv|kv_channels|attention_key_dim", 8),
-    (r"(.*_)?(intermediate|ffn|ff|feed_forward|mlp|inner|feedforward|ffn_hidden)_?(size|dim|hidden_size)?|d_ff|n_inner", 48),
+    (
+        r"(.*_)?(intermediate|ffn|ff|feed_forward|mlp|inner|feedforward|ffn_hidden)_?(size|dim|hidden_size)?|d_ff|n_inner",
+        48,
+    ),
     (r".*moe_intermediate_size.*|.*shared_expert.*size.*", 24),
-    (r"(.*_)?(hidden_size|hidden_dim|embed_dim|embedding_size|d_model|n_embd|model_dim|proj_dim|projection_dim|dim)", 32),
+    (
+        r"(.*_)?(hidden_size|hidden_dim|embed_dim|embedding_size|d_model|n_embd|model_dim|proj_dim|projection_dim|dim)",
+        32,
+    ),
     (r"(.*_)?(num|n)_(local_|routed_)?experts$|moe_num_experts|num_local_experts", 4),
     (r".*experts_per_tok(en)?|.*top_?k|.*num_selected_experts", 2),
     (r".*image_size|.*input_size|img_size", 32),

@@ -29,6 +29,7 @@ from rebasin_cli.checkpoint.checkpoint import (
     OneFileCheckpoint,
     TensorInfo,
     Transform,
+    WholeTransform,
     WrittenCopy,
     with_provenance,
 )
@@ -123,6 +124,16 @@ class ShardedCheckpoint(Checkpoint):
         texts = found.items() if isinstance(found, dict) else ()
         self.metadata = {name: value for name, value in texts if isinstance(value, str)}
         self.ties = tuple(tie for shard in self._shards.values() for tie in shard.ties)
+        self.beside_infos = {
+            name: self._shards[shard].infos[name] for name, shard in self.weight_map.items() if name not in self.infos
+        }
+        self.beside = dict(self.beside_infos)
+        self.others = tuple(dict.fromkeys(name.split(".", 1)[0] for name in self.beside_infos))
+
+    def beside_tensor(self, path: str) -> Tensor:
+        if path not in self.beside_infos:
+            return super().beside_tensor(path)
+        return self._shards[self.weight_map[path]].tensor(path)
 
     def tensor(self, key: str) -> Tensor:
         key = self.stored_key(key)
@@ -184,8 +195,14 @@ class ShardedCheckpoint(Checkpoint):
 
     def write_shard(self, name: str, out: BinaryIO, transform: Transform, provenance: Mapping[str, str]) -> None:
         """Write one shard with those of its tensors transformed that were selected."""
-        shard = self._shards[name]
-        shard.write_to(out, lambda key, tensor: transform(key, tensor) if key in self.infos else tensor, provenance)
+        whole = transform if isinstance(transform, WholeTransform) else None
+
+        def change(key: str, tensor: Tensor) -> Tensor:
+            if key in self.infos:
+                return transform(key, tensor)
+            return tensor if whole is None or key not in whole.beside_paths else whole.beside(key, tensor)
+
+        self._shards[name].write_to(out, change, provenance)
 
     def index_bytes(self, new_names: Mapping[str, str], provenance: Mapping[str, str]) -> bytes:
         """The index with shards renamed by `new_names` and provenance in its metadata; everything else unchanged."""

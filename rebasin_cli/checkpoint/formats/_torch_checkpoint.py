@@ -13,21 +13,23 @@ import json
 import math
 import struct
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from rebasin_cli.checkpoint.checkpoint import (
     ITEM_SIZES,
     OneFileCheckpoint,
     TensorInfo,
     Transform,
+    WholeTransform,
     raw_bytes,
     torch_dtype,
     transformed,
     with_provenance,
 )
+from rebasin_cli.checkpoint.contents import Leaf, Unreadable, leaves, neutral_tree
 from rebasin_cli.checkpoint.formats import Format
 from rebasin_cli.checkpoint.formats._pickle_writer import leading_to_tensors, padded, pickled
 from rebasin_cli.checkpoint.formats._pickled_names import Refused
@@ -132,10 +134,35 @@ class TorchCheckpoint(OneFileCheckpoint):
         self.metadata = _text_metadata(self._saved.comment)
         self.ties = _shared(self._views)
         self.versions = getattr(found, "_metadata", None)
+        self._read_beside(root, found)
+
+    def _read_beside(self, root: Any, chosen: object) -> None:
+        """Describe what lies beside the state dict; what cannot be read there is no reason to refuse the file."""
+        views: dict[str, StorageView] = {}
+
+        def described(path: str, ref: TensorRef) -> Leaf:
+            try:
+                views[path] = checked_view(self.path, path, ref, self._saved.storages)
+            except CheckpointError as error:
+                return Unreadable(path, error.message)
+            return TensorInfo(path, views[path].dtype, views[path].shape, views[path].nbytes)
+
+        self.beside = neutral_tree(root, lambda value: isinstance(value, TensorRef), described, chosen)
+        self._beside_views = views
+        self.beside_infos = {leaf.key: leaf for leaf in leaves(self.beside) if isinstance(leaf, TensorInfo)}
+        storages = {view.record.name for view in self._views.values()}
+        self.beside_shared = frozenset(path for path, view in views.items() if view.record.name in storages)
 
     def tensor(self, key: str) -> Tensor:
         self.info(key)
-        view = self._views[key]
+        return self._seen_by(self._views[key])
+
+    def beside_tensor(self, path: str) -> Tensor:
+        if path not in self._beside_views:
+            return super().beside_tensor(path)
+        return self._seen_by(self._beside_views[path])
+
+    def _seen_by(self, view: StorageView) -> Tensor:
         self._check(view.record)
         flat = self._file.elements(
             view.record.start, torch_dtype(view.dtype), view.record.size // ITEM_SIZES[view.dtype]
@@ -159,56 +186,62 @@ class TorchCheckpoint(OneFileCheckpoint):
         self.verify()
         for chunk in self._file.chunks():
             out.write(chunk)
-        by_storage: dict[str, dict[str, StorageView]] = {}
-        for key, view in self._views.items():
-            by_storage.setdefault(view.record.name, {})[key] = view
-        for views in by_storage.values():
-            self._rewrite(out, views, transform)
+        by_storage: dict[str, list[Rewrite]] = {}
+        for rewrite in self._rewrites(transform):
+            by_storage.setdefault(rewrite.view.record.name, []).append(rewrite)
+        for rewrites in by_storage.values():
+            self._rewrite(out, rewrites)
         if self._description is not None and self._saved.description is not None:
             _replace(out, self._saved.description, self._description)
         self._write_comment(out, provenance)
+
+    def _rewrites(self, transform: Transform) -> Iterator[Rewrite]:
+        for key, view in self._views.items():
+            yield Rewrite(key, view, transform)
+        if isinstance(transform, WholeTransform):
+            for path in transform.beside_paths:
+                yield Rewrite(path, self._beside_views[path], transform.beside)
 
     def _check(self, record: FileRecord) -> None:
         if record.crc is not None and record.name not in self._sound:
             check_crc(self._file, record)
             self._sound.add(record.name)
 
-    def _rewrite(self, out: BinaryIO, views: Mapping[str, StorageView], transform: Transform) -> None:
+    def _rewrite(self, out: BinaryIO, rewrites: Sequence[Rewrite]) -> None:
         """One storage: transform every view of it, then write it with its checksum."""
-        results: dict[str, Tensor] = {}
-        for key in views:
-            before = self.tensor(key)
-            after = transformed(key, before, transform)
-            if after is not before:
-                results[key] = after
-        if not results:
+        results: list[Tensor | None] = []
+        for one in rewrites:
+            before = self._seen_by(one.view)
+            after = transformed(one.name, before, one.transform)
+            results.append(None if after is before else after)
+        if all(after is None for after in results):
             return
-        record = next(iter(views.values())).record
-        _replace(out, record, self._storage_bytes(record, views, results))
+        record = rewrites[0].view.record
+        _replace(out, record, self._storage_bytes(record, rewrites, results))
 
     def _storage_bytes(
-        self, record: FileRecord, views: Mapping[str, StorageView], results: Mapping[str, Tensor]
+        self, record: FileRecord, rewrites: Sequence[Rewrite], results: Sequence[Tensor | None]
     ) -> memoryview:
-        """The storage with all its views transformed.
+        """The storage with all its views transformed; `results` has None for a view that is as it was.
 
         Raises:
             ModelError: two of them share elements and are transformed differently there.
         """
-        if len(views) == 1 and next(iter(views.values())).is_whole:
-            return raw_bytes(next(iter(results.values())))
+        if len(rewrites) == 1 and rewrites[0].view.is_whole and results[0] is not None:
+            return raw_bytes(results[0])
         import torch
 
         fresh = self._file.elements(record.start, torch.uint8, record.size).clone()
-        for key, after in results.items():
-            if not views[key].overlaps_itself:
-                views[key].within(_as(fresh, views[key])).copy_(after.detach())
-        for key, view in views.items():
+        for one, after in zip(rewrites, results, strict=True):
+            if after is not None and not one.view.overlaps_itself:
+                one.view.within(_as(fresh, one.view)).copy_(after.detach())
+        for one, after in zip(rewrites, results, strict=True):
             # Bytes and not torch.equal, for which a NaN is unequal to itself.
-            wanted = results[key] if key in results else self.tensor(key)
-            if raw_bytes(view.within(_as(fresh, view))) != raw_bytes(wanted):
+            wanted = self._seen_by(one.view) if after is None else after
+            if raw_bytes(one.view.within(_as(fresh, one.view))) != raw_bytes(wanted):
                 raise ModelError(
-                    f"{self.path}: {few(views)} share memory in the file, but are not all permuted alike"
-                    f" (seen at {quoted(key)})",
+                    f"{self.path}: {few(rewrite.name for rewrite in rewrites)} share memory in the file, but are not"
+                    f" all permuted alike (seen at {quoted(one.name)})",
                     path=self.path,
                     hint="save the state dict without the tie: {key: tensor.clone() for key, tensor in …}",
                 )
@@ -276,6 +309,15 @@ def _shared(views: Mapping[str, StorageView]) -> tuple[tuple[str, ...], ...]:
         if view.nbytes:
             groups.setdefault(view, []).append(key)
     return tuple(tuple(group) for group in groups.values() if len(group) > 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Rewrite:
+    """One tensor of a storage that is written anew: the name that its transform knows, and where it lies."""
+
+    name: str
+    view: StorageView
+    transform: Transform
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,7 @@ from rebasin_cli.checkpoint.checkpoint import (
     OneFileCheckpoint,
     TensorInfo,
     Transform,
+    WholeTransform,
     check_alike,
     raw_bytes,
     torch_dtype,
@@ -126,6 +127,20 @@ class SafetensorsCheckpoint(OneFileCheckpoint):
             if entry.key.startswith(start)
         }
         self.ties = _recorded_ties(self.metadata, self.infos)
+        self.beside_infos = {
+            entry.key: TensorInfo(entry.key, DTYPES[entry.dtype], entry.shape, entry.end - entry.begin)
+            for entry in self._header.entries.values()
+            if entry.key not in self.infos
+        }
+        self.beside = dict(self.beside_infos)
+        self.others = tuple(dict.fromkeys(key.split(".", 1)[0] for key in self.beside_infos))
+
+    def beside_tensor(self, path: str) -> Tensor:
+        return (
+            self._mapped_tensor(self._header.entries[path])
+            if path in self.beside_infos
+            else super().beside_tensor(path)
+        )
 
     def tensor(self, key: str) -> Tensor:
         key = self.stored_key(key)
@@ -155,8 +170,12 @@ class SafetensorsCheckpoint(OneFileCheckpoint):
     def _write_tensor(self, out: BinaryIO, entry: HeaderEntry, transform: Transform) -> None:
         """A separate function, so that each result is freed before the next is made."""
         before = self._mapped_tensor(entry)
-        after = transformed(entry.key, before, transform) if entry.key in self.infos else before
-        out.write(raw_bytes(after))
+        change: Transform | None = None
+        if entry.key in self.infos:
+            change = transform
+        elif isinstance(transform, WholeTransform) and entry.key in transform.beside_paths:
+            change = transform.beside
+        out.write(raw_bytes(before if change is None else transformed(entry.key, before, change)))
 
     def _mapped_tensor(self, entry: HeaderEntry) -> Tensor:
         dtype = torch_dtype(DTYPES[entry.dtype])
