@@ -33,9 +33,10 @@ _rebasin() {
                 '(--force -f)--force[Overwrite outputs that exist]' \
                 '(--force -f)-f[Overwrite outputs that exist]' \
                 '--mkdir[Create the output'\''s directory if it is missing]' \
+                '--drop-siblings[Write the weights alone, without optimizer state, EMA copies and whatever else lies beside them]' \
                 '--key=[Where in the file the state dict is, such as ema.model]:NAME: ' \
                 '--ema[Use the exponential moving average of the weights, where the file has one]' \
-                '--ignore-extra[Copy tensors that the model does not have unchanged, instead of refusing them]' \
+                '--ignore-extra[Copy tensors that the model does not have unchanged, without a warning]' \
                 '--key-a=[--key for A alone]:NAME: ' \
                 '--key-b=[--key for B alone]:NAME: ' \
                 '--ema-a[--ema for A alone]' \
@@ -96,7 +97,7 @@ _rebasin() {
                 '--mkdir[Create the output'\''s directory if it is missing]' \
                 '--key=[Where in the file the state dict is, such as ema.model]:NAME: ' \
                 '--ema[Use the exponential moving average of the weights, where the file has one]' \
-                '--ignore-extra[Copy tensors that the model does not have unchanged, instead of refusing them]' \
+                '--ignore-extra[Copy tensors that the model does not have unchanged, without a warning]' \
                 '*--model-arg=[Argument of the model, such as num_classes=10]:NAME=VALUE: ' \
                 '*--input=[Example input: a shape such as 1,3,224,224, or ids=1,16:int64]:SHAPE: ' \
                 '--input-file=[Example input from an .npz file]:FILE.npz:_files' \
@@ -144,7 +145,7 @@ _rebasin() {
                 '--seed=[Random seed]:value: ' \
                 '--key=[Where in the file the state dict is, such as ema.model]:NAME: ' \
                 '--ema[Use the exponential moving average of the weights, where the file has one]' \
-                '--ignore-extra[Copy tensors that the model does not have unchanged, instead of refusing them]' \
+                '--ignore-extra[Copy tensors that the model does not have unchanged, without a warning]' \
                 '--key-a=[--key for A alone]:NAME: ' \
                 '--key-b=[--key for B alone]:NAME: ' \
                 '--ema-a[--ema for A alone]' \
@@ -177,9 +178,10 @@ _rebasin() {
                 '(--force -f)--force[Overwrite outputs that exist]' \
                 '(--force -f)-f[Overwrite outputs that exist]' \
                 '--mkdir[Create the output'\''s directory if it is missing]' \
+                '--drop-siblings[Write the weights alone, without optimizer state, EMA copies and whatever else lies beside them]' \
                 '--key=[Where in the file the state dict is, such as ema.model]:NAME: ' \
                 '--ema[Use the exponential moving average of the weights, where the file has one]' \
-                '--ignore-extra[Copy tensors that the model does not have unchanged, instead of refusing them]' \
+                '--ignore-extra[Copy tensors that the model does not have unchanged, without a warning]' \
                 '(--out -o)--out=[Output file]:FILE:_files' \
                 '(--out -o)-o+[Output file]:FILE:_files' \
                 '--format=[Format of the result]:NAME:(table json csv latex md)' \

@@ -8,7 +8,7 @@ code that finds copies of the weights in it needs no format. The key of an entry
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
@@ -85,6 +85,28 @@ def leaves(tree: Any) -> Iterator[Leaf]:
             seen.add(id(value))
             inner = list(value.values() if isinstance(value, Mapping) else value)
             waiting += reversed(inner)
+
+
+def under(tree: Any, name: str) -> Any:
+    """The same tree with every path inside `name`."""
+    done: dict[int, Any] = {}
+
+    def visit(value: Any) -> Any:
+        if id(value) in done:
+            return done[id(value)]
+        result = value
+        if isinstance(value, TensorInfo):
+            result = replace(value, key=f"{name}.{value.key}")
+        elif isinstance(value, Unreadable):
+            result = replace(value, path=f"{name}.{value.path}")
+        elif isinstance(value, Mapping):
+            result = {key: visit(item) for key, item in value.items()}
+        elif isinstance(value, list):
+            result = [visit(item) for item in value]
+        done[id(value)] = result
+        return result
+
+    return visit(tree)
 
 
 def elements(info: TensorInfo) -> int:

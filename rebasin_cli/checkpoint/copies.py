@@ -10,6 +10,8 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from math import prod
 
+from rebasin_cli.checkpoint.checkpoint import TensorInfo
+
 Shape = tuple[int, ...]
 
 _TRANSPARENT = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
@@ -33,6 +35,31 @@ def without_common_prefix(keys: Collection[str]) -> dict[str, str]:
     for key, parts in split.items():
         named.setdefault(".".join(parts[shared:]), key)
     return named
+
+
+def copies_in_file(
+    infos: Mapping[str, TensorInfo], to_model: Mapping[str, str], ties: Mapping[str, str]
+) -> dict[str, str]:
+    """Further copies of the weights among a file's keys, such as a teacher's beside the student's.
+
+    Args:
+        infos: the file's tensors.
+        to_model: file key -> model key of the weights.
+        ties: further model key of a tensor -> its first one.
+
+    Returns:
+        File key of a copy -> the file key of the weight that it copies.
+    """
+    shapes = {key: tuple(info.shape) for key, info in infos.items()}
+    others = {key: shape for key, shape in shapes.items() if key not in to_model}
+    if len(others) < len(to_model) / 2:
+        return {}
+    first: dict[str, str] = {}
+    for file_key, model_key in to_model.items():
+        first.setdefault(ties.get(model_key, model_key), file_key)
+    tied = {key: first[ties.get(model, model)] for key, model in to_model.items()}
+    weights = {key: shapes[key] for key in to_model}
+    return {name: key for copy in find_copies(others, weights, tied) for name, key in copy.items()}
 
 
 def find_copies(

@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from rebasin_cli.checkpoint.checkpoint import Checkpoint
-from rebasin_cli.checkpoint.copies import find_copies, plain_name
+from rebasin_cli.checkpoint.copies import copies_in_file, plain_name
 from rebasin_cli.errors import ModelError, few, quoted
 
 _USUAL_PREFIXES = ("", "model", "net", "network", "backbone", "encoder", "student")
@@ -76,7 +76,7 @@ def match_keys(
     absent = tuple(key for key in lacking if key in optional or key.endswith(_COUNTERS))
     tolerated = set(absent)
     missing = [key for key in lacking if key not in tolerated]
-    copies = _copies(checkpoint, to_model, ties)
+    copies = copies_in_file(checkpoint.infos, to_model, ties)
     extra = tuple(key for key in checkpoint.infos if key not in to_model and key not in copies)
     refuse_wrong_keys(checkpoint, missing, () if ignore_extra else extra, len(shapes))
     _refuse_wrong_shapes(checkpoint, to_file, shapes)
@@ -115,20 +115,6 @@ def _with_first(plain: Mapping[str, str], model_keys: tuple[str, ...]) -> Iterat
     counts = Counter(plain_name(key).partition(".")[0] for key in model_keys if "." in key)
     if len(counts) == 1:
         yield {_joined(next(iter(counts)), name): key for name, key in plain.items()}
-
-
-def _copies(checkpoint: Checkpoint, to_model: Mapping[str, str], ties: Mapping[str, str]) -> dict[str, str]:
-    """Further copies of the weights among the file's keys, such as a teacher's beside the student's."""
-    shapes = {key: tuple(info.shape) for key, info in checkpoint.infos.items()}
-    others = {key: shape for key, shape in shapes.items() if key not in to_model}
-    if len(others) < len(to_model) / 2:
-        return {}
-    first: dict[str, str] = {}
-    for file_key, model_key in to_model.items():
-        first.setdefault(ties.get(model_key, model_key), file_key)
-    tied = {key: first[ties.get(model, model)] for key, model in to_model.items()}
-    weights = {key: shapes[key] for key in to_model}
-    return {name: key for copy in find_copies(others, weights, tied) for name, key in copy.items()}
 
 
 def _paired(file_keys: tuple[str, ...], model_keys: tuple[str, ...]) -> dict[str, str]:
@@ -215,22 +201,22 @@ def _with_ties(
 
 
 def refuse_wrong_keys(checkpoint: Checkpoint, missing: list[str], extra: tuple[str, ...], wanted: int) -> None:
-    """Refuse keys that are missing of `wanted`, or unexpected.
+    """Refuse keys that are missing of `wanted`; those that the model does not have are named too.
+
+    Alone these are no error here: they are judged by what they could read, once that is known.
 
     Raises:
         KeyMismatch: naming them.
     """
-    parts, hint = [], None
-    if missing:
-        parts.append(f"missing {_counted(missing)} that the model has")
-        hint = "is this a checkpoint of this model?" if len(missing) * 2 > wanted else None
+    if not missing:
+        return
+    parts = [f"missing {_counted(missing)} that the model has"]
+    hint = "is this a checkpoint of this model?" if len(missing) * 2 > wanted else None
     if extra:
         parts.append(f"unexpected {_counted(extra)} that the model does not have")
-        hint = hint or (None if missing else "--ignore-extra accepts them and copies them unchanged")
-    if parts:
-        error = KeyMismatch(f"{checkpoint.path}: {'; '.join(parts)}", path=checkpoint.path, hint=hint, slug="keys")
-        error.missing = len(missing)
-        raise error
+    error = KeyMismatch(f"{checkpoint.path}: {'; '.join(parts)}", path=checkpoint.path, hint=hint, slug="keys")
+    error.missing = len(missing)
+    raise error
 
 
 def _counted(keys: Collection[str]) -> str:

@@ -13,6 +13,7 @@ from math import prod
 from torch import Tensor, nn
 
 from rebasin_cli.checkpoint.checkpoint import Checkpoint
+from rebasin_cli.checkpoint.copies import copies_in_file
 from rebasin_cli.checkpoint.keys import KeyMap, KeyMismatch, is_counter, match_keys, offers, refuse_wrong_keys
 from rebasin_cli.errors import ModelError, RebasinError, few, one_line, quoted
 from rebasin_cli.execution.subject import Subject
@@ -48,9 +49,10 @@ def load_map(checkpoint: Checkpoint, subject: Subject, *, ignore_extra: bool = F
     """
     headers = tuple((info.key, info.shape, info.dtype_name) for info in checkpoint.infos.values())
     known = (headers, checkpoint.ties, repr(checkpoint.versions))
-    if known not in subject.load_maps:
-        subject.load_maps[known] = _made(checkpoint, subject, ignore_extra=ignore_extra)
-    return subject.load_maps[known]
+    found: LoadMap | None = subject.load_maps.get(known)
+    if found is None:
+        found = subject.load_maps[known] = _made(checkpoint, subject, ignore_extra=ignore_extra)
+    return found
 
 
 def _made(checkpoint: Checkpoint, subject: Subject, *, ignore_extra: bool) -> LoadMap:
@@ -215,7 +217,9 @@ def _assembled(
     ordered = {key: to_file[key] for key in subject.shapes if key in to_file}
     absent = tuple(key for key in subject.shapes if key not in to_file)
     made = {key: program.values[key] for key in absent if key in program.values}
-    return LoadMap(KeyMap(ordered, to_model, extra, absent), tuple(combined), made)
+    copies = copies_in_file(checkpoint.infos, to_model, subject.ties)
+    extra = tuple(key for key in extra if key not in copies)
+    return LoadMap(KeyMap(ordered, to_model, extra, absent, copies), tuple(combined), made)
 
 
 class PartCache:

@@ -9,7 +9,8 @@ from pathlib import Path
 from rebasin_cli.checkpoint.checkpoint import Checkpoint
 from rebasin_cli.checkpoint.read import open_checkpoint
 from rebasin_cli.checkpoint.state_dicts import JOINED, SeveralStateDicts
-from rebasin_cli.execution.closeness import check_finite
+from rebasin_cli.errors import ModelError, quoted
+from rebasin_cli.execution.closeness import check_finite, same_bits
 from rebasin_cli.execution.subject import ModelChoice, Subject, open_subject
 from rebasin_cli.execution.weights import Weights
 from rebasin_cli.progress import Progress
@@ -69,12 +70,43 @@ def file_shapes(checkpoint: Checkpoint) -> Mapping[str, tuple[int, ...]]:
     return {key: tuple(info.shape) for key, info in checkpoint.infos.items()}
 
 
-def check_all_finite(pair: Pair, progress: Progress) -> None:
-    """Read both checkpoints once and refuse NaN and infinities.
+def check_ties(weights: Weights, ties: Mapping[str, str]) -> None:
+    """Refuse a file that holds different tensors under two names of one tensor of the model.
+
+    PyTorch would load both into the one tensor, and the last would stay.
+
+    Args:
+        ties: for each further name of a tensor of the model, its first one.
 
     Raises:
+        ModelError: with both names and how much they differ.
+    """
+    path = weights.checkpoint.path
+    for key, first in ties.items():
+        if key not in weights or first not in weights:
+            continue
+        one, other = weights[first], weights[key]
+        if one.data_ptr() == other.data_ptr() or same_bits(one, other):
+            continue
+        apart = (one.double() - other.double()).abs().max().item() if one.shape == other.shape else float("inf")
+        raise ModelError(
+            f"{path}: {quoted(first)} and {quoted(key)} are one tensor in the model, but the file holds two that "
+            f"differ by up to {apart:.3g}",
+            path=path,
+            hint="build the model without the tie, or save the checkpoint from the model that has it",
+            slug="untied",
+        )
+
+
+def check_all_finite(pair: Pair, progress: Progress) -> None:
+    """Read both checkpoints once and refuse NaN, infinities, and ties that are none.
+
+    Raises:
+        ModelError: see `check_ties`.
         NumericalError: naming file, tensor and count.
     """
+    for weights in (pair.a, pair.b):
+        check_ties(weights, pair.subject.ties)
     total = len(pair.a) + len(pair.b)
     done = 0
     for weights in (pair.a, pair.b):

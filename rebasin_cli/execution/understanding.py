@@ -40,6 +40,18 @@ class Understanding:
             return ()
         return tuple(f"{unknown.op} in {unknown.scope or 'the model'}" for unknown in self.derivation.unknown_ops)
 
+    @property
+    def unreached(self) -> tuple[str, ...]:
+        """Tensors of the model of which the traced passes read no number; none are known where nothing was traced."""
+        if self.trace is None:
+            return ()
+        read = self.trace.numbers_read
+        return tuple(
+            key
+            for key, value in self.trace.state.items()
+            if value not in read and prod(self.trace.values[value].shape) > 1
+        )
+
 
 def understand(
     subject: Subject,

@@ -12,7 +12,7 @@ import torch
 
 from rebasin_cli.execution.closeness import check_finite
 from rebasin_cli.execution.model_slot import ModelSlot
-from rebasin_cli.execution.pair import Source, file_shapes
+from rebasin_cli.execution.pair import Source, check_ties, file_shapes
 from rebasin_cli.execution.subject import ModelChoice, Subject, open_subject
 from rebasin_cli.execution.weights import Weights
 from rebasin_cli.interpolation.line import Line, Mode, SweepNetworks, grid, sweep_networks
@@ -62,6 +62,8 @@ class SweepModels:
         weights = {
             path: Weights.of(checkpoint, subject, ignore_extra=ignore_extra) for path, checkpoint in opened.items()
         }
+        for held in weights.values():
+            check_ties(held, subject.ties)
         _check_all_finite(weights, progress)
         slot = ModelSlot(subject.factory.build(), device, amp=amp)
         lines = {

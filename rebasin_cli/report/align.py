@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 from rebasin_cli.execution.same_function import FunctionCheck
 from rebasin_cli.matching.weighing import PLAIN
 from rebasin_cli.report.guidance import after_align
 from rebasin_cli.report.layout import Document, Part, Rows, document, facts, rows, text
 from rebasin_cli.report.text import counted, number, seconds, share, size
 from rebasin_cli.verbs.align import AlignResult
+from rebasin_cli.verbs.siblings import Sibling
 
 
 def align_table(result: AlignResult, *, verbose: bool = False, swept: bool = False) -> Document:
     """The report; with `verbose`, every group too; `swept` where the report of an interpolation follows."""
     entries: list[tuple[str, object]] = [
-        ("state", state_in_words(result)),
+        ("state", state_in_words(result.state, result.siblings)),
         ("groups", found_groups(result)),
         ("permuted", f"{result.moved_units:,} of {counted(result.units, 'unit')}"),
         ("similarity", f"cosine {number(result.cosine.before)} -> {number(result.cosine.after)}"),
@@ -37,10 +41,31 @@ def align_table(result: AlignResult, *, verbose: bool = False, swept: bool = Fal
     return document(*parts)
 
 
-def state_in_words(result: AlignResult) -> str:
-    """Which state dict of each file was taken."""
-    found = {side: result.state[side]["found"] for side in ("a", "b")}
-    return "; ".join(f"{side.upper()}: {name or 'the whole file'}" for side, name in found.items())
+def state_in_words(state: Mapping[str, Mapping[str, Any]], siblings: Sequence[Sibling]) -> str:
+    """Which state dict of each file was taken, and what became of the others of B's."""
+    taken = {which: found["found"] for which, found in state.items()}
+    if not any(taken.values()):
+        said = "the whole file" if len(taken) == 1 else "the whole of both files"
+    elif len(taken) == 1:
+        said = str(next(iter(taken.values())))
+    else:
+        said = ", ".join(f"{found or 'the whole file'} of {which.upper()}" for which, found in taken.items())
+    return said + siblings_in_words(siblings)
+
+
+def siblings_in_words(siblings: Sequence[Sibling]) -> str:
+    """What was permuted with the weights, and what was not."""
+    fates = {
+        "permuted with it": [one for one in siblings if one.moved],
+        "not permuted": [one for one in siblings if not one.moved and not one.dropped],
+        "left out": [one for one in siblings if one.dropped],
+    }
+    return "".join(f"; {fate}: {_named(some)}" for fate, some in fates.items() if some)
+
+
+def _named(siblings: Sequence[Sibling], most: int = 6) -> str:
+    names = [one.path if one.kind in one.path else f"{one.path} ({one.kind})" for one in siblings]
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def found_groups(result: AlignResult) -> str:

@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from rebasin_cli.report.align import function_in_words
+from rebasin_cli.report.align import function_in_words, siblings_in_words
 from rebasin_cli.report.layout import Document, Part, document, facts, rows
 from rebasin_cli.report.text import counted, number, seconds, share, size
 from rebasin_cli.spec import AxisGroup
@@ -41,6 +41,7 @@ def apply_table(result: ApplyResult) -> Document:
             [
                 ("applied", f"{counted(result.moved_groups, 'permutation')} of {counted(result.groups, 'group')}"),
                 ("to", result.checkpoint),
+                ("state", (result.state or "the whole file") + siblings_in_words(result.siblings)),
                 (
                     "checked",
                     f"{counted(result.tensors, 'tensor')}, each a permutation of the checkpoint's, bit for bit",

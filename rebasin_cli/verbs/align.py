@@ -15,7 +15,7 @@ from rebasin_cli.progress import Progress, Silent
 from rebasin_cli.verbs.document import Result
 from rebasin_cli.verbs.early_checks import check_inputs
 from rebasin_cli.verbs.output_paths import OutputFiles
-from rebasin_cli.verbs.shared_options import DATA_HELP, Derivation, RequiredModel, Seed, StateOfEach, Writing
+from rebasin_cli.verbs.shared_options import DATA_HELP, Derivation, RequiredModel, Seed, Siblings, StateOfEach, Writing
 from rebasin_cli.verbs.siblings import Sibling
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ OBJECTIVES = ("plain", "matrices", "tensors", "rows")
 
 
 @options_class
-class AlignOptions(MethodOptions, RequiredModel, Derivation, StateOfEach, Writing, Seed):
+class AlignOptions(MethodOptions, RequiredModel, Derivation, StateOfEach, Siblings, Writing, Seed):
     """The options of `align`."""
 
     a: AnyPath = argument("Reference checkpoint. It is not modified.", metavar="A", kw_only=False)

@@ -38,6 +38,7 @@ from rebasin_cli.progress import Progress, Silent
 from rebasin_cli.verbs.align import AlignOptions, AlignResult, Architecture, Change, MovedGroup, Objective
 from rebasin_cli.verbs.cost import PhaseClock, peak_rss_bytes, release_freed_memory, spare_limited_memory
 from rebasin_cli.verbs.document import envelope, pretty
+from rebasin_cli.verbs.leftovers import find_leftovers
 from rebasin_cli.verbs.output_paths import check_outputs
 from rebasin_cli.verbs.permuted_copy import Rearranged, Rearrangement, write_permuted
 from rebasin_cli.verbs.saved_permutations import SavedPermutations
@@ -133,6 +134,26 @@ class Alignment:
             )
         for sentence in self.understood.unused_rules:
             self.progress.note(sentence)
+        self._check_leftovers()
+
+    def _check_leftovers(self) -> None:
+        """Judge the tensors that no pass reaches, now that it is known what can be permuted."""
+        b, shapes = self.pair.b, self.pair.subject.shapes
+        self.leftovers = find_leftovers(
+            {key: tuple(b.checkpoint.infos[key].shape) for key in b.keys_in_file.extra},
+            {key: shapes[key] for key in self.understood.unreached},
+            self.understood.spec,
+            shapes,
+        )
+        self.leftovers.refuse(
+            b.checkpoint.path,
+            tensors=len(b),
+            strict=self.options.strict,
+            ignore_extra=self.options.ignore_extra,
+        )
+        note = self.leftovers.note(b.checkpoint.path)
+        if note is not None:
+            self.progress.note(note)
 
     def _verify_spec(self) -> None:
         """Before the long work: the run ends here if the spec does not preserve the function."""
@@ -204,7 +225,8 @@ class Alignment:
             self.understood.spec,
             frozenset(name for name, perm in self.match.permutations.items() if not is_identity(perm)),
         )
-        return plan_siblings(b.checkpoint, b.keys_in_file, network)
+        plan = plan_siblings(b.checkpoint, b.keys_in_file, network)
+        return plan.without_any() if self.options.drop_siblings else plan
 
     def _chance(self) -> Chance | None:
         """How the gain compares with that of chance, where weights alone decided and measuring it costs little."""
@@ -252,6 +274,7 @@ class Alignment:
                 mkdir=self.options.mkdir,
                 check=self._verify_written,
                 siblings=self.siblings,
+                alone=self.options.drop_siblings,
             )
 
     def _verify_written(self, written: Mapping[str, Tensor]) -> None:
@@ -404,6 +427,7 @@ class Alignment:
                 self.pair.subject.shapes,
                 self.pair.subject.ties,
                 self.provenance(),
+                self.pair.subject.parameters,
                 converted=self.pair.b.converted,
             )
             write_text_atomically(files.permutations, saved.dumps() + "\n", force)
@@ -424,12 +448,9 @@ class Alignment:
         """Warnings about a run that succeeded."""
         said = self._notes()
         said += [f"no rule for {op}: the axes it touches are not permuted" for op in self.understood.unknown_ops]
-        for weights in (self.pair.a, self.pair.b):
-            extra = weights.keys_in_file.extra
-            if extra:
-                said.append(
-                    f"{weights.checkpoint.path}: {len(extra)} tensors that the model does not have were not aligned"
-                )
+        if self.match.moved_units:
+            path = self.pair.b.checkpoint.path
+            said += self.leftovers.warnings(path, ignore_extra=self.options.ignore_extra)
         said += [f"{self.pair.b.checkpoint.path}: {sentence}" for sentence in self.siblings.warnings]
         if not self.understood.spec.groups:
             pinned = " that is not pinned with --pin" if self.options.pins else ""

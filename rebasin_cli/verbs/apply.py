@@ -14,7 +14,8 @@ from rebasin_cli.progress import Progress, Silent
 from rebasin_cli.verbs.document import Result
 from rebasin_cli.verbs.early_checks import check_inputs
 from rebasin_cli.verbs.output_paths import check_outputs
-from rebasin_cli.verbs.shared_options import StateInFile, Writing
+from rebasin_cli.verbs.shared_options import Siblings, StateInFile, Writing
+from rebasin_cli.verbs.siblings import Network, Sibling, plan_siblings
 
 if TYPE_CHECKING:
     from rebasin_cli.checkpoint.checkpoint import Checkpoint
@@ -24,7 +25,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class ApplyResult(Result):
-    """What was written; every tensor of it was compared with the checkpoint's, rearranged, bit for bit."""
+    """What was written; every tensor of it was compared with the checkpoint's, rearranged, bit for bit.
+
+    `state` is where in the file the weights were found; None where they are the whole file.
+    """
 
     permutations: Path
     checkpoint: Path
@@ -32,6 +36,8 @@ class ApplyResult(Result):
     groups: int
     moved_groups: int
     tensors: int
+    state: str | None
+    siblings: tuple[Sibling, ...]
     sha256: Mapping[str, str]
     provenance: Mapping[str, str]
     seconds: Mapping[str, float]
@@ -39,7 +45,7 @@ class ApplyResult(Result):
 
 
 @options_class
-class ApplyOptions(StateInFile, Writing):
+class ApplyOptions(StateInFile, Siblings, Writing):
     """The options of `apply`."""
 
     permutations: AnyPath = argument(
@@ -79,9 +85,10 @@ def run_apply(options: ApplyOptions) -> ApplyResult:
 
     from rebasin_cli.checkpoint.write import bytes_needed, check_output, notes_on_output
     from rebasin_cli.execution.closeness import check_finite
-    from rebasin_cli.execution.pair import Source
+    from rebasin_cli.execution.pair import Source, check_ties
     from rebasin_cli.permutation import is_identity
     from rebasin_cli.verbs.cost import PhaseClock
+    from rebasin_cli.verbs.leftovers import find_leftovers
     from rebasin_cli.verbs.permuted_copy import Rearrangement, write_permuted
     from rebasin_cli.verbs.saved_permutations import SavedPermutations
 
@@ -108,30 +115,52 @@ def run_apply(options: ApplyOptions) -> ApplyResult:
             mkdir=options.mkdir,
             like=opened,
         )
+        check_ties(source, saved.ties)
         for name in source:
             check_finite(source[name], source.file_name(name), opened.path)
+        leftovers = find_leftovers(
+            {key: tuple(opened.infos[key].shape) for key in source.keys_in_file.extra}, {}, saved.spec, saved.shapes
+        )
+        leftovers.refuse(opened.path, tensors=len(source), strict=False, ignore_extra=options.ignore_extra)
+        note = leftovers.note(opened.path)
+        if note is not None:
+            listener.note(note)
+        moving = frozenset(name for name, perm in saved.permutations.items() if not is_identity(perm))
+        network = Network(saved.shapes, saved.ties, saved.parameters, saved.spec, moving)
+        plan = plan_siblings(opened, source.keys_in_file, network)
+        plan = plan.without_any() if options.drop_siblings else plan
     listener.phase("writing")
     with clock.phase("write"):
         provenance = {**saved.provenance, "rebasin.version": __version__, "rebasin.sha256.source": opened.sha256()}
         rearrangement = Rearrangement(saved.spec, saved.permutations, source, saved.ties)
         digest = write_permuted(
-            source, rearrangement, out_path, provenance=provenance, force=options.force, mkdir=options.mkdir
+            source,
+            rearrangement,
+            out_path,
+            provenance=provenance,
+            force=options.force,
+            mkdir=options.mkdir,
+            siblings=plan,
+            alone=options.drop_siblings,
         )
-    extra = len(source.keys_in_file.extra)
     said = [*opened.notes, *notes_on_output(opened, out_path)]
-    if extra:
-        said.append(f"{extra} tensors that the model does not have were copied unchanged")
     return ApplyResult(
         permutations=saved_path,
         checkpoint=source_path,
         out=out_path,
         groups=len(saved.permutations),
-        moved_groups=sum(1 for perm in saved.permutations.values() if not is_identity(perm)),
+        moved_groups=len(moving),
         tensors=len(opened.infos),
+        state=".".join(opened.wrapper) if opened.wrapper else None,
+        siblings=plan.siblings,
         sha256={"checkpoint": provenance["rebasin.sha256.source"], "out": digest},
         provenance=saved.provenance,
         seconds=clock.seconds(),
-        warnings=tuple(said),
+        warnings=(
+            *said,
+            *(leftovers.warnings(opened.path, ignore_extra=options.ignore_extra) if moving else ()),
+            *(f"{opened.path}: {sentence}" for sentence in plan.warnings),
+        ),
     )
 
 

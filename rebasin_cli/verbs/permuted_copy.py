@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import cast
 
 from torch import Tensor
 
+from rebasin_cli.checkpoint.atomic import staged_directory
 from rebasin_cli.checkpoint.checkpoint import Checkpoint
 from rebasin_cli.checkpoint.write import write_like
 from rebasin_cli.execution.weights import Weights
 from rebasin_cli.permutation import Gather, gathers, permute_tensor
 from rebasin_cli.spec import PermutationSpec
-from rebasin_cli.verbs.siblings import Follow, SiblingPlan
+from rebasin_cli.verbs.siblings import Copy, Follow, SiblingPlan
 from rebasin_cli.verbs.verification import verify_beside, verify_loaded, verify_permuted
 
 
@@ -50,6 +53,11 @@ class WithSiblings:
 
     def __init__(self, weights: Rearrangement, plan: SiblingPlan) -> None:
         self._weights, self._plan = weights, plan
+        source = weights.source
+        self._copies = [
+            replace(weights, source=source.seen_in(cast("Checkpoint", _CopyOfWeights(source.checkpoint, copy))))
+            for copy in plan.copies
+        ]
 
     @property
     def beside_paths(self) -> Collection[str]:
@@ -64,10 +72,27 @@ class WithSiblings:
 
     def _following(self, follow: Follow, tensor: Tensor) -> Tensor:
         if follow.in_file:
-            return self._weights(follow.key, tensor)
+            weights = self._weights if follow.copy is None else self._copies[follow.copy]
+            return weights(follow.key, tensor)
         if tuple(tensor.shape) == follow.shape:
             return self._weights.of_model_key(follow.key, tensor)
         return permute_tensor(tensor, _on_axes(self._weights.steps(follow.key, follow.shape), follow, tensor))
+
+
+class _CopyOfWeights:
+    """A checkpoint whose weights are those of a copy in its file; what the copy lacks is the file's own."""
+
+    def __init__(self, checkpoint: Checkpoint, copy: Copy) -> None:
+        self._checkpoint, self._copy = checkpoint, copy
+        self.path = checkpoint.path
+        infos = checkpoint.beside_infos if copy.beside else checkpoint.infos
+        self.infos = {**checkpoint.infos, **{key: infos[name] for key, name in copy.names.items()}}
+
+    def tensor(self, key: str) -> Tensor:
+        name = self._copy.names.get(key)
+        if name is not None and self._copy.beside:
+            return self._checkpoint.beside_tensor(name)
+        return self._checkpoint.tensor(key if name is None else name)
 
 
 def _on_axes(steps: Iterable[Gather], follow: Follow, tensor: Tensor) -> list[Gather]:
@@ -93,6 +118,17 @@ class Rearranged(Mapping[str, Tensor]):
         return len(self._source)
 
 
+@contextmanager
+def weights_alone(source: Weights, out: Path, *, mkdir: bool) -> Iterator[Weights]:
+    """The source as a temporary file that holds the chosen state dict alone, without further copies in it."""
+    keys = source.keys_in_file
+    kept = [key for key in source.checkpoint.infos if key not in keys.copies]
+    with staged_directory(out, bytes_needed=source.checkpoint.file_bytes, mkdir=mkdir) as stage:
+        path = stage / source.checkpoint.files[0].name
+        source.checkpoint.write_alone(path, frozenset(kept))
+        yield source.seen_in(source.checkpoint.format.open(path))
+
+
 def write_permuted(
     source: Weights,
     rearrangement: Rearrangement,
@@ -103,6 +139,7 @@ def write_permuted(
     mkdir: bool = False,
     check: Callable[[Weights], None] | None = None,
     siblings: SiblingPlan | None = None,
+    alone: bool = False,
 ) -> str:
     """Write the source's file rearranged, in its own format and layout, and return the SHA-256 of the new file.
 
@@ -111,12 +148,24 @@ def write_permuted(
 
     Args:
         siblings: what lies beside the weights in the file and moves with them; without a plan it is copied.
+        alone: write the weights alone.
 
     Raises:
         OutputError: it cannot be written there.
         NumericalError: a check failed.
     """
 
+    if alone:
+        with weights_alone(source, out, mkdir=mkdir) as weights:
+            return write_permuted(
+                weights,
+                replace(rearrangement, source=weights),
+                out,
+                provenance=provenance,
+                force=force,
+                mkdir=mkdir,
+                check=check,
+            )
     transform = WithSiblings(rearrangement, siblings or SiblingPlan())
 
     def verify(temporary: Checkpoint) -> None:

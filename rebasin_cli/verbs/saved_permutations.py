@@ -1,7 +1,10 @@
 """Permutations in a file: JSON that carries the spec and the shapes, so that applying them needs no model.
 
 {"schema": "rebasin.permutations/1", "permutations": {group: [index, …]}, "spec": {…}, "shapes": {key: [n, …]},
- "ties": {key: key}, "provenance": {name: text}, "converted": true (only where a loader converts files)}
+ "ties": {key: key}, "provenance": {name: text}, "parameters": [key, …], "converted": true (only where a loader
+ converts files)}
+
+`parameters`, in the order of `model.parameters()`, is absent from files of earlier versions.
 """
 
 from __future__ import annotations
@@ -33,6 +36,7 @@ class SavedPermutations:
     shapes: Mapping[str, tuple[int, ...]]
     ties: Mapping[str, str]
     provenance: Mapping[str, str]
+    parameters: tuple[str, ...] = ()
     converted: bool = False
 
     def dumps(self) -> str:
@@ -44,6 +48,7 @@ class SavedPermutations:
                 "spec": self.spec.to_json(),
                 "shapes": {key: list(shape) for key, shape in self.shapes.items()},
                 "ties": dict(self.ties),
+                "parameters": list(self.parameters),
                 **({"converted": True} if self.converted else {}),
             },
             allow_nan=False,
@@ -80,6 +85,7 @@ class SavedPermutations:
                 {str(key): tuple(int(n) for n in shape) for key, shape in document["shapes"].items()},
                 {str(key): str(canonical) for key, canonical in document.get("ties", {}).items()},
                 {str(name): str(value) for name, value in document.get("provenance", {}).items()},
+                tuple(str(key) for key in document.get("parameters", ())),
                 document.get("converted") is True,
             )
             saved.check()
@@ -92,6 +98,9 @@ class SavedPermutations:
     def check(self) -> None:
         """Check that the spec fits the shapes and that every index tensor is a permutation of its group."""
         self.spec.check(self.shapes)
+        for key in self.parameters:
+            if key not in self.shapes:
+                raise ModelError(f"parameters name {key!r}, of which there is no shape")
         for name, perm in self.permutations.items():
             if name not in self.spec.by_name:
                 raise ModelError(f"permutations name a group {name!r} that the spec does not have")

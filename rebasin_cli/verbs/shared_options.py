@@ -95,7 +95,7 @@ class StateInFile(StateChoice):
     """The same, and how strictly it must fit the model."""
 
     ignore_extra: bool = option(
-        "Copy tensors that the model does not have unchanged, instead of refusing them.",
+        "Copy tensors that the model does not have unchanged, without a warning.",
         group="Checkpoint",
         default=False,
     )
@@ -126,6 +126,17 @@ class Writing:
 
     force: bool = option("Overwrite outputs that exist.", group="Output", short="-f", default=False)
     mkdir: bool = option("Create the output's directory if it is missing.", group="Output", default=False)
+
+
+@options_class
+class Siblings:
+    """What becomes of other states in the file."""
+
+    drop_siblings: bool = option(
+        "Write the weights alone, without optimizer state, EMA copies and whatever else lies beside them.",
+        group="Output",
+        default=False,
+    )
 
 
 @options_class

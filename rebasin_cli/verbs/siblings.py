@@ -18,7 +18,7 @@ from rebasin_cli.checkpoint.contents import Leaf, Unreadable, leaves
 from rebasin_cli.checkpoint.copies import find_copies, part_of, plain_name
 from rebasin_cli.checkpoint.keys import KeyMap
 from rebasin_cli.spec import PermutationSpec, Site
-from rebasin_cli.verbs.optimizer_state import Axes, axes_of_entry, is_large, is_optimizer
+from rebasin_cli.verbs.optimizer_state import Axes, axes_of_entry, axes_of_tensor, is_large, is_optimizer
 from rebasin_cli.verbs.parameter_order import Assigned, Candidate, assign
 
 Shape = tuple[int, ...]
@@ -43,12 +43,14 @@ class Sibling:
         kind: `ema`, `average`, `optimizer`, `gradients`, `master weights`, `copy`, `network` or `tensors`.
         moved: whether its tensors are permuted with the weights.
         reason: why not, and what follows from that; None where nothing does.
+        dropped: whether it was left out of the written file.
     """
 
     path: str
     kind: str
     moved: bool
     reason: str | None = None
+    dropped: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,21 +61,45 @@ class Follow:
         key: of the weight, as the file names it (`in_file`: a copy, in the file's own layout) or as the model does.
         shape: of the weight.
         axes: the weight's axes that the tensor has; None for a tensor of the weight's own shape.
+        copy: which of the plan's copies it belongs to; None for one that is not part of a copy.
     """
 
     key: str
     in_file: bool
     shape: Shape
     axes: Axes | None = None
+    copy: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """A copy of the weights in the file's own layout: the name of its tensor by the weight's key.
+
+    The names are paths, if it lies `beside` the state dict, and otherwise keys of it.
+    """
+
+    names: Mapping[str, str]
+    beside: bool
 
 
 @dataclass(frozen=True, slots=True)
 class SiblingPlan:
-    """Every entry beside the weights, and what each tensor that moves follows; `extra` by keys of the state dict."""
+    """Every entry beside the weights, and what each tensor that moves follows.
+
+    Args:
+        beside: by path; `extra`: by key of the file's state dict.
+        copies: those in the file's own layout.
+    """
 
     siblings: tuple[Sibling, ...] = ()
     beside: Mapping[str, Follow] = field(default_factory=dict)
     extra: Mapping[str, Follow] = field(default_factory=dict)
+    copies: tuple[Copy, ...] = ()
+
+    def without_any(self) -> SiblingPlan:
+        """The plan of a file that is written without them."""
+        left_out = (replace(one, moved=False, reason=None, dropped=True) for one in self.siblings)
+        return SiblingPlan(tuple(left_out))
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -129,7 +155,7 @@ def plan_siblings(checkpoint: Checkpoint, keys: KeyMap, network: Network, tree: 
     planner.settle()
     if tree is None:
         planner.copies_among_the_weights()
-    return SiblingPlan(tuple(planner.siblings), planner.beside, planner.extra)
+    return SiblingPlan(tuple(planner.siblings), planner.beside, planner.extra, tuple(planner.copies))
 
 
 class _Planner:
@@ -140,10 +166,12 @@ class _Planner:
         self.siblings: list[Sibling] = []
         self.beside: dict[str, Follow] = {}
         self.extra: dict[str, Follow] = {}
+        self.copies: list[Copy] = []
         self._optimizers: list[tuple[str, Mapping[str, Any]]] = []
         self._networks: list[tuple[str, Mapping[str, Shape]]] = []
         self._twins: list[str] = []
-        self._file_shapes = {key: tuple(checkpoint.infos[key].shape) for key in keys.to_model}
+        left_out = {*keys.extra, *keys.copies}
+        self._file_shapes = {k: tuple(info.shape) for k, info in checkpoint.infos.items() if k not in left_out}
         first: dict[str, str] = {}
         for file_key, key in keys.to_model.items():
             first.setdefault(network.ties.get(key, key), file_key)
@@ -207,14 +235,15 @@ class _Planner:
             self._note_network(path, shapes)
             return True
         moved: dict[str, Follow] = {}
+        paths = {name: leaf.key for name, leaf in infos.items()}
         for copy in find_copies(shapes, self._file_shapes, self._file_ties):
-            moved |= {name: Follow(key, True, self._file_shapes[key]) for name, key in copy.items()}
+            moved |= self._copy(copy, paths)
         if not moved:
             for copy in find_copies(shapes, self.network.shapes, self.network.ties):
                 moved |= {name: Follow(key, False, self.network.shapes[key]) for name, key in copy.items()}
         part = None if moved else part_of(shapes, self._file_shapes)
         if part:
-            moved = {name: Follow(key, True, self._file_shapes[key]) for name, key in part.items()}
+            moved = self._copy(part, paths)
         if moved:
             self._move(path, kind_of((*path, *_first_part(moved)), "copy"), {infos[n].key: f for n, f in moved.items()})
             left = [leaf for name, leaf in flat.items() if str(name) not in moved]
@@ -235,12 +264,25 @@ class _Planner:
 
     def copies_among_the_weights(self) -> None:
         """Copies that lie in the same mapping as the weights, behind another prefix."""
-        by_prefix: dict[str, list[str]] = {}
+        groups: list[tuple[str, dict[str, str]]] = []  # first part of the names, name by the key that it copies
         for name, key in self.keys.copies.items():
-            self.extra[name] = Follow(key, True, self._file_shapes[key])
-            by_prefix.setdefault(name.split(".", 1)[0], []).append(name)
-        for prefix in by_prefix:
-            self.siblings.append(Sibling(prefix, kind_of((prefix,), "copy"), moved=True))
+            first = name.split(".", 1)[0]
+            group = next((names for part, names in groups if part == first and key not in names), None)
+            if group is None:
+                groups.append((first, group := {}))
+            group[key] = name
+        for first, names in groups:
+            self.extra |= self._copy(
+                {name: key for key, name in names.items()}, {name: name for name in names.values()}
+            )
+            self.siblings.append(Sibling(first, kind_of((first,), "copy"), moved=True))
+
+    def _copy(self, copy: Mapping[str, str], paths: Mapping[str, str]) -> dict[str, Follow]:
+        """The rules of a copy in the file's own layout, by name: all of it is read together, as the weights are."""
+        which = len(self.copies)
+        beside = not self.keys.copies.keys() >= copy.keys()
+        self.copies.append(Copy({key: paths[name] for name, key in copy.items()}, beside))
+        return {name: Follow(key, True, self._file_shapes[key], copy=which) for name, key in copy.items()}
 
     def _move(self, path: tuple[str, ...], kind: str, follows: Mapping[str, Follow]) -> None:
         self.beside |= follows
@@ -419,14 +461,16 @@ def _entry_fits(entry: Any, candidate: Candidate) -> bool:
 
 
 def _unexplained(entry: Any) -> Iterator[str]:
-    """Names in an entry whose tensor has no parameter's axes, whatever the parameter: taken from its largest tensor."""
-    infos = [leaf for leaf in leaves(entry) if isinstance(leaf, TensorInfo)]
-    if not infos:
-        return
-    shape = tuple(max(infos, key=lambda info: (prod(info.shape), len(info.shape))).shape)
-    for name, value in entry.items():
-        if axes_of_entry({name: value}, shape) is None:
-            yield str(name)
+    """Names in an entry whose tensor has not the axes of a parameter; those certain to have none first."""
+    infos = {name: leaf for name, leaf in _items(entry) if isinstance(leaf, TensorInfo) and is_large(leaf)}
+    yield from (str(name) for name, info in infos.items() if axes_of_tensor(str(name), info.shape, info.shape) is None)
+    if infos:
+        shape = tuple(max(infos.values(), key=lambda info: (prod(info.shape), len(info.shape))).shape)
+        yield from (str(name) for name, value in _items(entry) if axes_of_entry({name: value}, shape) is None)
+
+
+def _items(entry: Any) -> Iterable[tuple[Any, Any]]:
+    return entry.items() if isinstance(entry, Mapping) else ()
 
 
 def kind_of(path: Sequence[str], otherwise: str) -> str:

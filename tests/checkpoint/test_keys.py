@@ -71,13 +71,16 @@ def test_many_are_counted(tmp_path: Path) -> None:
     assert "missing 50 keys: 'layer0.w', 'layer1.w', 'layer2.w' and 47 more" in one_line(info)
 
 
-def test_an_unexpected_key(tmp_path: Path) -> None:
+def test_a_key_that_the_model_does_not_have_is_kept_apart(tmp_path: Path) -> None:
     opened = stored(tmp_path, {**SHAPES, "head.weight": (1,)})
-    with pytest.raises(ModelError) as info:
-        match_keys(opened, SHAPES, ties={})
-    assert "unexpected key 'head.weight'" in one_line(info)
-    assert "--ignore-extra" in one_line(info)
-    assert match_keys(opened, SHAPES, ties={}, ignore_extra=True).extra == ("head.weight",)
+    assert match_keys(opened, SHAPES, ties={}).extra == ("head.weight",)
+
+
+def test_a_second_copy_of_the_weights_is_told_from_layers_of_another_model(tmp_path: Path) -> None:
+    twice = {f"{prefix}.{key}": shape for prefix in ("student", "teacher") for key, shape in SHAPES.items()}
+    keys = match_keys(stored(tmp_path, {**twice, "teacher.center": (3,)}), SHAPES, ties={})
+    assert keys.copies == {f"teacher.{key}": f"student.{key}" for key in SHAPES}
+    assert keys.extra == ("teacher.center",)
 
 
 def test_another_shape(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -34,10 +35,50 @@ def test_a_missing_key_is_named(run: Runner, place: Path, side: str) -> None:
     expect_refusal(run(*ALIGN), 4, rf"(?=.*missing)(?=.*4\.bias)(?=.*{side}\.safetensors)")
 
 
-@pytest.mark.parametrize("side", ["a", "b"])
-def test_an_extra_key_is_named(run: Runner, place: Path, side: str) -> None:
-    rewrite(place, side, _odd=torch.ones(2))
-    expect_refusal(run(*ALIGN), 4, rf"(?=.*unexpected)(?=.*odd)(?=.*{side}\.safetensors)(?=.*--ignore-extra)")
+def test_an_extra_tensor_that_fits_nothing_that_moves_passes_and_is_named(run: Runner, place: Path) -> None:
+    rewrite(place, "b", _odd=torch.ones(2), _total_ops=torch.ones(1), _position_ids=torch.ones(1, 6))
+    done = run(*ALIGN, "--json")
+    assert done.code == 0, done.err
+    assert "copied unchanged" in done.err
+    assert "odd" in done.err
+    assert not [text for text in json.loads(done.out)["warnings"] if "odd" in text]
+
+
+def test_one_tensor_of_the_model_that_is_two_in_the_file_is_refused(run: Runner, place: Path) -> None:
+    """`tied()` shares one weight between two layers: a file that holds two different ones is not of this model."""
+    for file, seed in (("a", 0), ("b", 1)):
+        torch.manual_seed(seed)
+        shared = torch.randn(7, 7)
+        tensors = {"into.weight": torch.randn(7, 5), "first.weight": shared, "second.weight": shared.clone()}
+        tensors |= {"out.weight": torch.randn(3, 7), "out.bias": torch.randn(3)}
+        (place / f"{file}.safetensors").write_bytes(safetensors_bytes(tensors))
+    tied = ["align", "a.safetensors", "b.safetensors", "--model", "net.py:tied", "--input", "2,5"]
+    assert run(*tied).code == 0
+    tensors["second.weight"] = shared + 0.25
+    (place / "b.safetensors").write_bytes(safetensors_bytes(tensors))
+    expect_refusal(run(*tied, "--force"), 4, r"(?=.*first\.weight)(?=.*second\.weight)(?=.*0\.25)(?=.*b\.safetensors)")
+
+
+def test_an_extra_layer_that_could_read_what_moves_is_named(run: Runner, place: Path) -> None:
+    rewrite(place, "b", _aux__weight=torch.ones(4, 6), _aux__bias=torch.ones(4))
+    done = run(*ALIGN, "--json")
+    assert done.code == 0, done.err
+    warned = [text for text in json.loads(done.out)["warnings"] if "aux.weight" in text]
+    assert warned
+    assert "--ignore-extra" not in warned[0]
+    assert "build the model with" in warned[0]
+    quiet = run(*ALIGN, "--json", "--force", "--ignore-extra")
+    assert not [text for text in json.loads(quiet.out)["warnings"] if "aux.weight" in text]
+
+
+def test_strict_refuses_an_extra_layer_that_could_read_what_moves(run: Runner, place: Path) -> None:
+    rewrite(place, "b", _aux__weight=torch.ones(4, 6))
+    expect_refusal(run(*ALIGN, "--strict"), 4, r"(?=.*aux\.weight)(?=.*b\.safetensors)")
+
+
+def test_a_file_that_is_mostly_of_another_model_is_refused(run: Runner, place: Path) -> None:
+    rewrite(place, "b", **{f"_more{i}__weight": torch.ones(8, 8) for i in range(12)})
+    expect_refusal(run(*ALIGN), 4, r"(?=.*more0\.weight)(?=.*checkpoint of this model)(?=.*b\.safetensors)")
 
 
 @pytest.mark.parametrize("side", ["a", "b"])

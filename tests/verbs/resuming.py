@@ -109,7 +109,7 @@ def train(
     inputs, labels = batch(dtype)
     losses: list[float] = []
     module.train()
-    for _ in range(steps):
+    for _ in range(STEPS):
         optimizer.zero_grad()
         loss = nn.functional.cross_entropy(module(inputs), labels)
         loss.backward()

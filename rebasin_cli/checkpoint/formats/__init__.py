@@ -15,7 +15,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import BinaryIO, ClassVar
 
-from rebasin_cli.checkpoint.checkpoint import Checkpoint, TensorInfo, Transform
+from rebasin_cli.checkpoint.checkpoint import Checkpoint, OneFileCheckpoint, TensorInfo, Transform
 from rebasin_cli.errors import size
 
 
@@ -48,6 +48,10 @@ class Format(abc.ABC):
         Raises:
             CheckpointError: it cannot be read safely.
         """
+
+    def open_states(self, path: Path) -> OneFileCheckpoint | None:
+        """Open a file in which no state dict is looked for: all of it lies beside; None if this format has none."""
+        return None
 
     def announced_by(self, path: Path) -> bool:
         """Whether the file's name announces this format."""

@@ -13,7 +13,8 @@ import json
 import math
 import struct
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -96,6 +97,7 @@ class TorchCheckpoint(OneFileCheckpoint):
         take_apart: finds the parts of a file of that format.
         key: the keys that lead to the state dict, joined by dots; detected automatically if it is not given.
         ema: take the averaged weights.
+        weights: whether there is a state dict to be found; otherwise everything in the file lies beside.
 
     Raises:
         CheckpointError: unsafe, corrupt, not a checkpoint, or without the state dict asked for.
@@ -109,6 +111,7 @@ class TorchCheckpoint(OneFileCheckpoint):
         *,
         key: str | None = None,
         ema: bool = False,
+        weights: bool = True,
     ) -> None:
         self.format = form
         self.path = path
@@ -117,13 +120,17 @@ class TorchCheckpoint(OneFileCheckpoint):
         self._take_apart = take_apart
         self._saved = take_apart(self._file)
         refuse_programs(self._file, self._saved.content.refused)
-        self._key, self._ema = key, ema
+        self._key, self._ema, self._weights = key, ema, weights
         self._sound: set[str] = set()
         root = self._saved.content.root
         self._description, self.notes = _without_objects(path, self._saved)
-        self.wrapper, found = find_state_dict(path, root, lambda value: isinstance(value, TensorRef), key=key, ema=ema)
-        self._beside = other_entries(root, found, lambda _value: True)
-        self.others = other_entries(root, found, lambda value: isinstance(value, TensorRef))
+        found: Mapping[Any, Any] = {}
+        self.wrapper = None
+        self._beside: tuple[str, ...] = ()
+        if weights:
+            self.wrapper, found = find_state_dict(path, root, _is_tensor, key=key, ema=ema)
+            self._beside = other_entries(root, found, lambda _value: True)
+            self.others = other_entries(root, found, _is_tensor)
         refs = {name: ref for name, ref in found.items() if isinstance(name, str) and isinstance(ref, TensorRef)}
         if len(refs) > _MOST_TENSORS:
             raise CheckpointError(f"{path}: {len(refs):,} tensors, beyond the limit of {_MOST_TENSORS:,}", path=path)
@@ -147,7 +154,7 @@ class TorchCheckpoint(OneFileCheckpoint):
                 return Unreadable(path, error.message)
             return TensorInfo(path, views[path].dtype, views[path].shape, views[path].nbytes)
 
-        self.beside = neutral_tree(root, lambda value: isinstance(value, TensorRef), described, chosen)
+        self.beside = neutral_tree(root, _is_tensor, described, chosen)
         self._beside_views = views
         self.beside_infos = {leaf.key: leaf for leaf in leaves(self.beside) if isinstance(leaf, TensorInfo)}
         storages = {view.record.name for view in self._views.values()}
@@ -180,7 +187,21 @@ class TorchCheckpoint(OneFileCheckpoint):
         return (self._file,)
 
     def reopen(self, path: Path) -> TorchCheckpoint:
-        return TorchCheckpoint(path, self.format, self._take_apart, key=self._key, ema=self._ema)
+        return TorchCheckpoint(path, self.format, self._take_apart, key=self._key, ema=self._ema, weights=self._weights)
+
+    def write_alone(self, path: Path, keys: Collection[str]) -> None:
+        import torch
+
+        storages: dict[str, Tensor] = {}
+        state: OrderedDict[str, Tensor] = OrderedDict()
+        for key in self.infos:
+            view = self._views[key]
+            if key in keys:
+                if view.record.name not in storages:  # one for all its views, so that ties stay ties
+                    self._check(view.record)
+                    storages[view.record.name] = self._file.elements(view.record.start, torch.uint8, view.record.size)
+                state[key] = view.within(_as(storages[view.record.name], view))
+        torch.save(state, path)
 
     def write_to(self, out: BinaryIO, transform: Transform, provenance: Mapping[str, str]) -> None:
         self.verify()
@@ -286,6 +307,10 @@ def _without_objects(path: Path, saved: SavedObject) -> tuple[bytes | None, tupl
         return None, (f"{path}: skipped: {words}; a copy has them unchanged",)
     end = "a copy does not have them" if left_out else "a copy has plain dictionaries in their place"
     return clean, (f"{path}: skipped: {words}; {end}",)
+
+
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, TensorRef)
 
 
 def _as(flat: Tensor, view: StorageView) -> Tensor:

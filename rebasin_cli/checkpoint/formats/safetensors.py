@@ -13,8 +13,8 @@ from __future__ import annotations
 import json
 import math
 import struct
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -157,6 +157,17 @@ class SafetensorsCheckpoint(OneFileCheckpoint):
         out.write(build_header(self._header, with_provenance(self.metadata, provenance)))
         for entry in sorted(self._header.entries.values(), key=lambda one: (one.begin, one.end)):
             self._write_tensor(out, entry, transform)
+
+    def write_alone(self, path: Path, keys: Collection[str]) -> None:
+        at, entries = 0, {}
+        for key, entry in sorted(self._header.entries.items(), key=lambda item: (item[1].begin, item[1].end)):
+            if key in keys:
+                entries[key] = replace(entry, begin=at, end=at + entry.end - entry.begin)
+                at = entries[key].end
+        with open(path, "xb") as out:
+            out.write(build_header(Header(entries, self.metadata, 0), self.metadata))
+            for key in entries:
+                out.write(raw_bytes(self._mapped_tensor(self._header.entries[key])))
 
     def reopen(self, path: Path) -> SafetensorsCheckpoint:
         return SafetensorsCheckpoint(path, key=self._key, ema=self._ema)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 from pathlib import Path
 
-from rebasin_cli.checkpoint.checkpoint import ITEM_SIZES, Checkpoint
+from rebasin_cli.checkpoint.checkpoint import ITEM_SIZES, Checkpoint, OneFileCheckpoint
 from rebasin_cli.checkpoint.formats import Format
 from rebasin_cli.checkpoint.formats._torch_checkpoint import (
     SAVE_HINT,
@@ -41,6 +41,9 @@ class TorchLegacyFormat(Format):
 
     def open(self, path: Path, *, key: str | None = None, ema: bool = False) -> Checkpoint:
         return TorchCheckpoint(path, self, take_apart, key=key, ema=ema)
+
+    def open_states(self, path: Path) -> OneFileCheckpoint | None:
+        return TorchCheckpoint(path, self, take_apart, weights=False)
 
 
 FORMAT = TorchLegacyFormat()

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from rebasin_cli.checkpoint.checkpoint import Checkpoint, Transform
+from rebasin_cli.checkpoint.checkpoint import Checkpoint, OneFileCheckpoint, Transform
 from rebasin_cli.checkpoint.formats import Format
 from rebasin_cli.checkpoint.formats._torch_checkpoint import (
     LONGEST_COMMENT,
@@ -59,6 +59,9 @@ class TorchZipFormat(Format):
 
     def open(self, path: Path, *, key: str | None = None, ema: bool = False) -> Checkpoint:
         return TorchCheckpoint(path, self, take_apart, key=key, ema=ema)
+
+    def open_states(self, path: Path) -> OneFileCheckpoint | None:
+        return TorchCheckpoint(path, self, take_apart, weights=False)
 
     creates = True
 
