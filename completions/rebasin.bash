@@ -44,6 +44,8 @@ _rebasin() {
         'align --spec') _rebasin_paths "$current"; return ;;
         'align --pin') :; return ;;
         'align --rules') _rebasin_paths "$current"; return ;;
+        'align --trace-call') :; return ;;
+        'align --also-input') :; return ;;
         'align --save-spec') _rebasin_paths "$current"; return ;;
         'align --model-arg') :; return ;;
         'align --input') :; return ;;
@@ -123,6 +125,8 @@ _rebasin() {
         'trace --spec') _rebasin_paths "$current"; return ;;
         'trace --pin') :; return ;;
         'trace --rules') _rebasin_paths "$current"; return ;;
+        'trace --trace-call') :; return ;;
+        'trace --also-input') :; return ;;
         'trace --save-spec') _rebasin_paths "$current"; return ;;
         'trace --model-arg') :; return ;;
         'trace --input') :; return ;;
@@ -154,11 +158,11 @@ _rebasin() {
     esac
     if [[ $current == -* ]]; then
         case "$verb" in
-            align) _rebasin_words '--seed --force -f --mkdir --drop-siblings --key --ema --ignore-extra --key-a --key-b --ema-a --ema-b --spec --pin --rules --strict --no-cache --save-spec --model-arg --input --input-file --model -m --learning-steps --learning-rate --keep-similarity --mix --out -o --save-alignment --dry-run --method --objective --effort --start --restarts --max-passes --time-limit --device --data --limit --batch-size --interpolate --steps --recalibrate --repair --format --json --quiet -q --verbose -v --color --config --print-config --help' "$current" ;;
+            align) _rebasin_words '--seed --force -f --mkdir --drop-siblings --key --ema --ignore-extra --key-a --key-b --ema-a --ema-b --spec --pin --rules --trace-call --also-input --strict --no-cache --save-spec --model-arg --input --input-file --model -m --learning-steps --learning-rate --keep-similarity --mix --out -o --save-alignment --dry-run --method --objective --effort --start --restarts --max-passes --time-limit --device --data --limit --batch-size --interpolate --steps --recalibrate --repair --format --json --quiet -q --verbose -v --color --config --print-config --help' "$current" ;;
             interpolate) _rebasin_words '--seed --force -f --mkdir --key --ema --ignore-extra --model-arg --input --input-file --data -d --steps --report --model -m --mode --loss --metric --recalibrate --recalibrate-limit --repair --transform --limit --batch-size --workers --skip-corrupt --device --amp --out -o --save-best --save-all --plot --fail-above --format --json --quiet -q --verbose -v --color --config --print-config --help' "$current" ;;
             verify) _rebasin_words '--seed --key --ema --ignore-extra --key-a --key-b --ema-a --ema-b --model-arg --input --input-file --model -m --samples --tolerance --rtol --atol --format --json --quiet -q --verbose -v --color --config --print-config --help' "$current" ;;
             apply) _rebasin_words '--force -f --mkdir --drop-siblings --key --ema --ignore-extra --out -o --format --json --quiet -q --verbose -v --color --config --print-config --help' "$current" ;;
-            trace) _rebasin_words '--seed --force -f --mkdir --spec --pin --rules --strict --no-cache --save-spec --model-arg --input --input-file --model -m --out -o --no-verify --format --json --quiet -q --verbose -v --color --config --print-config --help' "$current" ;;
+            trace) _rebasin_words '--seed --force -f --mkdir --spec --pin --rules --trace-call --also-input --strict --no-cache --save-spec --model-arg --input --input-file --model -m --out -o --no-verify --format --json --quiet -q --verbose -v --color --config --print-config --help' "$current" ;;
             inspect) _rebasin_words '--key --ema --format --json --quiet -q --verbose -v --color --config --print-config --help' "$current" ;;
             models) _rebasin_words '--format --json --quiet -q --verbose -v --color --config --print-config --help' "$current" ;;
             env) _rebasin_words '--format --json --quiet -q --verbose -v --color --config --print-config --help' "$current" ;;

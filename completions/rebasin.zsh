@@ -44,7 +44,9 @@ _rebasin() {
                 '--spec=[Read the axis groups from this file instead of deriving them]:FILE:_files' \
                 '*--pin=[Do not permute the axes of tensors whose name matches, such as '\''head.*'\'']:PATTERN: ' \
                 '*--rules=[Python file with rules for your own operations]:FILE.py:_files' \
-                '--strict[Refuse a model with an operation that has no rule]' \
+                '*--trace-call=[Trace another method of the model too, called with the example input, such as encode]:METHOD: ' \
+                '*--also-input=[Trace the model on this input too: arguments separated by '\'';'\'', such as '\''ids=1,16:int64; task=b'\'']:ARGUMENTS: ' \
+                '--strict[Refuse an operation that has no rule, and tensors that no pass reaches and that could read permuted units]' \
                 '--no-cache[Neither read nor write verified specs in the user'\''s cache directory]' \
                 '--save-spec=[Save the axis groups, as --spec reads them]:FILE:_files' \
                 '*--model-arg=[Argument of the model, such as num_classes=10]:NAME=VALUE: ' \
@@ -207,7 +209,9 @@ _rebasin() {
                 '--spec=[Read the axis groups from this file instead of deriving them]:FILE:_files' \
                 '*--pin=[Do not permute the axes of tensors whose name matches, such as '\''head.*'\'']:PATTERN: ' \
                 '*--rules=[Python file with rules for your own operations]:FILE.py:_files' \
-                '--strict[Refuse a model with an operation that has no rule]' \
+                '*--trace-call=[Trace another method of the model too, called with the example input, such as encode]:METHOD: ' \
+                '*--also-input=[Trace the model on this input too: arguments separated by '\'';'\'', such as '\''ids=1,16:int64; task=b'\'']:ARGUMENTS: ' \
+                '--strict[Refuse an operation that has no rule, and tensors that no pass reaches and that could read permuted units]' \
                 '--no-cache[Neither read nor write verified specs in the user'\''s cache directory]' \
                 '--save-spec=[Save the axis groups, as --spec reads them]:FILE:_files' \
                 '*--model-arg=[Argument of the model, such as num_classes=10]:NAME=VALUE: ' \

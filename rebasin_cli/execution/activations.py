@@ -45,7 +45,9 @@ def pair_correlations(
     assert understood.derivation is not None
     networks = (_network(pair, pair.a), _network(pair, pair.b))
     expected = called_operations(understood.trace)
-    return correlations(networks, inputs, understood.derivation.taps, expected, ranks=ranks)
+    a, b = networks
+    with understood.passes.joined(a), understood.passes.joined(b):
+        return correlations(networks, inputs, understood.derivation.taps, expected, ranks=ranks)
 
 
 def _network(pair: Pair, weights: Weights) -> nn.Module:

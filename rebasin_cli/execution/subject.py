@@ -18,12 +18,14 @@ from rebasin_cli.model.input_guess import refusal
 from rebasin_cli.model.input_option import (
     InputSpec,
     draw,
+    further_input,
     in_unit_range,
     parse_input,
     read_input_file,
     with_masks_off,
 )
 from rebasin_cli.model.state import parameter_keys, state_shapes, ties
+from rebasin_cli.tracing.passes import Passes
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +38,8 @@ class ModelChoice:
         inputs: texts such as `1,3,224,224` or `ids=1,16:int64`; empty where the zoo knows the input.
         input_file: an `.npz` file with the input instead.
         seed: decides the values of a drawn input.
+        trace_calls: names of other methods of the model that are traced too.
+        also_inputs: texts such as `ids=1,16:int64; task="b"`, each a further input that is traced too.
     """
 
     spec: str
@@ -43,6 +47,8 @@ class ModelChoice:
     inputs: Sequence[str] = ()
     input_file: Path | None = None
     seed: int = 0
+    trace_calls: Sequence[str] = ()
+    also_inputs: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +110,18 @@ def example_for(choice: ModelChoice, subject: Subject) -> ExampleInput:
     accepted = [candidate for candidate in candidates if refusal(subject.module, candidate) is None]
     found = first_usable(subject.module, (*accepted, *(in_unit_range(candidate) for candidate in accepted)))
     return found or subject.factory.example_input(subject.module)
+
+
+def passes_for(choice: ModelChoice, subject: Subject, first: ExampleInput) -> Passes:
+    """What is traced besides one forward pass.
+
+    Raises:
+        UsageError: a text cannot be read, or the model has no such method.
+    """
+    also = tuple(further_input(text, first, subject.module, choice.seed) for text in choice.also_inputs)
+    passes = Passes(tuple(choice.trace_calls), also)
+    passes.check(subject.module)
+    return passes
 
 
 def _different(

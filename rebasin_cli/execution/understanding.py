@@ -8,14 +8,15 @@ from fnmatch import fnmatchcase
 from math import prod
 from pathlib import Path
 
-from rebasin_cli.errors import ModelError, UsageError, did_you_mean
-from rebasin_cli.execution.subject import ModelChoice, Subject, example_for
+from rebasin_cli.errors import ModelError, RebasinError, UsageError, did_you_mean
+from rebasin_cli.execution.subject import ModelChoice, Subject, example_for, passes_for
 from rebasin_cli.model.example_input import ExampleInput
 from rebasin_cli.spec import AxisGroup, PermutationSpec, PinnedAxis
 from rebasin_cli.symmetry.analysis import ASKED
 from rebasin_cli.symmetry.derive import Derivation, derive
 from rebasin_cli.symmetry.user_rules import user_rules
 from rebasin_cli.tracing.graph import Trace
+from rebasin_cli.tracing.passes import ONE_PASS, Passes
 from rebasin_cli.tracing.tracer import trace_model
 
 
@@ -23,7 +24,8 @@ from rebasin_cli.tracing.tracer import trace_model
 class Understanding:
     """What moves together in a model.
 
-    Where the spec came from a file, `derivation` is None, and so is `trace` unless it was asked for.
+    Where the spec came from a file, `derivation` is None, and so is `trace` unless it was asked for. `passes` are those
+    that were traced together; within `passes.joined(module)` a module runs all of them on `example`.
     """
 
     spec: PermutationSpec
@@ -32,6 +34,7 @@ class Understanding:
     trace: Trace | None = None
     derivation: Derivation | None = None
     unused_rules: tuple[str, ...] = ()
+    passes: Passes = ONE_PASS
 
     @property
     def unknown_ops(self) -> tuple[str, ...]:
@@ -43,14 +46,13 @@ class Understanding:
     @property
     def unreached(self) -> tuple[str, ...]:
         """Tensors of the model of which the traced passes read no number; none are known where nothing was traced."""
-        if self.trace is None:
-            return ()
-        read = self.trace.numbers_read
-        return tuple(
-            key
-            for key, value in self.trace.state.items()
-            if value not in read and prod(self.trace.values[value].shape) > 1
-        )
+        return () if self.trace is None else unreached(self.trace)
+
+
+def unreached(trace: Trace) -> tuple[str, ...]:
+    """Tensors of more than one element of which the trace reads no number."""
+    read = trace.numbers_read
+    return tuple(key for key, value in trace.state.items() if value not in read and prod(trace.values[value].shape) > 1)
 
 
 def understand(
@@ -65,6 +67,9 @@ def understand(
 ) -> Understanding:
     """Find the axis groups of the model.
 
+    Besides the forward pass, what `choice` names is traced, and the pass in training mode where it reads what no other
+    does.
+
     Args:
         spec_file: read the spec from this file instead of tracing.
         pins: patterns of tensor names whose axes all keep their order.
@@ -78,18 +83,20 @@ def understand(
         ModelError: the model does not run, the spec does not fit it, a user's rule fails, or `strict` is violated.
     """
     _check_pins(pins, subject)
-    example = example_for(choice, subject)
+    first = example_for(choice, subject)
+    passes = passes_for(choice, subject, first)
+    example = passes.example(first)
     if spec_file is not None:
         spec = read_spec(spec_file)
         spec.check(subject.shapes)
         spec = with_pins(spec, pins)
-        traced = trace_model(subject.module, example, with_numbers=subject.factory.build) if with_trace else None
-        return Understanding(spec, example, free_fraction(spec, subject), traced)
+        traced, passes = _traced(subject, example, passes) if with_trace else (None, passes)
+        return Understanding(spec, example, free_fraction(spec, subject), traced, passes=passes)
     with user_rules(rules) as own:
-        trace = trace_model(subject.module, example, with_numbers=subject.factory.build)
+        trace, passes = _traced(subject, example, passes)
         derivation = derive(trace, pins=tuple(pins))
     understanding = Understanding(
-        derivation.spec, example, derivation.free_fraction, trace, derivation, unused_rules=own.unused
+        derivation.spec, example, derivation.free_fraction, trace, derivation, own.unused, passes
     )
     if strict and understanding.unknown_ops:
         raise ModelError(
@@ -98,6 +105,21 @@ def understand(
             slug="unknown-op",
         )
     return understanding
+
+
+def _traced(subject: Subject, example: ExampleInput, passes: Passes) -> tuple[Trace, Passes]:
+    """The trace of the passes, and of one in training mode where that reads parameters that the others do not."""
+    build = subject.factory.build
+    trace = trace_model(subject.module, example, with_numbers=build, passes=passes)
+    left = set(unreached(trace)) & trace.trainable
+    if not left or passes.training:
+        return trace, passes
+    more = replace(passes, training=True)
+    try:
+        both = trace_model(subject.module, example, with_numbers=build, passes=more)
+    except RebasinError:  # in training mode it wants labels, or another input
+        return trace, passes
+    return (both, more) if left - set(unreached(both)) else (trace, passes)
 
 
 def read_spec(path: Path) -> PermutationSpec:

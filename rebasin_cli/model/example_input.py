@@ -10,6 +10,9 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import MappingKey, SequenceKey, tree_flatten_with_path, tree_map_only
 
+ALSO = "__also__"
+"""The keyword under which the inputs of further passes travel with those of the first."""
+
 
 @dataclass(frozen=True, slots=True)
 class ExampleInput:
@@ -26,9 +29,11 @@ class ExampleInput:
                     yield ".".join(map(_step, path)), leaf
 
     def describe(self) -> str:
-        """For messages and reports: `1x3x224x224`, `ids=1x16:int64`."""
+        """For messages and reports: `1x3x224x224`, `ids=1x16:int64`; without the inputs of further passes."""
         words = []
         for name, tensor in self.tensors():
+            if name.startswith(ALSO):
+                continue
             shape = "x".join(map(str, tensor.shape)) or "scalar"
             dtype = "" if tensor.dtype is torch.float32 else ":" + str(tensor.dtype).removeprefix("torch.")
             words.append(f"{shape}{dtype}" if name[0].isdigit() else f"{name}={shape}{dtype}")

@@ -7,6 +7,7 @@ below 2 where it has none: an index must be valid in an unknown table.
 
 from __future__ import annotations
 
+import json
 import re
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
@@ -24,6 +25,7 @@ from rebasin_cli.model.example_input import ExampleInput, Sampler
 
 MAX_ELEMENTS = 2**31
 MAX_BYTES = 2**33
+ALSO_EXAMPLES = "for example --also-input 'ids=1,16:int64; task=\"b\"'"
 EXAMPLES = "for example --input 1,3,224,224 or --input ids=1,16:int64"
 
 _DTYPES: Mapping[str, torch.dtype] = {
@@ -108,6 +110,32 @@ def draw(
         else:
             kwargs[spec.name] = value
     return ExampleInput(tuple(args), kwargs)
+
+
+def further_input(text: str, first: ExampleInput, module: nn.Module | None, seed: int) -> ExampleInput:
+    """`--also-input`: the arguments of a further pass, separated by semicolons.
+
+    Each is a tensor as in `--input`, or `name=value`, whose value is JSON or plain text. Where no tensor is given, the
+    first input's are taken: `task="b"` calls the model again with another task.
+
+    Raises:
+        UsageError: an argument has neither form.
+    """
+    specs: list[InputSpec] = []
+    values: dict[str, Any] = {}
+    for part in (piece.strip() for piece in text.split(";")):
+        if _FORM.fullmatch(part.replace(" ", "")):
+            specs.append(parse_input(part))
+            continue
+        name, equals, value = part.partition("=")
+        if not equals or not name.strip().isidentifier():
+            raise UsageError(f"--also-input {text!r}: {part!r} is neither a tensor nor name=value", hint=ALSO_EXAMPLES)
+        try:
+            values[name.strip()] = json.loads(value)
+        except ValueError:
+            values[name.strip()] = value.strip()
+    drawn = draw(specs, module, seed) if specs else first
+    return ExampleInput(drawn.args, {**drawn.kwargs, **values})
 
 
 def _safe_bound(module: nn.Module | None, smallest: bool) -> int:

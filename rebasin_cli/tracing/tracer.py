@@ -21,6 +21,7 @@ from rebasin_cli.tracing.fake_tensors import (
     unchanged_attributes,
 )
 from rebasin_cli.tracing.graph import Trace, collector_paused
+from rebasin_cli.tracing.passes import ONE_PASS, Passes
 from rebasin_cli.tracing.recorder import ModuleScope, Recorder
 
 ASIDE = ("hidden_state", "attentions", "cache", "key_values", "model_output")
@@ -32,9 +33,13 @@ SECOND_TRY_BYTES = 4 << 30
 
 
 def trace_model(
-    module: nn.Module, example: ExampleInput, *, with_numbers: Callable[[], nn.Module] | None = None
+    module: nn.Module,
+    example: ExampleInput,
+    *,
+    with_numbers: Callable[[], nn.Module] | None = None,
+    passes: Passes = ONE_PASS,
 ) -> Trace:
-    """Record one forward pass in eval mode.
+    """Record one forward pass in eval mode, and with it whatever other passes are asked for.
 
     The pass runs on fake tensors. Where the model's code needs their values (routing in a mixture of experts, a
     data-dependent branch), it runs on real ones instead.
@@ -44,6 +49,7 @@ def trace_model(
         example: one input.
         with_numbers: builds the model with real parameters; without it, `module` itself serves if its parameters are
         real.
+        passes: what is run besides; `example` has their inputs.
 
     Raises:
         ModelError: the model's forward pass fails on this input, or the model is compiled and cannot be recorded.
@@ -56,7 +62,7 @@ def trace_model(
             )
     try:
         with collector_paused():
-            return _record(module, example, weightless=True)
+            return _record(module, example, passes, weightless=True)
     except NUMBERS_NEEDED:
         real = with_numbers() if with_numbers is not None else module
         if _has_no_numbers(real):
@@ -69,14 +75,14 @@ def trace_model(
         real = with_numbers() if with_numbers is not None else module
         if _has_no_numbers(real):
             raise
-    return _record(real, example, weightless=False)
+    return _record(real, example, passes, weightless=False)
 
 
 def _has_no_numbers(module: nn.Module) -> bool:
     return any(parameter.is_meta for parameter in module.parameters())
 
 
-def _record(module: nn.Module, example: ExampleInput, *, weightless: bool) -> Trace:
+def _record(module: nn.Module, example: ExampleInput, passes: Passes, *, weightless: bool) -> Trace:
     was_training = [m for m in module.modules() if m.training]
     module.eval()
     mode = fake_mode() if weightless else None
@@ -87,7 +93,7 @@ def _record(module: nn.Module, example: ExampleInput, *, weightless: bool) -> Tr
         with fake_state(module, mode) if mode is not None else unchanged_attributes(module), torch.no_grad():
             state, trainable, owners = _register_state(module, recorder)
             inputs = [recorder.add_leaf(t) for t in _tensors((example.args, example.kwargs))]
-            with plain_operations(), scope.following():
+            with plain_operations(), scope.following(), passes.joined(module):
                 outputs = _run(module, example, recorder, scope)
             results = tuple(recorder.value_of(t) for t in _tensors(outputs))
     finally:

@@ -69,7 +69,13 @@ class Alignment:
         self.options, self.progress, self.ranks = options, progress, ranks
         self.a, self.b = Source(options.a, *options.state_of_a), Source(options.b, *options.state_of_b)
         self.choice = ModelChoice(
-            options.model, dict(options.model_args or {}), options.inputs, options.input_file, options.seed
+            options.model,
+            dict(options.model_args or {}),
+            options.inputs,
+            options.input_file,
+            options.seed,
+            options.trace_calls,
+            options.also_inputs,
         )
         self.method = find_method(options.chosen_method)
         self.matching = Matching(
@@ -296,14 +302,15 @@ class Alignment:
             verify_closer(*(self._weighed(by, b) for b in (self.pair.b, permuted)))
         else:
             verify_closer(self.before, self.after)
-        check = verify_same_function(
-            subject.weightless,
-            self.understood.example,
-            self.pair.b,
-            permuted,
-            seed=self.matching.seed,
-            data=self._data_samples(),
-        )
+        with self.understood.passes.joined(subject.module):
+            check = verify_same_function(
+                subject.weightless,
+                self.understood.example,
+                self.pair.b,
+                permuted,
+                seed=self.matching.seed,
+                data=self._data_samples(),
+            )
         self.function = with_spec(check, self.soundness)
 
     def _data_samples(self) -> tuple[ExampleInput, ...]:

@@ -65,7 +65,25 @@ class Derivation:
     rules: AnyPaths = option(
         "Python file with rules for your own operations. Repeatable.", group="Model", metavar="FILE.py", default=()
     )
-    strict: bool = option("Refuse a model with an operation that has no rule.", group="Model", default=False)
+    trace_calls: AnyTexts = option(
+        "Trace another method of the model too, called with the example input, such as encode. Repeatable.",
+        group="Model",
+        flag="--trace-call",
+        metavar="METHOD",
+        default=(),
+    )
+    also_inputs: AnyTexts = option(
+        "Trace the model on this input too: arguments separated by ';', such as 'ids=1,16:int64; task=b'. Repeatable.",
+        group="Model",
+        flag="--also-input",
+        metavar="ARGUMENTS",
+        default=(),
+    )
+    strict: bool = option(
+        "Refuse an operation that has no rule, and tensors that no pass reaches and that could read permuted units.",
+        group="Model",
+        default=False,
+    )
     cache: bool = option(
         "Neither read nor write verified specs in the user's cache directory.", group="Model", default=True
     )

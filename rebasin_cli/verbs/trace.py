@@ -139,7 +139,13 @@ def run_trace(options: TraceOptions) -> TraceResult:
         )
     check_outputs(wanted, [], force=options.force, mkdir=options.mkdir)
     choice = ModelChoice(
-        options.model, dict(options.model_args or {}), options.inputs, options.input_file, options.seed
+        options.model,
+        dict(options.model_args or {}),
+        options.inputs,
+        options.input_file,
+        options.seed,
+        options.trace_calls,
+        options.also_inputs,
     )
     listener.phase("building")
     with clock.phase("build"):
@@ -183,6 +189,7 @@ def run_trace(options: TraceOptions) -> TraceResult:
         warnings=(
             *(f"no rule for {op}: the axes it touches are not permuted" for op in understood.unknown_ops),
             *understood.unused_rules,
+            *_unreached(understood, subject.shapes, options.model),
             *notes,
         ),
     )
@@ -199,6 +206,13 @@ def run_trace(options: TraceOptions) -> TraceResult:
         )
         write_text_atomically(outputs["output"], text, options.force)
     return result
+
+
+def _unreached(understood: Understanding, shapes: Mapping[str, tuple[int, ...]], model: str) -> tuple[str, ...]:
+    from rebasin_cli.verbs.leftovers import find_leftovers
+
+    left = find_leftovers({}, {key: shapes[key] for key in understood.unreached}, understood.spec, shapes)
+    return left.warnings(model, ignore_extra=False)
 
 
 def _unknown(understood: Understanding) -> tuple[UnknownOperation, ...]:

@@ -139,15 +139,16 @@ def verify_spec(
     if kept is not None:
         return kept
     try:
-        check = verify_by_execution(
-            subject.weightless,
-            understood.example,
-            understood.spec,
-            seed,
-            own=b,
-            sizes=True,
-            power=True,
-        )
+        with understood.passes.joined(subject.module):
+            check = verify_by_execution(
+                subject.weightless,
+                understood.example,
+                understood.spec,
+                seed,
+                own=b,
+                sizes=True,
+                power=True,
+            )
     except (MemoryError, RuntimeError, ValueError, IndexError, TypeError, ArithmeticError, LookupError) as error:
         if isinstance(error, MemoryError) or "allocate memory" in str(error):
             raise ResourceError(
