@@ -124,10 +124,11 @@ _rebasin() {
                 '--amp[Run in bfloat16 where PyTorch considers it safe]' \
                 '(--out -o)--out=[Results file (JSON)]:FILE:_files' \
                 '(--out -o)-o+[Results file (JSON)]:FILE:_files' \
-                '--save-best=[Save the network with the lowest loss]:FILE:_files' \
+                '--save-best=[Save the best network of the curve after alignment, or of the only curve]:FILE:_files' \
+                '--best-by=[What the best network is best by]:value:(loss accuracy)' \
                 '--save-all=[Save all interpolated networks in this directory]:DIR:_files' \
                 '--plot=[Plot the curves: .svg, .png or .pdf]:FILE:_files' \
-                '--fail-above=[Exit with code 9 if the loss barrier is higher than this: that of the aligned pair, where there is one]:BARRIER: ' \
+                '--fail-above=[Exit with code 9 if the loss barrier, less two standard errors, is higher than this: the barrier after alignment, where there is one]:BARRIER: ' \
                 '--format=[Format of the result]:NAME:(table json csv latex md)' \
                 '--json[Short for --format json: exactly one JSON document on stdout, errors included]' \
                 '(--quiet -q)--quiet[No progress and no notes]' \
@@ -184,6 +185,9 @@ _rebasin() {
                 '--key=[Where in the file the state dict is, such as ema.model]:NAME: ' \
                 '--ema[Use the exponential moving average of the weights, where the file has one]' \
                 '--ignore-extra[Copy tensors that the model does not have unchanged, without a warning]' \
+                '(--model -m)--model=[Model, where its loader renames or rearranges what the file holds]:SPEC:_rebasin_models' \
+                '(--model -m)-m+[Model, where its loader renames or rearranges what the file holds]:SPEC:_rebasin_models' \
+                '*--model-arg=[Argument of the model, such as num_classes=10]:NAME=VALUE: ' \
                 '(--out -o)--out=[Output file]:FILE:_files' \
                 '(--out -o)-o+[Output file]:FILE:_files' \
                 '--format=[Format of the result]:NAME:(table json csv latex md)' \

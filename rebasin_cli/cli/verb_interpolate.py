@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from dataclasses import replace
 
@@ -19,9 +20,11 @@ class InterpolateCommandOptions(InterpolateOptions):
 
     plot: OptionalPath = option("Plot the curves: .svg, .png or .pdf.", group="Output", metavar="FILE", default=None)
     fail_above: float | None = option(
-        "Exit with code 9 if the loss barrier is higher than this: that of the aligned pair, where there is one.",
+        "Exit with code 9 if the loss barrier, less two standard errors, is higher than this: the barrier after "
+        "alignment, where there is one.",
         group="Interpolation",
         metavar="BARRIER",
+        at_least=0,
         default=None,
     )
 
@@ -31,6 +34,8 @@ def _run(options: InterpolateCommandOptions, output: Output) -> None:
         from rebasin_cli.report.plot import check_plot
 
         check_plot(options.plot)
+    if options.fail_above is not None and not math.isfinite(options.fail_above):
+        raise UsageError(f"--fail-above {options.fail_above}: must be a number")
     if options.fail_above is not None and options.steps < 2:
         raise UsageError("--fail-above needs --steps 2 or more: one step evaluates nothing between the checkpoints")
     plotted = {} if options.plot is None else {"plot": options.plot}
@@ -62,11 +67,19 @@ def _run(options: InterpolateCommandOptions, output: Output) -> None:
 
 
 def _exceeded(result: InterpolateResult, limit: float | None) -> GateExceeded | None:
-    barrier = result.gated_barrier
-    if limit is None or (barrier is not None and barrier <= limit):
+    """The error where the barrier is above the limit by more than two standard errors, or is unknown."""
+    if limit is None:
         return None
-    seen = "is not finite, so it" if barrier is None else f"of {barrier:.6g}"
-    error = GateExceeded(f"the loss barrier {seen} exceeds --fail-above {limit:g}", path=result.out)
+    height, deviation = result.gated_barrier.loss, result.gated_barrier.loss_standard_error
+    if height is not None and height - 2 * (deviation or 0.0) <= limit:
+        return None
+    if height is None:
+        seen = "is not finite, so it exceeds"
+    elif deviation is None:
+        seen = f"of {height:.6g} exceeds"
+    else:
+        seen = f"of {height:.6g} ± {deviation:.2g}, less two standard errors, exceeds"
+    error = GateExceeded(f"the loss barrier {seen} --fail-above {limit:g}", path=result.out)
     error.result = result  # type: ignore[attr-defined]
     return error
 

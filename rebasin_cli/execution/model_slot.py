@@ -27,6 +27,7 @@ class Network(Protocol):
         end: the number of the checkpoint that this network is, or None for an interpolated network.
         between: the numbers of the two checkpoints that it is interpolated from.
         lam: 0 at the first of the two, 1 at the second.
+        adjusted: statistics are measured for this network: an interpolated one, or a checkpoint treated like those.
     """
 
     @property
@@ -39,6 +40,8 @@ class Network(Protocol):
     def between(self) -> tuple[int, int]: ...
     @property
     def lam(self) -> float: ...
+    @property
+    def adjusted(self) -> bool: ...
     def tensor(self, key: str, device: torch.device | None = None) -> Tensor: ...
 
 
@@ -61,13 +64,17 @@ class UnitAffine:
 
 @dataclass(frozen=True, slots=True)
 class Adjustment:
-    """Changes of an interpolated network, by key: statistics that are replaced, units that are rescaled and shifted.
+    """Changes of a network, by key: statistics that are replaced, units that are rescaled and shifted.
 
     It acts on tensors by key, so the network that is evaluated and the file that is written hold the same numbers.
     """
 
     replaced: Mapping[str, Tensor] = field(default_factory=dict)
     affine: Mapping[str, UnitAffine] = field(default_factory=dict)
+
+    def changes(self, key: str) -> bool:
+        """Whether a tensor of this key is not what it was."""
+        return key in self.replaced or key in self.affine
 
     def apply(self, key: str, tensor: Tensor) -> Tensor:
         """The adjusted tensor; the same object where nothing is changed."""

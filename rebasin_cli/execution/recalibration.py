@@ -2,7 +2,9 @@
 
 The statistics of an interpolated network are not the interpolation of the checkpoints' (Jordan et al. 2023, "variance
 collapse"). BatchNorm layers get the cumulative average of their batches' statistics; with `repair`, every other unit
-gets moments between those of the two checkpoints (see `repair`). The checkpoints themselves are not changed.
+gets moments between those of the two checkpoints (see `repair`). A sweep holds each checkpoint twice, as it was loaded
+and treated like the networks between: a difference between those and the checkpoints must not be that of two
+treatments.
 """
 
 from __future__ import annotations
@@ -71,7 +73,7 @@ class Recalibration:
     Args:
         slot: where networks are loaded.
         source: shuffled batches; statistics of batches that hold one class only would be wrong.
-        networks: all networks of the sweep, checkpoints included.
+        networks: all networks of the sweep, checkpoints included; those that are `adjusted` are measured.
         repair: also give every unit that is not a BatchNorm's input the moments between the checkpoints'.
 
     Raises:
@@ -82,8 +84,8 @@ class Recalibration:
         self, slot: ModelSlot, source: BatchSource, networks: Sequence[Network], *, repair: bool, ranks: Ranks = ALONE
     ) -> None:
         self._slot, self._source, self._ranks = slot, source, ranks
-        self._ends = {network.end: network for network in networks if network.end is not None}
-        self._inner = {network.name: network for network in networks if network.end is None}
+        self._ends = {one.end: one for one in networks if one.end is not None and not one.adjusted}
+        self._inner = {one.name: one for one in networks if one.adjusted}
         self._norms = batch_norms(slot.module)
         self.sites: tuple[RepairSite, ...] = self._find_sites() if repair else ()
         layout = {f"norm {name}": (2, _units(layer.running_mean)) for name, layer in self._norms.items()}
@@ -92,7 +94,7 @@ class Recalibration:
         self._end_moments: dict[int, list[SiteMoments]] = {}
 
     def run(self, running: RunningSums, progress: Callable[[int, str], None] | None = None) -> dict[str, Adjustment]:
-        """Extend the running sums to the end of the data; return the adjustments of interpolated networks by name."""
+        """Extend the running sums to the end of the data; return the adjustments of the adjusted networks by name."""
         if not self._averages.length:
             return {}
         with disable_mha_fastpath():

@@ -117,7 +117,8 @@ class NetworkOnLine:
     """One network of a sweep; a `Network` for whatever runs it.
 
     `end` is the number of a checkpoint among all checkpoints of the sweep, or None for an interpolated network, and
-    `between` holds the numbers of the checkpoints at the ends of its segment.
+    `between` holds the numbers of the checkpoints at the ends of its segment. `treated` is a checkpoint with statistics
+    measured like those of the interpolated networks.
     """
 
     name: str
@@ -125,6 +126,12 @@ class NetworkOnLine:
     point: Point
     end: int | None
     between: tuple[int, int]
+    treated: bool = False
+
+    @property
+    def adjusted(self) -> bool:
+        """Whether its statistics are measured, where any are."""
+        return self.end is None or self.treated
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -140,10 +147,15 @@ class NetworkOnLine:
 
 @dataclass(frozen=True)
 class SweepNetworks:
-    """All networks of a sweep, each once, and for each curve its points with the name of the network there."""
+    """All networks of a sweep, each once, and for each curve its points with the name of the network there.
+
+    Attributes:
+        loaded: for each curve its checkpoints as they were loaded, in order, by name.
+    """
 
     all: tuple[NetworkOnLine, ...]
     curves: Mapping[str, tuple[tuple[Point, str], ...]]
+    loaded: Mapping[str, tuple[str, ...]]
 
     @cached_property
     def by_name(self) -> dict[str, NetworkOnLine]:
@@ -159,12 +171,21 @@ class SweepNetworks:
         """The interpolated networks."""
         return tuple(network for network in self.all if network.end is None)
 
+    @property
+    def adjusted(self) -> tuple[NetworkOnLine, ...]:
+        """The networks whose statistics are measured, where any are."""
+        return tuple(network for network in self.all if network.adjusted)
 
-def sweep_networks(lines: Mapping[str, Line], points: Sequence[Point]) -> SweepNetworks:
+
+def sweep_networks(lines: Mapping[str, Line], points: Sequence[Point], *, treated: bool = False) -> SweepNetworks:
     """The networks at `points` on each of the lines, by curve name; the checkpoints come first.
 
     Two curves that share a checkpoint (the same mapping object) share its evaluation, and so do two segments that meet
     in a checkpoint of a longer line.
+
+    Args:
+        treated: statistics are measured for the networks of this sweep, so the curves have the checkpoints treated
+            likewise at their ends, and those as loaded are networks besides.
     """
     numbers: dict[int, int] = {}
     for line in lines.values():
@@ -172,15 +193,21 @@ def sweep_networks(lines: Mapping[str, Line], points: Sequence[Point]) -> SweepN
             numbers.setdefault(id(checkpoint), len(numbers))
     found: dict[str, NetworkOnLine] = {}
     curves: dict[str, tuple[tuple[Point, str], ...]] = {}
+    loaded: dict[str, tuple[str, ...]] = {}
     for curve, line in lines.items():
         row = []
         for point in points:
             number = point.end
             end = None if number is None else numbers[id(line.checkpoints[number])]
+            left, right = line.checkpoints[point.segment], line.checkpoints[point.segment + 1]
+            between = (numbers[id(left)], numbers[id(right)])
             segment = f", segment {point.segment + 1}" if len(line.checkpoints) > 2 else ""
             name = f"checkpoint {end}" if end is not None else f"{curve}{segment}, lam {point.lam!r}"
-            left, right = line.checkpoints[point.segment], line.checkpoints[point.segment + 1]
-            found.setdefault(name, NetworkOnLine(name, line, point, end, (numbers[id(left)], numbers[id(right)])))
+            found.setdefault(name, NetworkOnLine(name, line, point, end, between))
+            if end is not None and treated:
+                name = f"{name}, treated"
+                found.setdefault(name, NetworkOnLine(name, line, point, end, between, treated=True))
             row.append((point, name))
         curves[curve] = tuple(row)
-    return SweepNetworks(tuple(sorted(found.values(), key=lambda network: network.end is None)), curves)
+        loaded[curve] = tuple(f"checkpoint {numbers[id(one)]}" for one in line.checkpoints)
+    return SweepNetworks(tuple(sorted(found.values(), key=lambda network: network.end is None)), curves, loaded)

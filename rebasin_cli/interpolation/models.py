@@ -15,7 +15,7 @@ from rebasin_cli.execution.model_slot import ModelSlot
 from rebasin_cli.execution.pair import Source, check_ties, file_shapes
 from rebasin_cli.execution.subject import ModelChoice, Subject, open_subject
 from rebasin_cli.execution.weights import Weights
-from rebasin_cli.interpolation.line import Line, Mode, SweepNetworks, grid, sweep_networks
+from rebasin_cli.interpolation.line import Line, Mode, Point, SweepNetworks, grid, sweep_networks
 from rebasin_cli.progress import Progress
 
 Curves = Mapping[str, Sequence[Path]]
@@ -30,7 +30,13 @@ class SweepModels:
     weights: Mapping[Path, Weights]
     subject: Subject
     slot: ModelSlot
+    lines: Mapping[str, Line]
+    points: tuple[Point, ...]
     networks: SweepNetworks
+
+    def treat_ends(self) -> None:
+        """From now on the curves end in the checkpoints with measured statistics; see `sweep_networks`."""
+        self.networks = sweep_networks(self.lines, self.points, treated=True)
 
     @staticmethod
     def open(
@@ -70,7 +76,8 @@ class SweepModels:
             curve: Line([weights[path] for path in row], mode=mode, parameters=subject.parameters)
             for curve, row in curves.items()
         }
-        return SweepModels(curves, weights, subject, slot, sweep_networks(lines, grid(steps, len(first_curve))))
+        points = grid(steps, len(first_curve))
+        return SweepModels(curves, weights, subject, slot, lines, points, sweep_networks(lines, points))
 
     @cached_property
     def sha256(self) -> dict[str, str]:

@@ -53,7 +53,7 @@ def save_networks(
     """Write each network to its file; returns the files.
 
     Args:
-        adjustments: changes of interpolated networks, by name.
+        adjustments: changes of networks, by name.
         seed: recorded in the files.
 
     Raises:
@@ -72,14 +72,14 @@ def save_networks(
 def _save(
     file: NetworkFile, models: SweepModels, name: str, adjustment: Adjustment, *, seed: int, force: bool, mkdir: bool
 ) -> None:
-    """A checkpoint is copied from its own file; an interpolated network has the layout of its segment's last file."""
+    """A checkpoint has the layout of its own file; an interpolated network that of its segment's last file."""
     network = models.networks.by_name[name]
     point, line = network.point, network.line
     source = line.checkpoints[point.segment + 1 if point.end is None else point.end]
     assert isinstance(source, Weights)
 
     def transform(key: str, tensor: Tensor) -> Tensor:
-        if key not in line.keys or point.end is not None:
+        if key not in line.keys or (point.end is not None and not adjustment.changes(key)):
             return tensor
         return _cast(adjustment.apply(key, network.tensor(key)), tensor.dtype, f"{file.path}: {source.file_name(key)}")
 

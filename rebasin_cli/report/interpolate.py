@@ -8,13 +8,13 @@ from collections.abc import Mapping, Sequence
 from rebasin_cli.interpolation.sweep import Barrier, Best, SweepPoint
 from rebasin_cli.report.layout import Document, Facts, Part, Rows, document, facts, rows, text
 from rebasin_cli.report.sparkline import sparkline
-from rebasin_cli.report.text import counted, number, printable, share
+from rebasin_cli.report.text import number, printable, share, with_error
+from rebasin_cli.report.verdict import shown, verdict
 from rebasin_cli.verbs.interpolate import InterpolateResult
 
-NO_BARRIER = 0.01
-"""A rise of the loss below this share of the ends' mean loss is reported as no barrier."""
 CURVES = {"naive": "before alignment", "matched": "after alignment"}
 SHORT = {"naive": "before", "matched": "after"}
+ERRORS = {"loss": "loss_standard_error", "accuracy": "accuracy_standard_error"}
 
 
 def interpolate_table(result: InterpolateResult, *, verbose: bool = False, plain: bool = False) -> Document:
@@ -22,11 +22,15 @@ def interpolate_table(result: InterpolateResult, *, verbose: bool = False, plain
     entries: list[tuple[str, object]] = [("checkpoints", _line(result))]
     if result.aligned is not None:
         entries.append(("aligned", result.aligned))
-    entries += [("steps", f"{result.steps}, {result.mode}"), ("data", result.data), ("statistics", _treatment(result))]
+    entries += [("steps", f"{result.steps}, {result.mode}"), ("data", result.data)]
+    entries += _treatment(result)
     entries += [(_named("barrier", curve, result), _barrier(barrier)) for curve, barrier in result.barrier.items()]
+    if any(point.batch_means for points in result.curves.values() for point in points):
+        entries.append(("standard errors", "over batches: the loss gives no values of single samples"))
     best = result.best
     if best is not None:
-        entries.append(("best", f"{_place(result, best)}: loss {number(best.loss)}{_accuracy_word(best.accuracy)}"))
+        values = f"loss {number(best.loss)}{_accuracy_word(best.accuracy)}"
+        entries.append((f"best by {result.best_by}", f"{_place(result, best)}: {values}"))
     parts: list[Part | None] = [
         facts(entries),
         _curves(result, verbose),
@@ -35,41 +39,6 @@ def interpolate_table(result: InterpolateResult, *, verbose: bool = False, plain
         facts([("written", path) for path in (result.out, *result.saved)]),
     ]
     return document(*parts)
-
-
-def verdict(result: InterpolateResult) -> str:
-    """What the numbers mean, in one sentence; it goes no further than they do."""
-    naive, matched = result.barrier["naive"].loss, result.barrier.get("matched", Barrier(None, None)).loss
-    if naive is None and matched is None:
-        if result.steps < 2:
-            return "The barrier is unknown: with one step, no network between the checkpoints is evaluated."
-        return "The barrier is unknown: values on the line are missing or not finite."
-    if matched is None:
-        return (
-            f"No loss barrier: on {_samples(result)}, the loss between the checkpoints does not rise above the line "
-            f"between their losses by more than {NO_BARRIER:.0%}."
-            if _flat(result, "naive")
-            else f"Barrier: the loss rises by {number(naive)} above the line between the checkpoints' losses."
-        )
-    if _flat(result, "matched"):
-        if naive is not None and _flat(result, "naive"):
-            return f"No loss barrier on {_samples(result)}, before or after alignment."
-        return f"After alignment there is no loss barrier on {_samples(result)}."
-    if naive is None:
-        return f"After alignment the barrier is {number(matched)}."
-    if matched < naive:
-        return f"The alignment lowers the barrier from {number(naive)} to {number(matched)}."
-    return f"The alignment does not lower the barrier: it was {number(naive)} and is {number(matched)}."
-
-
-def _flat(result: InterpolateResult, curve: str) -> bool:
-    height = result.barrier[curve].loss
-    ends = [point.loss for point in result.curves[curve] if point.lam in (0.0, 1.0) and point.loss is not None]
-    return height is not None and bool(ends) and height <= NO_BARRIER * max(sum(ends) / len(ends), 1e-6)
-
-
-def _samples(result: InterpolateResult) -> str:
-    return counted(result.n, "sample")
 
 
 def _named(what: str, curve: str, result: InterpolateResult, names: Mapping[str, str] = CURVES) -> str:
@@ -92,15 +61,35 @@ def _place(result: InterpolateResult, best: Best) -> str:
     return where if len(result.curves) == 1 else f"{where} {CURVES.get(best.curve, best.curve)}"
 
 
-def _treatment(result: InterpolateResult) -> str:
+def _treatment(result: InterpolateResult) -> list[tuple[str, object]]:
+    """What was done about the networks' statistics, and the checkpoints as loaded and as treated."""
     if result.recalibration is None:
-        return "interpolated like the weights"
-    return f"{result.recalibration['method']}, estimated on {result.recalibration['data']}"
+        return [("statistics", "interpolated like the weights")] if result.running_statistics else []
+    entries: list[tuple[str, object]] = [
+        ("statistics", f"{result.recalibration['method']}, estimated on {result.recalibration['data']}")
+    ]
+    ends = result.ends
+    for name, curves in () if ends is None else (("as loaded", ends.as_loaded), ("as treated", ends.as_treated)):
+        entries += [
+            (_named(f"ends {name}", curve, result), "; ".join(map(_end, points)))
+            for curve, points in (curves or {}).items()
+        ]
+    return entries
+
+
+def _end(point: SweepPoint) -> str:
+    return f"loss {number(point.loss)}{_accuracy_word(point.accuracy)}"
 
 
 def _barrier(barrier: Barrier) -> str:
-    accuracy = "" if barrier.accuracy is None else f", accuracy {100 * barrier.accuracy:.1f} points"
-    return f"loss {number(barrier.loss)}{accuracy}"
+    if barrier.accuracy is None:
+        return f"loss {shown(barrier)}"
+    drop = (
+        f"{100 * barrier.accuracy:.1f}"
+        if barrier.accuracy_standard_error is None
+        else with_error(barrier.accuracy, barrier.accuracy_standard_error, scale=100)
+    )
+    return f"loss {shown(barrier)}, accuracy {drop} points"
 
 
 def _accuracy_word(accuracy: float | None) -> str:
@@ -133,14 +122,32 @@ def _curves(result: InterpolateResult, verbose: bool) -> Rows:
     headings += [_named(_heading(field), name, result, SHORT) for field in measured for name in names]
     places = {field: _decimals([getattr(point, field) for row in points for point in row]) for field in measured}
     fine = max(len(f"{point.lam:.3g}".partition(".")[2]) for point in points[0])
-    lines, exact = [], []
+    errors = [field for field in measured if field in ERRORS and _has_errors(points, field)]
+    lines, exact, printed = [], [], []
     for across in zip(*points, strict=True):
         lead = [_segment(result, across[0].segment)] if _many(result) else []
         cells = [_value(point, field, places[field]) for field in measured for point in across]
         lines.append([*lead, f"{across[0].lam:.{fine}f}", *cells])
         full = [getattr(point, field) for field in measured for point in across]
+        full += [getattr(point, ERRORS[field]) for field in errors for point in across]
         exact.append([*lead, across[0].lam, *("" if value is None else value for value in full)])
-    return rows(headings, lines, numbers=range(int(_many(result)), len(headings)), exact=exact)
+        cells = [_with_error(point, field, places[field]) for field in measured for point in across]
+        printed.append([*lead, f"{across[0].lam:.{fine}f}", *cells])
+    more = [_named(f"{field} standard error", name, result, SHORT) for field in errors for name in names]
+    numbers = range(int(_many(result)), len(headings))
+    return rows(headings, lines, numbers=numbers, exact=exact, exact_headings=[*headings, *more], printed=printed)
+
+
+def _has_errors(points: Sequence[Sequence[SweepPoint]], field: str) -> bool:
+    return any(getattr(point, ERRORS[field]) is not None for row in points for point in row)
+
+
+def _with_error(point: SweepPoint, field: str, decimals: int | None) -> str:
+    """The value with its standard error, for a page or a paper."""
+    value, error = getattr(point, field), getattr(point, ERRORS[field]) if field in ERRORS else None
+    if value is None or error is None:
+        return _value(point, field, decimals)
+    return f"({with_error(value, error, scale=100)}) %" if field == "accuracy" else with_error(value, error)
 
 
 def _heading(field: str) -> str:

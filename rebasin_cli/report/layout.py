@@ -26,12 +26,16 @@ class Rows:
 
     Attributes:
         exact: the lines for programs: numbers that are not rounded and have no unit.
+        exact_headings: those of the exact lines; empty where they are the same.
+        printed: the lines for pages and papers, with errors; empty where they are the same.
     """
 
     headings: tuple[str, ...]
     lines: tuple[tuple[str, ...], ...]
     numbers: frozenset[int]
     exact: tuple[tuple[str, ...], ...] = ()
+    exact_headings: tuple[str, ...] = ()
+    printed: tuple[tuple[str, ...], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,10 +66,15 @@ def rows(
     *,
     numbers: Sequence[int] = (),
     exact: Iterable[Sequence[object]] = (),
+    exact_headings: Sequence[str] = (),
+    printed: Iterable[Sequence[object]] = (),
 ) -> Rows:
     """Lines under headings; the columns whose indices are in `numbers` are aligned to the right."""
-    cells, full = (tuple(tuple(printable(value) for value in line) for line in found) for found in (lines, exact))
-    return Rows(tuple(map(printable, headings)), cells, frozenset(numbers), full)
+    cells, full, paper = (
+        tuple(tuple(printable(value) for value in line) for line in found) for found in (lines, exact, printed)
+    )
+    names, full_names = (tuple(map(printable, found)) for found in (headings, exact_headings))
+    return Rows(names, cells, frozenset(numbers), full, full_names, paper)
 
 
 def text(*lines: object) -> Lines:

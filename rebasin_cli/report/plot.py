@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from rebasin_cli.errors import OutputError, ResourceError, UsageError
 from rebasin_cli.report.interpolate import CURVES
-from rebasin_cli.report.text import number
+from rebasin_cli.report.verdict import shown
 
 if TYPE_CHECKING:
     from rebasin_cli.verbs.interpolate import InterpolateResult
@@ -151,9 +151,9 @@ def _name_places(axes: Any, checkpoints: int) -> None:
 
 
 def _label(result: InterpolateResult, curve: str) -> str:
-    height = result.barrier[curve].loss
+    height = result.barrier[curve]
     name = "" if len(result.curves) == 1 else CURVES.get(curve, curve)
-    words = [name] if height is None else [name, f"barrier {number(height)}"]
+    words = [name] if height.loss is None else [name, f"barrier {shown(height)}"]
     return ": ".join(word for word in words if word)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 
@@ -42,6 +43,20 @@ def share(fraction: float | None) -> str:
 def number(value: float | None) -> str:
     """Four significant figures."""
     return "-" if value is None else f"{value:.4g}"
+
+
+def with_error(value: float | None, error: float | None, scale: float = 1.0) -> str:
+    """A number with its standard error, both to the first figure of the error, or to two where that is a 1."""
+    if value is None or error is None or not error:
+        return number(None if value is None else scale * value) + ("" if error is None or value is None else " ± 0")
+    deviation = scale * error
+    places = -math.floor(math.log10(deviation))
+    if f"{deviation:.1e}".startswith("1"):
+        places += 1
+    if places > 8:
+        return f"{number(scale * value)} ± {deviation:.1g}"
+    places = max(0, places)
+    return f"{scale * value:.{places}f} ± {deviation:.{places}f}"
 
 
 def counted(count: int, singular: str, plural: str | None = None) -> str:

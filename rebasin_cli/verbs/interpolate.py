@@ -27,13 +27,17 @@ if TYPE_CHECKING:
     from rebasin_cli.execution.model_slot import Adjustment
     from rebasin_cli.interpolation.result_file import ResultFile
     from rebasin_cli.interpolation.saving import NetworkFile
-    from rebasin_cli.interpolation.sweep import Barrier, Best, Sweep, SweepPoint
+    from rebasin_cli.interpolation.sweep import Barrier, Best, Ends, Sweep, SweepPoint
 
 IDENTITY_OPTIONS = (
     *("data", "steps", "mode", "loss", "metric", "recalibrate", "recalibrate_limit", "repair", "transform"),
     *("limit", "batch_size", "skip_corrupt", "amp", "seed"),
 )
 """Options that decide the numbers of a sweep, besides the checkpoints and the model."""
+
+
+FORM_OF_SUMS = 2
+"""Changes when the sums that a result file keeps are other ones, so that those of another version are not continued."""
 
 
 @options_class
@@ -123,7 +127,13 @@ class InterpolateOptions(ModelInput, StateInFile, Writing, Seed):
         shown_default="<report's stem>-interpolation.json",
     )
     save_best: OptionalPath = option(
-        "Save the network with the lowest loss.", group="Output", metavar="FILE", default=None
+        "Save the best network of the curve after alignment, or of the only curve.",
+        group="Output",
+        metavar="FILE",
+        default=None,
+    )
+    best_by: str = option(
+        "What the best network is best by.", group="Output", choices=("loss", "accuracy"), default="loss"
     )
     save_all: OptionalPath = option(
         "Save all interpolated networks in this directory.", group="Output", metavar="DIR", default=None
@@ -137,7 +147,9 @@ class InterpolateResult(Result):
     """The outcome of one sweep, field for field the `data` of its JSON.
 
     `checkpoints` are the files along the naive curve; `a` is the first and `b` the last of them. `aligned` is B
-    aligned, at the end of the matched curve, or None. `recalibration` is None, or `{"method", "data"}`. `n` counts the
+    aligned, at the end of the matched curve, or None. `recalibration` is None, or `{"method", "data"}`, and
+    `running_statistics` counts the layers that have any. The ends of curves are treated like the networks between, and
+    `ends` has the checkpoints both ways. `n` counts the
     samples that every network was run on, `skipped` those that could not be read. `resumed` says that sums of an
     earlier run were used. It is not part of the JSON, so that an interrupted run ends with the same file as any other.
     """
@@ -169,15 +181,18 @@ class InterpolateResult(Result):
     out: Path
     warnings: tuple[str, ...]
     resumed: bool
+    running_statistics: int = 0
+    ends: Ends | None = None
+    best_by: str = "loss"
 
     def to_json(self) -> dict[str, Any]:
         left_out = ("warnings", "resumed")
         return {entry.name: getattr(self, entry.name) for entry in fields(self) if entry.name not in left_out}
 
     @property
-    def gated_barrier(self) -> float | None:
-        """The loss barrier that `--fail-above` applies to: that of the matched curve, or else of the naive one."""
-        return self.barrier["matched" if "matched" in self.barrier else "naive"].loss
+    def gated_barrier(self) -> Barrier:
+        """The barrier that `--fail-above` applies to: that of the matched curve, or else of the naive one."""
+        return self.barrier["matched" if "matched" in self.barrier else "naive"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -296,7 +311,7 @@ class _Run:
             for point in points:
                 if point.lam in (0.0, 1.0) and not point.finite:
                     self.file.withdraw()
-                    path = self.subjects.curves[name][point.segment + int(point.lam)]
+                    path = self.subjects.curves[name][point.segment + int(point.lam)]  # as loaded, or as treated
                     raise NumericalError(
                         f"{path}: the loss is not finite on {self.options.data}",
                         path=path,
@@ -405,13 +420,15 @@ class _Run:
             shuffled = replace(reading, limit=options.recalibrate_limit, shuffle=True)
             statistics = open_data(options.recalibrate, shuffled, view)
         self.data = SweepData(evaluation, statistics)
+        if statistics is not None:
+            self.models.treat_ends()
         if self.models.subject.note:
             self.warnings.append(self.models.subject.note)
         self.progress.note(f"data: {evaluation.description}")
-        norms = batch_norms(self.models.slot.module)
-        if norms and options.recalibrate is None:
+        self.norms = batch_norms(self.models.slot.module)
+        if self.norms and options.recalibrate is None:
             self.warnings.append(
-                f"BatchNorm statistics ({len(norms)} layers) are invalid for interpolated weights: "
+                f"BatchNorm statistics ({len(self.norms)} layers) are invalid for interpolated weights: "
                 "re-estimate them with --recalibrate TRAINING_DATA"
             )
 
@@ -423,6 +440,7 @@ class _Run:
             **self.models.identity(),
             **self.data.identity(),
             "files": self._python_files(),
+            "sums": FORM_OF_SUMS,
         }
         file = ResultFile(
             self.out,
@@ -465,7 +483,7 @@ class _Run:
         saves = self.options.save_best is not None or self.options.save_all is not None
         if data.statistics is not None and (saves or not file.evaluation.finished):
             self.progress.phase("measuring statistics")
-            counter = self._counter(file.statistics, len(networks.inner), data.statistics)
+            counter = self._counter(file.statistics, len(networks.adjusted), data.statistics)
             recalibration = Recalibration(
                 slot, data.statistics, networks.all, repair=self.options.repair, ranks=self.ranks
             )
@@ -481,7 +499,7 @@ class _Run:
             ranks=self.ranks,
             progress=self._counter(file.evaluation, len(networks.all), data.evaluation),
         )
-        return summarize(networks, sums)
+        return summarize(networks, sums, best_by="accuracy" if self.options.best_by == "accuracy" else "loss")
 
     def _counter(self, running: RunningSums, networks: int, source: BatchSource) -> Callable[[int, str], None]:
         """Reports how many (network, batch) pairs are done."""
@@ -507,10 +525,21 @@ class _Run:
         return result
 
     def _save(self, sweep: Sweep) -> tuple[Path, ...]:
+        """Write the best network and all networks.
+
+        Raises:
+            DataError: there is no best network by the measure that was asked for.
+        """
         from rebasin_cli.interpolation.line import Point
         from rebasin_cli.interpolation.saving import NetworkFile, save_networks
 
         options, best, files = self.options, sweep.best, self.all_networks
+        if options.save_best is not None and best is None:
+            raise DataError(
+                f"--save-best: no network on the line has a finite loss{_and_accuracy(options.best_by)}",
+                hint="--best-by accuracy needs class numbers as targets" if options.best_by == "accuracy" else None,
+                slug="loss",
+            )
         if options.save_best is not None and best is not None:
             files = [NetworkFile(best.curve, Point(best.segment, best.lam), options.save_best), *files]
         return save_networks(
@@ -540,13 +569,16 @@ class _Run:
             loss=options.loss or "cross-entropy",
             metric=options.metric or "accuracy",
             recalibration=recalibration,
+            running_statistics=len(self.norms),
             seed=options.seed,
             amp=options.amp,
             n=sweep.n,
             skipped=sweep.skipped,
             curves=sweep.curves,
             barrier=sweep.barrier,
+            ends=sweep.ends,
             best=sweep.best,
+            best_by=options.best_by,
             saved=saved,
             sha256=self.models.sha256,
             run=self.identity,
@@ -555,6 +587,10 @@ class _Run:
             warnings=tuple(self.warnings),
             resumed=self.file.resumed,
         )
+
+
+def _and_accuracy(best_by: str) -> str:
+    return " and an accuracy" if best_by == "accuracy" else ""
 
 
 interpolate = verb(InterpolateOptions, run_interpolate)

@@ -74,7 +74,9 @@ def test_one_step_evaluates_nothing_between(bench: Bench) -> None:
     found = bench.run(*words, "--fail-above", "0.1")
     assert (found.code, "--steps 2" in found.err) == (2, True)
     found = bench.run(*words, "--json")
-    assert json.loads(found.out)["data"]["barrier"]["naive"] == {"loss": None, "accuracy": None}
+    assert json.loads(found.out)["data"]["barrier"]["naive"] == dict.fromkeys(
+        ("loss", "accuracy", "loss_standard_error", "accuracy_standard_error")
+    )
 
 
 def test_data_with_nan_are_an_error(bench: Bench) -> None:
@@ -91,9 +93,11 @@ def test_a_table_for_a_program_is_not_rounded_and_one_for_a_paper_has_no_drawing
     words = ("interpolate", *PAIR, "--data", "test.npz", "--steps", "2", "-o", "r.json")
     table = bench.run(*words, "--format", "csv").out.splitlines()
     points = json.loads((bench.path / "r.json").read_text())["data"]["curves"]["naive"]
-    assert table[0] == "lam,loss,accuracy"
-    assert [float(cell) for cell in table[2].split(",")] == [0.5, points[1]["loss"], points[1]["accuracy"]]
+    assert table[0] == "lam,loss,accuracy,loss standard error,accuracy standard error"
+    exact = [points[1][name] for name in ("loss", "accuracy", "loss_standard_error", "accuracy_standard_error")]
+    assert [float(cell) for cell in table[2].split(",")] == [0.5, *exact]
     latex = bench.run(*words, "--format", "latex").out
     assert latex.count(r"\begin{tabular}") == 1
     assert "▁" not in latex
     assert "% barrier: loss" in latex
+    assert latex.count(r"$\pm$") == 6

@@ -30,7 +30,10 @@ def test_two_processes_give_the_numbers_of_one(bench: Bench) -> None:
     shared = bench.process(*words, "-o", "two.json", launcher=TORCHRUN)
     assert shared.code == 0, shared.err
     assert shared.out.count("\nbarrier ") == 1
-    one, two = (data_of(bench.path / name)["curves"]["naive"] for name in ("one.json", "two.json"))
+    one, two = (data_of(bench.path / name) for name in ("one.json", "two.json"))
+    assert two["barrier"]["naive"] == pytest.approx(one["barrier"]["naive"], rel=1e-6)
+    assert one["barrier"]["naive"]["loss_standard_error"] > 0
+    one, two = one["curves"]["naive"], two["curves"]["naive"]
     for a, b in zip(one, two, strict=True):
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-6)
         assert (a["accuracy"], a["n"]) == (b["accuracy"], b["n"])

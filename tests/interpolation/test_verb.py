@@ -105,17 +105,25 @@ def test_the_best_network_is_what_was_measured(bench: Bench) -> None:
     words = (*NORM, "--steps", "4", "--recalibrate", "train.npz", "--repair")
     assert bench.run(*words, "--save-best", "best.safetensors", "--save-all", "all", "--mkdir").code == 0
     data = data_of(bench.path / "norm-b-interpolation.json")
-    best = load_file(bench.path / "best.safetensors")
-    end = load_file(bench.path / f"norm-{'a' if data['best']['lam'] == 0.0 else 'b'}.safetensors")
-    if data["best"]["lam"] in (0.0, 1.0):
-        assert all(torch.equal(best[key], end[key]) for key in end)
     assert len(list((bench.path / "all").iterdir())) == 3
-    middle = "all/naive-0.5000.safetensors"
-    again = bench.run("interpolate", middle, middle, *NORM[3:], "--steps", "1", "-o", "again.json")
-    assert again.code == 0, again.err
-    evaluated = data_of(bench.path / "again.json")["curves"]["naive"][0]
-    assert evaluated["loss"] == pytest.approx(data["curves"]["naive"][2]["loss"], rel=1e-5)
-    assert evaluated["accuracy"] == data["curves"]["naive"][2]["accuracy"]
+    for file, measured in (("all/naive-0.5000", data["curves"]["naive"][2]), ("best", data["best"])):
+        saved = f"{file}.safetensors"
+        again = bench.run("interpolate", saved, saved, *NORM[3:], "--steps", "1", "-o", "again.json", "-f")
+        assert again.code == 0, again.err
+        evaluated = data_of(bench.path / "again.json")["curves"]["naive"][0]
+        assert evaluated["loss"] == pytest.approx(measured["loss"], rel=1e-5)
+        assert evaluated["accuracy"] == measured["accuracy"]
+
+
+def test_a_checkpoint_that_is_the_best_network_is_saved_as_it_is(bench: Bench) -> None:
+    assert bench.run(*PLAIN, "--steps", "2", "--save-best", "best.safetensors").code == 0
+    best, lam = (
+        load_file(bench.path / "best.safetensors"),
+        data_of(bench.path / "plain-b-interpolation.json")["best"]["lam"],
+    )
+    end = load_file(bench.path / f"plain-{'a' if lam == 0.0 else 'b'}.safetensors")
+    assert lam in (0.0, 1.0)
+    assert all(torch.equal(best[key], end[key]) for key in end)
 
 
 def in_process(bench: Bench, **options: Any) -> dict[str, Any]:

@@ -80,8 +80,8 @@ def test_no_number_is_cut(width: int) -> None:
 
 def test_the_verdict_says_what_the_numbers_mean() -> None:
     assert "lowers the barrier from 1.836 to 0.39" in verdict(result())
-    flat = {"naive": Barrier(1.8, 0.5), "matched": Barrier(0.001, 0.0)}
-    assert "After alignment there is no loss barrier on 100 samples." in verdict(result(barrier=flat))
+    flat = {"naive": Barrier(1.8, 0.5), "matched": Barrier(0.001, 0.0, 0.002, 0.01)}
+    assert "After alignment there is no loss barrier on 100 samples: 0.001 ± 0.002" in verdict(result(barrier=flat))
     assert "does not lower" in verdict(result(barrier={"naive": Barrier(0.3, 0.1), "matched": Barrier(0.4, 0.1)}))
     assert "unknown" in verdict(result(barrier={"naive": Barrier(None, None)}))
 

@@ -16,7 +16,7 @@ def render(document: Document) -> str:
     writer = csv.writer(buffer, lineterminator="\n")
     table = next((part for part in document.parts if isinstance(part, Rows)), None)
     if table is not None:
-        writer.writerows([table.headings, *(table.exact or table.lines)])
+        writer.writerows([table.exact_headings or table.headings, *(table.exact or table.lines)])
         return buffer.getvalue()
     writer.writerow(("name", "value"))
     for part in document.parts:

@@ -12,6 +12,7 @@ _SPECIAL = {
     "\\": r"\textbackslash{}",
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
+    "±": r"$\pm$",
     **{sign: f"\\{sign}" for sign in "&%$#_{}"},
 }
 
@@ -25,7 +26,7 @@ def render(document: Document) -> str:
 
 def _part(part: Part, *, facts_as_comments: bool) -> str:
     if isinstance(part, Rows):
-        return _tabular(part.headings, part.lines, part.numbers, len(part.headings))
+        return _tabular(part.headings, part.printed or part.lines, part.numbers, len(part.headings))
     if isinstance(part, Facts) and not facts_as_comments:
         return _tabular((), part.entries, frozenset(), 2)
     lines = (f"{name}: {value}" for name, value in part.entries) if isinstance(part, Facts) else part.lines
@@ -44,4 +45,4 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def _escaped(text: str) -> str:
-    return re.sub(r"[\\~^&%$#_{}]", lambda found: _SPECIAL[found[0]], text)
+    return re.sub(r"[\\~^&%$#_{}±]", lambda found: _SPECIAL[found[0]], text)

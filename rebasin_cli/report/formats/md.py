@@ -19,7 +19,7 @@ def _part(part: Part) -> str:
     if isinstance(part, Facts):
         return _table(("", ""), part.entries, frozenset())
     if isinstance(part, Rows):
-        return _table(part.headings, part.lines, part.numbers)
+        return _table(part.headings, part.printed or part.lines, part.numbers)
     return "\n\n".join(map(_escaped, part.lines))
 
 
