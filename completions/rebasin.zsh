@@ -76,6 +76,7 @@ _rebasin() {
                 '--interpolate=[After the alignment, evaluate the line between the two checkpoints on this data]:DATA: ' \
                 '--steps=[--steps of '\''rebasin interpolate'\'']:N: ' \
                 '--recalibrate=[--recalibrate of '\''rebasin interpolate'\'']:DATA: ' \
+                '--no-recalibrate[--no-recalibrate of '\''rebasin interpolate'\'']' \
                 '--repair[--repair of '\''rebasin interpolate'\'']' \
                 '--format=[Format of the result]:NAME:(table json csv latex md)' \
                 '--json[Short for --format json: exactly one JSON document on stdout, errors included]' \
@@ -113,6 +114,7 @@ _rebasin() {
                 '--loss=[Loss: f(output, target)]:FILE.py\:FUNCTION: ' \
                 '--metric=[Additional metric: f(output, target)]:FILE.py\:FUNCTION: ' \
                 '--recalibrate=[Training data]:DATA: ' \
+                '--no-recalibrate[Interpolate running statistics (BatchNorm) like weights, instead of re-estimating them]' \
                 '--recalibrate-limit=[Number of training samples for --recalibrate]:N: ' \
                 '--repair[REPAIR: restore the activation statistics of every unit, on the data of --recalibrate]' \
                 '--transform=[Image transform: resize=256,crop=224,mean=a/b/c,std=a/b/c, the name of a preset, or file.py:function]:TEXT: ' \

@@ -24,6 +24,7 @@ from rebasin_cli.execution.dataset_pass import RunningSums
 from rebasin_cli.execution.evaluation import Measure, evaluate
 from rebasin_cli.execution.model_slot import NO_ADJUSTMENT, Adjustment, ModelSlot
 from rebasin_cli.execution.recalibration import Recalibration
+from rebasin_cli.execution.spectral_norm import spectral_sites
 from rebasin_cli.interpolation.line import MODES, Line, Mode, Point, SweepNetworks, grid, sweep_networks
 from rebasin_cli.interpolation.sweep import SweepPoint, summarize
 from rebasin_cli.matching.methods import weight
@@ -57,7 +58,7 @@ class LineOfModels:
             if odd:
                 raise ModelError(f"model {number} and model 0 differ in the tensor {min(odd)!r}")
         parameters = [name for name, _ in models[0].named_parameters(remove_duplicate=False)]
-        line = Line(states, mode=chosen, parameters=parameters)
+        line = Line(states, mode=chosen, parameters=parameters, spectral=spectral_sites(models[0]))
         self.networks: SweepNetworks = sweep_networks({"line": line}, points)
         self.adjustments: dict[str, Adjustment] = {}
 

@@ -30,6 +30,9 @@ class AlignCommandOptions(AlignOptions):
     recalibrate: str | None = option(
         "--recalibrate of 'rebasin interpolate'.", group="Interpolation", metavar="DATA", default=None
     )
+    recalibration: bool = option(
+        "--no-recalibrate of 'rebasin interpolate'.", group="Interpolation", flag="--no-recalibrate", default=True
+    )
     repair: bool = option("--repair of 'rebasin interpolate'.", group="Interpolation", default=False)
 
     def sweep(self) -> InterpolateOptions | None:
@@ -39,9 +42,11 @@ class AlignCommandOptions(AlignOptions):
             UsageError: the sweep is impossible after this alignment.
         """
         if self.interpolate is None:
-            if self.recalibrate is not None or self.repair or self.steps != AlignCommandOptions.steps:
+            changed = self.recalibrate is not None or not self.recalibration or self.repair
+            if changed or self.steps != AlignCommandOptions.steps:
                 raise UsageError(
-                    "--steps, --recalibrate and --repair apply to interpolated networks: give --interpolate DATA"
+                    "--steps, --recalibrate, --no-recalibrate and --repair apply to interpolated networks: "
+                    "give --interpolate DATA"
                 )
             return None
         if self.dry_run:
@@ -57,6 +62,7 @@ class AlignCommandOptions(AlignOptions):
             data=self.interpolate,
             steps=self.steps,
             recalibrate=self.recalibrate,
+            recalibration=self.recalibration,
             repair=self.repair,
             limit=self.limit,
             batch_size=self.batch_size,

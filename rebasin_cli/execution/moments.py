@@ -16,11 +16,15 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class Moments:
-    """Mean and (biased) variance of the units of one module; `count` is the number of elements per unit."""
+    """Mean and (biased) variance of the units of one module; `count` is the number of elements per unit.
+
+    `instances`: they are averages over so many instances of moments within one instance, of `count` elements each.
+    """
 
     mean: Tensor
     variance: Tensor
     count: int
+    instances: int = 0
 
     @property
     def unbiased(self) -> Tensor:
@@ -42,10 +46,26 @@ def moments(values: Tensor, axis: int) -> Moments:
     return Moments(mean.flatten(), variance, wide.numel() // max(1, wide.shape[axis]))
 
 
+def instance_moments(values: Tensor) -> Moments:
+    """What InstanceNorm tracks of an input (n, units, …): the moments within each instance, averaged over instances."""
+    wide = values if values.dtype == torch.float64 else values.float()
+    flat = wide.flatten(2) if wide.dim() > 2 else wide.unsqueeze(2)
+    mean = flat.mean(2, keepdim=True)
+    variance = (flat - mean).square_().mean(2)
+    return Moments(mean.mean((0, 2)), variance.mean(0), flat.shape[2], len(flat))
+
+
 def merged(parts: Sequence[Moments]) -> Moments:
     """The moments of a batch from those of its pieces, about their common mean."""
     if len(parts) == 1:
         return parts[0]
+    if parts[0].instances:
+        instances = sum(part.instances for part in parts)
+        means, variances = (
+            torch.stack([part.instances / instances * getattr(part, name) for part in parts]).sum(0)
+            for name in ("mean", "variance")
+        )
+        return Moments(means, variances, parts[0].count, instances)
     count = sum(part.count for part in parts)
     shares = [part.count / count for part in parts]
     mean = torch.stack([share * part.mean for share, part in zip(shares, parts, strict=True)]).sum(0)

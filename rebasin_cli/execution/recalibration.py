@@ -20,7 +20,7 @@ from rebasin_cli.data.ranks import ALONE, Ranks
 from rebasin_cli.errors import DataError, RebasinError
 from rebasin_cli.execution.dataset_pass import RunningSums, run_pass
 from rebasin_cli.execution.model_slot import Adjustment, ModelSlot, Network, disable_mha_fastpath
-from rebasin_cli.execution.moments import Averages, Moments, merged, moments
+from rebasin_cli.execution.moments import Averages, Moments, instance_moments, merged, moments
 from rebasin_cli.execution.repair import RepairSite, SiteMoments, correcting, folded, observing, repair_sites
 
 NormMoments = dict[str, list[Moments]]
@@ -28,14 +28,30 @@ NormMoments = dict[str, list[Moments]]
 
 
 def batch_norms(module: nn.Module) -> dict[str, nn.Module]:
-    """The layers that normalise by running statistics, by module name; frozen and synchronised kinds too."""
-    return {
-        name: child
-        for name, child in module.named_modules()
-        if isinstance(getattr(child, "running_mean", None), Tensor)
-        and isinstance(getattr(child, "running_var", None), Tensor)
-        and (isinstance(child, nn.modules.batchnorm._BatchNorm) or "BatchNorm" in type(child).__name__)
-    }
+    """The layers that normalise by running statistics, by module name.
+
+    BatchNorm of every kind (synchronised, frozen, fused), InstanceNorm that tracks statistics, and the user's own
+    layers with a `running_mean` and a `running_var` of one number per unit.
+    """
+    return {name: child for name, child in module.named_modules() if _has_statistics(child)}
+
+
+def _has_statistics(module: nn.Module) -> bool:
+    mean, variance = getattr(module, "running_mean", None), getattr(module, "running_var", None)
+    if not isinstance(mean, Tensor) or not isinstance(variance, Tensor):
+        return False
+    return mean.dim() == 1 and mean.shape == variance.shape and mean.is_floating_point()
+
+
+def _input_moments(layer: nn.Module, units: int, inputs: tuple[object, ...]) -> Moments | None:
+    """Those that the layer's running statistics estimate; None for an input whose units cannot be found."""
+    values = inputs[0] if inputs else None
+    if not isinstance(values, Tensor) or values.dim() < 2:
+        return None
+    if isinstance(layer, nn.modules.instancenorm._InstanceNorm):
+        return instance_moments(values)
+    axis = next((axis for axis in (1, -1) if values.shape[axis] == units), None)
+    return None if axis is None else moments(values, axis)
 
 
 @contextmanager
@@ -47,11 +63,13 @@ def normalising_by_batch(layers: Mapping[str, nn.Module], seen: NormMoments) -> 
     training mode (dropout, synchronisation) is switched on.
     """
 
-    def before(name: str, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        found = moments(inputs[0], 1)
+    def before(name: str, layer: nn.Module, inputs: tuple[object, ...]) -> None:
         running_mean, running_var = layer.running_mean, layer.running_var
         assert isinstance(running_mean, Tensor)
         assert isinstance(running_var, Tensor)
+        found = _input_moments(layer, running_mean.numel(), inputs)
+        if found is None:
+            return
         running_mean.copy_(found.mean)
         running_var.copy_(found.variance)
         seen.setdefault(name, []).append(found)

@@ -2,7 +2,9 @@
 
 `lerp`: (1 - lam) A + lam B, tensor by tensor. `slerp` (Shoemake 1985, for each parameter flattened to a vector):
 sin((1 - lam) t)/sin t A + sin(lam t)/sin t B with t the angle between A and B; where t is near 0 or pi it is `lerp`.
-Running statistics are always interpolated by `lerp`. At lam 0 and 1 the tensors are those of A and B, bit for bit.
+Running statistics are always interpolated by `lerp`. The vectors of a spectral norm are not interpolated: they are
+computed from the weight at `lam` (see `execution/spectral_norm.py`). At lam 0 and 1 the tensors are those of A and B,
+bit for bit.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import torch
 from torch import Tensor
 
 from rebasin_cli.errors import UsageError
+from rebasin_cli.execution.spectral_norm import SpectralSite, singular_vectors
 
 Mode = Literal["lerp", "slerp"]
 MODES: tuple[Mode, ...] = ("lerp", "slerp")
@@ -65,31 +68,49 @@ class Line:
         checkpoints: lazily reading mappings with the same shapes; dtypes may differ. Keys that some of them lack (older
             files lack some counters) are left out.
         parameters: keys that `slerp` applies to; the others (buffers) are interpolated by `lerp`.
+        spectral: the weights under spectral norm, whose vectors follow from the weight at each point.
     """
 
     def __init__(
-        self, checkpoints: Sequence[Mapping[str, Tensor]], *, mode: Mode = "lerp", parameters: Collection[str] = ()
+        self,
+        checkpoints: Sequence[Mapping[str, Tensor]],
+        *,
+        mode: Mode = "lerp",
+        parameters: Collection[str] = (),
+        spectral: Sequence[SpectralSite] = (),
     ) -> None:
         self.checkpoints = tuple(checkpoints)
         self.mode = mode
         self.keys = tuple(key for key in checkpoints[0] if all(key in other for other in checkpoints[1:]))
         self._by_slerp = frozenset(parameters) if mode == "slerp" else frozenset()
         self._angles: dict[tuple[int, str], float] = {}
+        present = [site for site in spectral if {site.weight, site.u, site.v} <= set(self.keys)]
+        self._spectral = {key: site for site in present for key in (site.u, site.v)}
+        self._vectors: dict[tuple[Point, str], tuple[Tensor, Tensor] | None] = {}
 
-    def tensor(self, key: str, point: Point, device: torch.device | None = None) -> Tensor:
+    def tensor(self, key: str, point: Point, device: torch.device | None = None, *, treated: bool = False) -> Tensor:
         """The tensor at a point: at an end the checkpoint's own, elsewhere in `compute_dtype` of the wider of the two.
 
         Integers and booleans are not interpolated: they are those of the nearer end, or of A in the middle.
+
+        Args:
+            treated: also at an end, the vectors of a spectral norm are computed from the weight.
         """
         end = point.end
         if end is not None:
-            return _on(self.checkpoints[end][key], device)
+            own = _on(self.checkpoints[end][key], device)
+            vector = self._spectral_vector(key, point) if treated and self.computes(key) else None
+            return own if vector is None else vector.reshape(own.shape).to(own)
         a = _on(self.checkpoints[point.segment][key], device)
         b = _on(self.checkpoints[point.segment + 1][key], device)
         if not (a.dtype.is_floating_point or a.dtype.is_complex):
             return a if point.lam <= 0.5 else b
         dtype = torch.promote_types(compute_dtype(a.dtype), compute_dtype(b.dtype))
         a, b = a.to(dtype), b.to(dtype)
+        if self.computes(key):
+            computed = self._spectral_vector(key, point)
+            if computed is not None:
+                return computed.reshape(a.shape).to(a)
         if key not in self._by_slerp:
             return torch.lerp(a, b, point.lam)
         angle = self._angle(key, point.segment, a, b)
@@ -97,6 +118,19 @@ class Line:
             return torch.lerp(a, b, point.lam)
         sine = math.sin(angle)
         return a * (math.sin((1 - point.lam) * angle) / sine) + b * (math.sin(point.lam * angle) / sine)
+
+    def computes(self, key: str) -> bool:
+        """Whether this tensor is computed from another one."""
+        return key in self._spectral
+
+    def _spectral_vector(self, key: str, point: Point) -> Tensor | None:
+        """u or v of the weight at this point, float64; None for a weight of zeros, which has none."""
+        site = self._spectral[key]
+        if (point, site.weight) not in self._vectors:
+            starts = [self.checkpoints[point.segment + number][site.u] for number in (0, 1)]
+            self._vectors[(point, site.weight)] = singular_vectors(self.tensor(site.weight, point), site.axis, starts)
+        found = self._vectors[(point, site.weight)]
+        return None if found is None else found[0 if key == site.u else 1]
 
     def _angle(self, key: str, segment: int, a: Tensor, b: Tensor) -> float:
         """Angle between the two, in [0, pi]; 0 where one is zero."""
@@ -142,7 +176,11 @@ class NetworkOnLine:
         return self.point.lam
 
     def tensor(self, key: str, device: torch.device | None = None) -> Tensor:
-        return self.line.tensor(key, self.point, device)
+        return self.line.tensor(key, self.point, device, treated=self.treated)
+
+    def changes(self, key: str) -> bool:
+        """Whether this tensor is not a checkpoint's own."""
+        return self.end is None or (self.treated and self.line.computes(key))
 
 
 @dataclass(frozen=True)
@@ -184,8 +222,8 @@ def sweep_networks(lines: Mapping[str, Line], points: Sequence[Point], *, treate
     in a checkpoint of a longer line.
 
     Args:
-        treated: statistics are measured for the networks of this sweep, so the curves have the checkpoints treated
-            likewise at their ends, and those as loaded are networks besides.
+        treated: the networks between have measured statistics or computed vectors, so the curves have the checkpoints
+            treated likewise at their ends, and those as loaded are networks besides.
     """
     numbers: dict[int, int] = {}
     for line in lines.values():

@@ -13,6 +13,7 @@ import torch
 from rebasin_cli.execution.closeness import check_finite
 from rebasin_cli.execution.model_slot import ModelSlot
 from rebasin_cli.execution.pair import Source, check_ties, file_shapes
+from rebasin_cli.execution.spectral_norm import spectral_sites
 from rebasin_cli.execution.subject import ModelChoice, Subject, open_subject
 from rebasin_cli.execution.weights import Weights
 from rebasin_cli.interpolation.line import Line, Mode, Point, SweepNetworks, grid, sweep_networks
@@ -33,9 +34,10 @@ class SweepModels:
     lines: Mapping[str, Line]
     points: tuple[Point, ...]
     networks: SweepNetworks
+    spectral_norms: int
 
     def treat_ends(self) -> None:
-        """From now on the curves end in the checkpoints with measured statistics; see `sweep_networks`."""
+        """From now on the curves end in the checkpoints treated like the networks between; see `sweep_networks`."""
         self.networks = sweep_networks(self.lines, self.points, treated=True)
 
     @staticmethod
@@ -72,12 +74,13 @@ class SweepModels:
             check_ties(held, subject.ties)
         _check_all_finite(weights, progress)
         slot = ModelSlot(subject.factory.build(), device, amp=amp)
+        spectral = spectral_sites(slot.module)
         lines = {
-            curve: Line([weights[path] for path in row], mode=mode, parameters=subject.parameters)
+            curve: Line([weights[path] for path in row], mode=mode, parameters=subject.parameters, spectral=spectral)
             for curve, row in curves.items()
         }
         points = grid(steps, len(first_curve))
-        return SweepModels(curves, weights, subject, slot, lines, points, sweep_networks(lines, points))
+        return SweepModels(curves, weights, subject, slot, lines, points, sweep_networks(lines, points), len(spectral))
 
     @cached_property
     def sha256(self) -> dict[str, str]:

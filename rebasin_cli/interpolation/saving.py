@@ -79,7 +79,7 @@ def _save(
     assert isinstance(source, Weights)
 
     def transform(key: str, tensor: Tensor) -> Tensor:
-        if key not in line.keys or (point.end is not None and not adjustment.changes(key)):
+        if key not in line.keys or not (network.changes(key) or adjustment.changes(key)):
             return tensor
         return _cast(adjustment.apply(key, network.tensor(key)), tensor.dtype, f"{file.path}: {source.file_name(key)}")
 

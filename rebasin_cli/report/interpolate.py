@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from rebasin_cli.interpolation.sweep import Barrier, Best, SweepPoint
 from rebasin_cli.report.layout import Document, Facts, Part, Rows, document, facts, rows, text
 from rebasin_cli.report.sparkline import sparkline
-from rebasin_cli.report.text import number, printable, share, with_error
+from rebasin_cli.report.text import counted, number, printable, share, with_error
 from rebasin_cli.report.verdict import shown, verdict
-from rebasin_cli.verbs.interpolate import InterpolateResult
+from rebasin_cli.verbs.interpolate_result import InterpolateResult
 
 CURVES = {"naive": "before alignment", "matched": "after alignment"}
 SHORT = {"naive": "before", "matched": "after"}
@@ -63,13 +63,21 @@ def _place(result: InterpolateResult, best: Best) -> str:
 
 def _treatment(result: InterpolateResult) -> list[tuple[str, object]]:
     """What was done about the networks' statistics, and the checkpoints as loaded and as treated."""
-    if result.recalibration is None:
-        return [("statistics", "interpolated like the weights")] if result.running_statistics else []
-    entries: list[tuple[str, object]] = [
-        ("statistics", f"{result.recalibration['method']}, estimated on {result.recalibration['data']}")
-    ]
+    entries: list[tuple[str, object]] = []
+    if result.recalibration is not None:
+        how = f"{result.recalibration['method']}, estimated on {result.recalibration['data']}"
+        entries.append(("statistics", how))
+    elif result.running_statistics:
+        entries.append(("statistics", "interpolated like the weights"))
+    if result.spectral_norms:
+        weights = counted(result.spectral_norms, "weight")
+        entries.append(("spectral norm", f"u and v computed from each network's {weights}"))
     ends = result.ends
-    for name, curves in () if ends is None else (("as loaded", ends.as_loaded), ("as treated", ends.as_treated)):
+    for name, curves in (
+        ()
+        if ends is None or ends.as_treated is None
+        else (("as loaded", ends.as_loaded), ("as treated", ends.as_treated))
+    ):
         entries += [
             (_named(f"ends {name}", curve, result), "; ".join(map(_end, points)))
             for curve, points in (curves or {}).items()

@@ -19,7 +19,7 @@ from typing import Literal
 
 from rebasin_cli.interpolation.sweep import Barrier, SweepPoint
 from rebasin_cli.report.text import counted, share, with_error
-from rebasin_cli.verbs.interpolate import InterpolateResult
+from rebasin_cli.verbs.interpolate_result import InterpolateResult
 
 Finding = Literal["one step", "not finite", "guessing", "none", "there"]
 ROUNDING = 1e-6

@@ -6,7 +6,7 @@ Everything that needs torch is imported where it is used, because `rebasin --hel
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,22 +15,35 @@ from rebasin_cli.checkpoint import split_name
 from rebasin_cli.errors import CheckpointError, DataError, ModelError, NumericalError, UsageError
 from rebasin_cli.options import AnyPaths, OptionalPath, argument, option, options_class, verb
 from rebasin_cli.progress import Progress, Silent
-from rebasin_cli.verbs.align_reports import newest_report, read_report, result_beside
-from rebasin_cli.verbs.document import Result, envelope, pretty
+from rebasin_cli.verbs.document import envelope, pretty
 from rebasin_cli.verbs.early_checks import check_inputs
+from rebasin_cli.verbs.interpolate_result import InterpolateResult as InterpolateResult
+from rebasin_cli.verbs.line_subjects import Subjects, default_result, find_subjects
 from rebasin_cli.verbs.output_paths import check_outputs, optional_path
 from rebasin_cli.verbs.shared_options import DATA_HELP, MODEL_HELP, ModelInput, Seed, StateInFile, Writing
 
 if TYPE_CHECKING:
-    from rebasin_cli.data import BatchSource
+    from rebasin_cli.data import BatchSource, DataOptions
     from rebasin_cli.execution.dataset_pass import RunningSums
     from rebasin_cli.execution.model_slot import Adjustment
+    from rebasin_cli.interpolation.data import SweepData
     from rebasin_cli.interpolation.result_file import ResultFile
     from rebasin_cli.interpolation.saving import NetworkFile
-    from rebasin_cli.interpolation.sweep import Barrier, Best, Ends, Sweep, SweepPoint
+    from rebasin_cli.interpolation.sweep import Sweep
 
 IDENTITY_OPTIONS = (
-    *("data", "steps", "mode", "loss", "metric", "recalibrate", "recalibrate_limit", "repair", "transform"),
+    *(
+        "data",
+        "steps",
+        "mode",
+        "loss",
+        "metric",
+        "recalibrate",
+        "recalibrate_limit",
+        "recalibration",
+        "repair",
+        "transform",
+    ),
     *("limit", "batch_size", "skip_corrupt", "amp", "seed"),
 )
 """Options that decide the numbers of a sweep, besides the checkpoints and the model."""
@@ -92,10 +105,17 @@ class InterpolateOptions(ModelInput, StateInFile, Writing, Seed):
         "Additional metric: f(output, target).", group="Interpolation", metavar="FILE.py:FUNCTION", default=None
     )
     recalibrate: str | None = option(
-        "Training data. BatchNorm statistics of every interpolated network are re-estimated on it.",
+        "Training data. Running statistics (BatchNorm) of every network on the line are re-estimated on it.",
         group="Data",
         metavar="DATA",
         default=None,
+        shown_default="a part of --data, which is then not evaluated",
+    )
+    recalibration: bool = option(
+        "Interpolate running statistics (BatchNorm) like weights, instead of re-estimating them.",
+        group="Data",
+        flag="--no-recalibrate",
+        default=True,
     )
     recalibrate_limit: int = option(
         "Number of training samples for --recalibrate.", group="Data", metavar="N", at_least=1, default=2000
@@ -142,117 +162,10 @@ class InterpolateOptions(ModelInput, StateInFile, Writing, Seed):
     progress: Progress | None = field(default=None, repr=False, compare=False)
 
 
-@dataclass(frozen=True, slots=True)
-class InterpolateResult(Result):
-    """The outcome of one sweep, field for field the `data` of its JSON.
-
-    `checkpoints` are the files along the naive curve; `a` is the first and `b` the last of them. `aligned` is B
-    aligned, at the end of the matched curve, or None. `recalibration` is None, or `{"method", "data"}`, and
-    `running_statistics` counts the layers that have any. The ends of curves are treated like the networks between, and
-    `ends` has the checkpoints both ways. `n` counts the
-    samples that every network was run on, `skipped` those that could not be read. `resumed` says that sums of an
-    earlier run were used. It is not part of the JSON, so that an interrupted run ends with the same file as any other.
-    """
-
-    a: Path
-    b: Path
-    aligned: Path | None
-    checkpoints: tuple[Path, ...]
-    report: Path | None
-    model: str
-    model_args: Mapping[str, Any]
-    data: str
-    mode: str
-    steps: int
-    loss: str
-    metric: str
-    recalibration: Mapping[str, Any] | None
-    seed: int
-    amp: bool
-    n: int
-    skipped: int
-    curves: Mapping[str, tuple[SweepPoint, ...]]
-    barrier: Mapping[str, Barrier]
-    best: Best | None
-    saved: tuple[Path, ...]
-    sha256: Mapping[str, str]
-    run: Mapping[str, Any]
-    progress: Mapping[str, Any]
-    out: Path
-    warnings: tuple[str, ...]
-    resumed: bool
-    running_statistics: int = 0
-    ends: Ends | None = None
-    best_by: str = "loss"
-
-    def to_json(self) -> dict[str, Any]:
-        left_out = ("warnings", "resumed")
-        return {entry.name: getattr(self, entry.name) for entry in fields(self) if entry.name not in left_out}
-
-    @property
-    def gated_barrier(self) -> Barrier:
-        """The barrier that `--fail-above` applies to: that of the matched curve, or else of the naive one."""
-        return self.barrier["matched" if "matched" in self.barrier else "naive"]
-
-
-@dataclass(frozen=True, slots=True)
-class Subjects:
-    """The checkpoints of a sweep and their model, as named by the user or by an align report.
-
-    Attributes:
-        states: which state dict of each file was aligned, as (key, ema).
-        sha256: of each file when it was aligned.
-    """
-
-    checkpoints: tuple[Path, ...]
-    aligned: Path | None
-    report: Path | None
-    model: str
-    model_args: Mapping[str, Any]
-    inputs: tuple[str, ...]
-    states: Mapping[Path, tuple[str | None, bool]] = field(default_factory=dict)
-    sha256: Mapping[Path, str] = field(default_factory=dict)
-
-    @property
-    def curves(self) -> dict[str, tuple[Path, ...]]:
-        """The files along each curve."""
-        naive = {"naive": self.checkpoints}
-        return naive if self.aligned is None else {**naive, "matched": (*self.checkpoints[:-1], self.aligned)}
-
-
-def find_subjects(options: InterpolateOptions) -> Subjects:
-    """The checkpoints that were named, or those of an align report: the one named, or the newest here.
-
-    Raises:
-        UsageError: one checkpoint only, checkpoints and a report, or no model and no report that names one.
-    """
-    checkpoints, model, model_args = options.checkpoints, options.model, dict(options.model_args or {})
-    if checkpoints:
-        if options.report is not None:
-            raise UsageError("checkpoints and --report cannot both be given: the report names its own")
-        if len(checkpoints) == 1:
-            raise UsageError(f"{checkpoints[0]}: need at least two checkpoints", hint="or none, to use an align report")
-        if model is None:
-            raise UsageError("--model is missing", hint="for instance --model torchvision:resnet50")
-        return Subjects(checkpoints, None, None, model, model_args, options.inputs)
-    found = newest_report(Path()) if options.report is None else read_report(options.report)
-    model_args, inputs = {**found.model_args, **model_args}, options.inputs or found.inputs
-    named = options.key is not None or options.ema
-    states = dict.fromkeys(found.states, (options.key, options.ema)) if named else found.states
-    return Subjects(
-        (found.a, found.b), found.out, found.path, model or found.model, model_args, inputs, states, found.sha256
-    )
-
-
-def default_result(subjects: Subjects) -> Path:
-    """`<report's stem>-interpolation.json` beside the report; without one, named after the last checkpoint, here."""
-    if subjects.report is not None:
-        return result_beside(subjects.report)
-    return Path(f"{split_name(subjects.checkpoints[-1])[0]}-interpolation.json")
-
-
 def check_repair(options: InterpolateOptions) -> None:
-    """Raise a UsageError if `repair` is given without `recalibrate`."""
+    """Raise a UsageError if `repair` is given without `recalibrate`, or that with its opposite."""
+    if options.recalibrate is not None and not options.recalibration:
+        raise UsageError("--recalibrate and --no-recalibrate cannot both be given")
     if options.repair and options.recalibrate is None:
         raise UsageError("--repair needs data to measure on", hint="pass training data with --recalibrate DATA")
 
@@ -358,7 +271,7 @@ class _Run:
             "model": subjects.model,
         }
         found |= {name: getattr(options, name) for name in IDENTITY_OPTIONS}
-        return found if options.recalibrate else {**found, "recalibrate_limit": None}
+        return found if options.recalibrate or options.recalibration else {**found, "recalibrate_limit": None}
 
     def _open(self) -> None:
         """Open checkpoints, model and data."""
@@ -415,22 +328,50 @@ class _Run:
         reading = DataOptions(
             options.limit, options.seed, options.batch_size, options.workers, options.skip_corrupt, shuffle=False
         )
-        evaluation, statistics = open_data(options.data, reading, view), None
+        self.norms = batch_norms(self.models.slot.module)
+        self.statistics_samples: int | None = None
         if options.recalibrate is not None:
-            shuffled = replace(reading, limit=options.recalibrate_limit, shuffle=True)
-            statistics = open_data(options.recalibrate, shuffled, view)
-        self.data = SweepData(evaluation, statistics)
-        if statistics is not None:
+            statistics = None
+            if self.norms or options.repair:
+                shuffled = replace(reading, limit=options.recalibrate_limit, shuffle=True)
+                statistics = open_data(options.recalibrate, shuffled, view)
+            else:
+                self.warnings.append("--recalibrate has no effect: no layer of the model has running statistics")
+            self.data = SweepData(open_data(options.data, reading, view), statistics)
+        elif self.norms and options.recalibration:
+            self.data = self._set_apart(lambda reading: open_data(options.data, reading, view), reading)
+        else:
+            self.data = SweepData(open_data(options.data, reading, view), None)
+            if self.norms:
+                self.warnings.append(f"{self._unfit_statistics()}: re-estimate them with --recalibrate TRAINING_DATA")
+        if self.data.statistics is not None or self.models.spectral_norms:
             self.models.treat_ends()
         if self.models.subject.note:
             self.warnings.append(self.models.subject.note)
-        self.progress.note(f"data: {evaluation.description}")
-        self.norms = batch_norms(self.models.slot.module)
-        if self.norms and options.recalibrate is None:
+        self.progress.note(f"data: {self.data.evaluation.description}")
+
+    def _set_apart(self, open_source: Callable[[DataOptions], BatchSource], reading: DataOptions) -> SweepData:
+        """The data without a part of them that gives statistics; all of them where they are too few."""
+        from rebasin_cli.interpolation.data import SweepData
+        from rebasin_cli.interpolation.statistics_part import set_apart
+
+        parts = set_apart(open_source, reading, self.options.recalibrate_limit)
+        if isinstance(parts, str):
             self.warnings.append(
-                f"BatchNorm statistics ({len(self.norms)} layers) are invalid for interpolated weights: "
-                "re-estimate them with --recalibrate TRAINING_DATA"
+                f"{self._unfit_statistics()}, and were not re-estimated, because {parts}; "
+                "pass --recalibrate TRAINING_DATA"
             )
+            return SweepData(open_source(reading), None)
+        self.statistics_samples = parts.samples
+        self.progress.note(
+            f"running statistics ({counted_layers(self.norms)}) are re-estimated on {parts.samples} samples of "
+            f"{self.options.data}, which are not evaluated; training data would be better: --recalibrate DATA "
+            "(--no-recalibrate: not at all)"
+        )
+        return SweepData(parts.evaluation, parts.statistics)
+
+    def _unfit_statistics(self) -> str:
+        return f"running statistics ({counted_layers(self.norms)}) are invalid for interpolated weights"
 
     def _result_file(self) -> ResultFile:
         from rebasin_cli.interpolation.result_file import ResultFile
@@ -549,8 +490,10 @@ class _Run:
     def _result(self, sweep: Sweep, saved: tuple[Path, ...]) -> InterpolateResult:
         options, subjects, recalibration = self.options, self.subjects, None
         if self.data.statistics is not None:
-            method = "REPAIR" if options.repair else "BatchNorm, cumulative average"
+            method = "REPAIR" if options.repair else "running statistics, cumulative average"
             recalibration = {"method": method, "data": self.data.statistics.description}
+            if self.statistics_samples is not None:
+                recalibration["data"] = f"{self.statistics_samples} samples of {options.data} that are not evaluated"
         if any(not point.finite for points in sweep.curves.values() for point in points):
             self.warnings.append("some networks on the line give values that are not finite")
         if sweep.skipped:
@@ -570,6 +513,7 @@ class _Run:
             metric=options.metric or "accuracy",
             recalibration=recalibration,
             running_statistics=len(self.norms),
+            spectral_norms=self.models.spectral_norms,
             seed=options.seed,
             amp=options.amp,
             n=sweep.n,
@@ -587,6 +531,10 @@ class _Run:
             warnings=tuple(self.warnings),
             resumed=self.file.resumed,
         )
+
+
+def counted_layers(layers: Mapping[str, object]) -> str:
+    return f"{len(layers)} layer{'' if len(layers) == 1 else 's'}"
 
 
 def _and_accuracy(best_by: str) -> str:

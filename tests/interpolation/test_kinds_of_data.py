@@ -88,8 +88,9 @@ def test_files_of_different_dtypes_meet_and_the_ends_stay_what_they_are(bench: B
         state = load_file(bench.path / f"norm-{letter}.safetensors")
         narrow = {key: value.to(dtype) if value.is_floating_point() else value for key, value in state.items()}
         save_file(narrow, bench.path / f"narrow-{letter}.safetensors")
-    words = ("interpolate", "narrow-a.safetensors", "narrow-b.safetensors", *LINE[3:], "--data", "test.npz")
-    wide = swept(bench, *LINE, "--data", "test.npz")["curves"]["naive"]
+    more = ("--data", "test.npz", "--no-recalibrate")
+    words = ("interpolate", "narrow-a.safetensors", "narrow-b.safetensors", *LINE[3:], *more)
+    wide = swept(bench, *LINE, *more)["curves"]["naive"]
     found = swept(bench, *words, "--mode", "slerp", "--save-best", "best.safetensors", "--save-all", ".")
     for end in (0, 2):
         assert found["curves"]["naive"][end]["loss"] == pytest.approx(wide[end]["loss"], rel=0.05)
@@ -236,9 +237,9 @@ def tight():
     for letter in "ab":
         state = load_file(bench.path / f"norm-{letter}.safetensors")
         save_file({f"body.{key}": value for key, value in state.items()}, bench.path / f"tight-{letter}.safetensors")
-    plain = swept(bench, *LINE, "--data", "test.npz")["curves"]["naive"]
+    plain = swept(bench, *LINE, "--data", "test.npz", "--no-recalibrate")["curves"]["naive"]
     words = ("interpolate", "tight-a.safetensors", "tight-b.safetensors", "--model", "tight.py:tight", "--steps", "2")
-    tight = swept(bench, *words, "--data", "test.npz", "--batch-size", "64")["curves"]["naive"]
+    tight = swept(bench, *words, "--data", "test.npz", "--batch-size", "64", "--no-recalibrate")["curves"]["naive"]
     for one, other in zip(plain, tight, strict=True):
         assert other["loss"] == pytest.approx(one["loss"], rel=1e-5)
         assert (other["n"], other["accuracy"]) == (one["n"], one["accuracy"])

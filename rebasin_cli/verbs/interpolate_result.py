@@ -1,0 +1,67 @@
+"""The result of `interpolate`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rebasin_cli.verbs.document import Result
+
+if TYPE_CHECKING:
+    from rebasin_cli.interpolation.sweep import Barrier, Best, Ends, SweepPoint
+
+
+@dataclass(frozen=True, slots=True)
+class InterpolateResult(Result):
+    """The outcome of one sweep, field for field the `data` of its JSON.
+
+    `checkpoints` are the files along the naive curve; `a` is the first and `b` the last of them. `aligned` is B
+    aligned, at the end of the matched curve, or None. `recalibration` is None, or `{"method", "data"}`, and
+    `running_statistics` counts the layers that have any, `spectral_norms` the weights under spectral norm. The ends of
+    curves are treated like the networks between, and `ends` has the checkpoints both ways. `n` counts the samples that
+    every network was run on, `skipped` those that could not be read. `resumed` says that sums of an earlier run were
+    used. It is not part of the JSON, so that an interrupted run ends with the same file as any other.
+    """
+
+    a: Path
+    b: Path
+    aligned: Path | None
+    checkpoints: tuple[Path, ...]
+    report: Path | None
+    model: str
+    model_args: Mapping[str, Any]
+    data: str
+    mode: str
+    steps: int
+    loss: str
+    metric: str
+    recalibration: Mapping[str, Any] | None
+    seed: int
+    amp: bool
+    n: int
+    skipped: int
+    curves: Mapping[str, tuple[SweepPoint, ...]]
+    barrier: Mapping[str, Barrier]
+    best: Best | None
+    saved: tuple[Path, ...]
+    sha256: Mapping[str, str]
+    run: Mapping[str, Any]
+    progress: Mapping[str, Any]
+    out: Path
+    warnings: tuple[str, ...]
+    resumed: bool
+    running_statistics: int = 0
+    spectral_norms: int = 0
+    ends: Ends | None = None
+    best_by: str = "loss"
+
+    def to_json(self) -> dict[str, Any]:
+        left_out = ("warnings", "resumed")
+        return {entry.name: getattr(self, entry.name) for entry in fields(self) if entry.name not in left_out}
+
+    @property
+    def gated_barrier(self) -> Barrier:
+        """The barrier that `--fail-above` applies to: that of the matched curve, or else of the naive one."""
+        return self.barrier["matched" if "matched" in self.barrier else "naive"]

@@ -1,0 +1,71 @@
+"""The checkpoints that a line goes through, and their model: named by the user, or by an align report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rebasin_cli.checkpoint import split_name
+from rebasin_cli.errors import UsageError
+from rebasin_cli.verbs.align_reports import newest_report, read_report, result_beside
+
+if TYPE_CHECKING:
+    from rebasin_cli.verbs.interpolate import InterpolateOptions
+
+
+@dataclass(frozen=True, slots=True)
+class Subjects:
+    """The checkpoints of a sweep and their model, as named by the user or by an align report.
+
+    Attributes:
+        states: which state dict of each file was aligned, as (key, ema).
+        sha256: of each file when it was aligned.
+    """
+
+    checkpoints: tuple[Path, ...]
+    aligned: Path | None
+    report: Path | None
+    model: str
+    model_args: Mapping[str, Any]
+    inputs: tuple[str, ...]
+    states: Mapping[Path, tuple[str | None, bool]] = field(default_factory=dict)
+    sha256: Mapping[Path, str] = field(default_factory=dict)
+
+    @property
+    def curves(self) -> dict[str, tuple[Path, ...]]:
+        """The files along each curve."""
+        naive = {"naive": self.checkpoints}
+        return naive if self.aligned is None else {**naive, "matched": (*self.checkpoints[:-1], self.aligned)}
+
+
+def find_subjects(options: InterpolateOptions) -> Subjects:
+    """The checkpoints that were named, or those of an align report: the one named, or the newest here.
+
+    Raises:
+        UsageError: one checkpoint only, checkpoints and a report, or no model and no report that names one.
+    """
+    checkpoints, model, model_args = options.checkpoints, options.model, dict(options.model_args or {})
+    if checkpoints:
+        if options.report is not None:
+            raise UsageError("checkpoints and --report cannot both be given: the report names its own")
+        if len(checkpoints) == 1:
+            raise UsageError(f"{checkpoints[0]}: need at least two checkpoints", hint="or none, to use an align report")
+        if model is None:
+            raise UsageError("--model is missing", hint="for instance --model torchvision:resnet50")
+        return Subjects(checkpoints, None, None, model, model_args, options.inputs)
+    found = newest_report(Path()) if options.report is None else read_report(options.report)
+    model_args, inputs = {**found.model_args, **model_args}, options.inputs or found.inputs
+    named = options.key is not None or options.ema
+    states = dict.fromkeys(found.states, (options.key, options.ema)) if named else found.states
+    return Subjects(
+        (found.a, found.b), found.out, found.path, model or found.model, model_args, inputs, states, found.sha256
+    )
+
+
+def default_result(subjects: Subjects) -> Path:
+    """`<report's stem>-interpolation.json` beside the report; without one, named after the last checkpoint, here."""
+    if subjects.report is not None:
+        return result_beside(subjects.report)
+    return Path(f"{split_name(subjects.checkpoints[-1])[0]}-interpolation.json")
