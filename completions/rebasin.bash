@@ -81,6 +81,7 @@ _rebasin() {
         'interpolate --input-file') _rebasin_paths "$current"; return ;;
         'interpolate --data'|'interpolate -d') :; return ;;
         'interpolate --steps') :; return ;;
+        'interpolate --lam') :; return ;;
         'interpolate --report') _rebasin_paths "$current"; return ;;
         'interpolate --model'|'interpolate -m') _rebasin_models "$written"; return ;;
         'interpolate --mode') _rebasin_words 'lerp slerp' "$current"; return ;;
@@ -94,6 +95,7 @@ _rebasin() {
         'interpolate --workers') :; return ;;
         'interpolate --device') :; return ;;
         'interpolate --out'|'interpolate -o') _rebasin_paths "$current"; return ;;
+        'interpolate --save') _rebasin_paths "$current"; return ;;
         'interpolate --save-best') _rebasin_paths "$current"; return ;;
         'interpolate --best-by') _rebasin_words 'loss accuracy' "$current"; return ;;
         'interpolate --save-all') _rebasin_paths "$current"; return ;;
@@ -162,7 +164,7 @@ _rebasin() {
     if [[ $current == -* ]]; then
         case "$verb" in
             align) _rebasin_words '--seed --force -f --mkdir --drop-siblings --key --ema --ignore-extra --key-a --key-b --ema-a --ema-b --spec --pin --rules --trace-call --also-input --strict --no-cache --save-spec --model-arg --input --input-file --model -m --learning-steps --learning-rate --keep-similarity --mix --out -o --save-alignment --dry-run --method --objective --effort --start --restarts --max-passes --time-limit --device --data --limit --batch-size --interpolate --steps --recalibrate --no-recalibrate --repair --format --json --quiet -q --verbose -v --color --config --print-config --help' "$current" ;;
-            interpolate) _rebasin_words '--seed --force -f --mkdir --key --ema --ignore-extra --model-arg --input --input-file --data -d --steps --report --model -m --mode --loss --metric --recalibrate --no-recalibrate --recalibrate-limit --repair --transform --limit --batch-size --workers --skip-corrupt --device --amp --out -o --save-best --best-by --save-all --plot --fail-above --format --json --quiet -q --verbose -v --color --config --print-config --help' "$current" ;;
+            interpolate) _rebasin_words '--seed --force -f --mkdir --key --ema --ignore-extra --model-arg --input --input-file --data -d --steps --lam --report --model -m --mode --loss --metric --recalibrate --no-recalibrate --recalibrate-limit --repair --transform --limit --batch-size --workers --skip-corrupt --device --amp --out -o --save --save-best --best-by --save-all --plot --fail-above --format --json --quiet -q --verbose -v --color --config --print-config --help' "$current" ;;
             verify) _rebasin_words '--seed --key --ema --ignore-extra --key-a --key-b --ema-a --ema-b --model-arg --input --input-file --model -m --samples --tolerance --rtol --atol --format --json --quiet -q --verbose -v --color --config --print-config --help' "$current" ;;
             apply) _rebasin_words '--force -f --mkdir --drop-siblings --key --ema --ignore-extra --model -m --model-arg --out -o --format --json --quiet -q --verbose -v --color --config --print-config --help' "$current" ;;
             trace) _rebasin_words '--seed --force -f --mkdir --spec --pin --rules --trace-call --also-input --strict --no-cache --save-spec --model-arg --input --input-file --model -m --out -o --no-verify --format --json --quiet -q --verbose -v --color --config --print-config --help' "$current" ;;

@@ -107,6 +107,7 @@ _rebasin() {
                 '(--data -d)--data=[Data: a folder of class folders, an .npz file with x and y, torchvision:NAME@root or file.py:loader]:DATA: ' \
                 '(--data -d)-d+[Data: a folder of class folders, an .npz file with x and y, torchvision:NAME@root or file.py:loader]:DATA: ' \
                 '--steps=[Number of intervals between two checkpoints]:N: ' \
+                '*--lam=[Only these networks, instead of --steps: 0 is A, 1 is B, others extrapolate]:PATTERN=]NUMBER: ' \
                 '--report=[Report of '\''rebasin align'\'']:FILE:_files' \
                 '(--model -m)--model=[Model: torchvision:NAME, timm:NAME, open_clip:NAME, transformers:DIR, diffusers:DIR, path/to/file.py:function or package.module:function]:SPEC:_rebasin_models' \
                 '(--model -m)-m+[Model: torchvision:NAME, timm:NAME, open_clip:NAME, transformers:DIR, diffusers:DIR, path/to/file.py:function or package.module:function]:SPEC:_rebasin_models' \
@@ -126,6 +127,7 @@ _rebasin() {
                 '--amp[Run in bfloat16 where PyTorch considers it safe]' \
                 '(--out -o)--out=[Results file (JSON)]:FILE:_files' \
                 '(--out -o)-o+[Results file (JSON)]:FILE:_files' \
+                '--save=[Save the network at --lam, of the curve after alignment or of the only curve]:FILE:_files' \
                 '--save-best=[Save the best network of the curve after alignment, or of the only curve]:FILE:_files' \
                 '--best-by=[What the best network is best by]:value:(loss accuracy)' \
                 '--save-all=[Save all interpolated networks in this directory]:DIR:_files' \

@@ -36,6 +36,10 @@ def _run(options: InterpolateCommandOptions, output: Output) -> None:
         check_plot(options.plot)
     if options.fail_above is not None and not math.isfinite(options.fail_above):
         raise UsageError(f"--fail-above {options.fail_above}: must be a number")
+    if options.fail_above is not None and options.data is None:
+        raise UsageError("--fail-above needs --data: without it, nothing is evaluated")
+    if options.plot is not None and (options.data is None or any("=" in str(text) for text in options.lam)):
+        raise UsageError("--plot draws what --data evaluates on the line: give --data, and --lam without patterns")
     if options.fail_above is not None and options.steps < 2:
         raise UsageError("--fail-above needs --steps 2 or more: one step evaluates nothing between the checkpoints")
     plotted = {} if options.plot is None else {"plot": options.plot}
@@ -59,7 +63,7 @@ def _run(options: InterpolateCommandOptions, output: Output) -> None:
         output.finish(
             result,
             lambda: interpolate_table(result, verbose=output.verbose, plain=output.plain),
-            short=result.out,
+            short=result.out or "\n".join(map(str, result.saved)),
             warnings=result.warnings,
         )
     if error is not None:
@@ -94,6 +98,7 @@ COMMAND = VerbCommand(
     examples=(
         ("rebasin interpolate --steps 10 --data imagenet/val", "the pair that was aligned last"),
         ("rebasin interpolate a.pt b.pt -m net.py:build --data test.npz --plot curve.svg", "two files, with a plot"),
+        ("rebasin interpolate --lam 0.5 --save average.safetensors", "the average of the aligned pair, without data"),
         (
             "rebasin interpolate --data test.npz --recalibrate train.npz",
             "re-estimate the BatchNorm statistics of every interpolated network",

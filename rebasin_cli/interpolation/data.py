@@ -17,21 +17,23 @@ from rebasin_cli.interpolation.models import SweepModels
 
 @dataclass(frozen=True, slots=True)
 class SweepData:
-    """`statistics` is None where nothing is recalibrated."""
+    """`evaluation` is None where networks are only saved, `statistics` where nothing is recalibrated."""
 
-    evaluation: BatchSource
+    evaluation: BatchSource | None
     statistics: BatchSource | None
 
     def identity(self) -> dict[str, Any]:
         """Everything about the data that decides the numbers; as a digest, because a list of files can be long."""
         return {
-            "evaluation": _digest(self.evaluation.fingerprint),
-            "statistics": None if self.statistics is None else _digest(self.statistics.fingerprint),
+            "evaluation": _digest(self.evaluation),
+            "statistics": _digest(self.statistics),
         }
 
 
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
+def _digest(source: BatchSource | None) -> str | None:
+    if source is None:
+        return None
+    return hashlib.sha256(source.fingerprint.encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def model_view(models: SweepModels, choice: ModelChoice, transform: str | None) -> ModelView:

@@ -28,17 +28,21 @@ NEARLY_PARALLEL = 1e-4
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """A point on the line: `lam` in [0, 1] between checkpoint number `segment` and the next."""
+    """A point on the line: `lam` in [0, 1] between checkpoint number `segment` and the next, outside extrapolated.
+
+    `mixed`: the line's own `lams` hold for some tensors, and `lam` for the others, so it is not on the line.
+    """
 
     segment: int
     lam: float
+    mixed: bool = False
 
     @property
     def end(self) -> int | None:
         """The number of the checkpoint at this point, or None between two."""
-        if self.lam == 0.0:
-            return self.segment
-        return self.segment + 1 if self.lam == 1.0 else None
+        if self.mixed or self.lam not in (0.0, 1.0):
+            return None
+        return self.segment + int(self.lam)
 
 
 def grid(steps: int, checkpoints: int) -> tuple[Point, ...]:
@@ -69,6 +73,7 @@ class Line:
             files lack some counters) are left out.
         parameters: keys that `slerp` applies to; the others (buffers) are interpolated by `lerp`.
         spectral: the weights under spectral norm, whose vectors follow from the weight at each point.
+        lams: lam by key at mixed points, where it is another one than the point's.
     """
 
     def __init__(
@@ -78,10 +83,12 @@ class Line:
         mode: Mode = "lerp",
         parameters: Collection[str] = (),
         spectral: Sequence[SpectralSite] = (),
+        lams: Mapping[str, float] | None = None,
     ) -> None:
         self.checkpoints = tuple(checkpoints)
         self.mode = mode
         self.keys = tuple(key for key in checkpoints[0] if all(key in other for other in checkpoints[1:]))
+        self._lams = dict(lams or {})
         self._by_slerp = frozenset(parameters) if mode == "slerp" else frozenset()
         self._angles: dict[tuple[int, str], float] = {}
         present = [site for site in spectral if {site.weight, site.u, site.v} <= set(self.keys)]
@@ -103,8 +110,9 @@ class Line:
             return own if vector is None else vector.reshape(own.shape).to(own)
         a = _on(self.checkpoints[point.segment][key], device)
         b = _on(self.checkpoints[point.segment + 1][key], device)
+        lam = self._lams.get(key, point.lam) if point.mixed else point.lam
         if not (a.dtype.is_floating_point or a.dtype.is_complex):
-            return a if point.lam <= 0.5 else b
+            return a if lam <= 0.5 else b
         dtype = torch.promote_types(compute_dtype(a.dtype), compute_dtype(b.dtype))
         a, b = a.to(dtype), b.to(dtype)
         if self.computes(key):
@@ -112,12 +120,12 @@ class Line:
             if computed is not None:
                 return computed.reshape(a.shape).to(a)
         if key not in self._by_slerp:
-            return torch.lerp(a, b, point.lam)
+            return torch.lerp(a, b, lam)
         angle = self._angle(key, point.segment, a, b)
         if not NEARLY_PARALLEL < angle < math.pi - NEARLY_PARALLEL:
-            return torch.lerp(a, b, point.lam)
+            return torch.lerp(a, b, lam)
         sine = math.sin(angle)
-        return a * (math.sin((1 - point.lam) * angle) / sine) + b * (math.sin(point.lam * angle) / sine)
+        return a * (math.sin((1 - lam) * angle) / sine) + b * (math.sin(lam * angle) / sine)
 
     def computes(self, key: str) -> bool:
         """Whether this tensor is computed from another one."""
@@ -240,7 +248,8 @@ def sweep_networks(lines: Mapping[str, Line], points: Sequence[Point], *, treate
             left, right = line.checkpoints[point.segment], line.checkpoints[point.segment + 1]
             between = (numbers[id(left)], numbers[id(right)])
             segment = f", segment {point.segment + 1}" if len(line.checkpoints) > 2 else ""
-            name = f"checkpoint {end}" if end is not None else f"{curve}{segment}, lam {point.lam!r}"
+            mixed = ", mixed" if point.mixed else ""
+            name = f"checkpoint {end}" if end is not None else f"{curve}{segment}, lam {point.lam!r}{mixed}"
             found.setdefault(name, NetworkOnLine(name, line, point, end, between))
             if end is not None and treated:
                 name = f"{name}, treated"

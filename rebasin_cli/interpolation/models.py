@@ -16,6 +16,7 @@ from rebasin_cli.execution.pair import Source, check_ties, file_shapes
 from rebasin_cli.execution.spectral_norm import spectral_sites
 from rebasin_cli.execution.subject import ModelChoice, Subject, open_subject
 from rebasin_cli.execution.weights import Weights
+from rebasin_cli.interpolation.lams import Lams
 from rebasin_cli.interpolation.line import Line, Mode, Point, SweepNetworks, grid, sweep_networks
 from rebasin_cli.progress import Progress
 
@@ -49,6 +50,7 @@ class SweepModels:
         ignore_extra: bool,
         mode: Mode,
         steps: int,
+        lams: Lams | None = None,
         device: torch.device,
         amp: bool,
         progress: Progress,
@@ -58,6 +60,7 @@ class SweepModels:
         Args:
             states: which state dict of each file is read, as (key, ema); see `Source`.
             steps: intervals on each segment, see `grid`.
+            lams: the networks of one segment instead.
 
         Raises:
             CheckpointError, ModelError: a file cannot be read, or does not fit the model.
@@ -75,11 +78,18 @@ class SweepModels:
         _check_all_finite(weights, progress)
         slot = ModelSlot(subject.factory.build(), device, amp=amp)
         spectral = spectral_sites(slot.module)
+        by_key = {} if lams is None else lams.by_key(subject.shapes, subject.ties)
         lines = {
-            curve: Line([weights[path] for path in row], mode=mode, parameters=subject.parameters, spectral=spectral)
+            curve: Line(
+                [weights[path] for path in row],
+                mode=mode,
+                parameters=subject.parameters,
+                spectral=spectral,
+                lams=by_key,
+            )
             for curve, row in curves.items()
         }
-        points = grid(steps, len(first_curve))
+        points = grid(steps, len(first_curve)) if lams is None else lams.points()
         return SweepModels(curves, weights, subject, slot, lines, points, sweep_networks(lines, points), len(spectral))
 
     @cached_property

@@ -14,6 +14,7 @@ from rebasin_cli.checkpoint.write import write_like
 from rebasin_cli.errors import NumericalError
 from rebasin_cli.execution.model_slot import NO_ADJUSTMENT, Adjustment
 from rebasin_cli.execution.weights import Weights
+from rebasin_cli.interpolation.lams import Lams
 from rebasin_cli.interpolation.line import Point, grid
 from rebasin_cli.interpolation.models import Curves, SweepModels
 
@@ -27,14 +28,16 @@ class NetworkFile:
     path: Path
 
 
-def files_of_all(curves: Curves, steps: int, directory: Path, suffix: str) -> list[NetworkFile]:
+def files_of_all(
+    curves: Curves, steps: int, directory: Path, suffix: str, lams: Lams | None = None
+) -> list[NetworkFile]:
     """A file in `directory` for every interpolated network, such as `naive-0.5000.safetensors`.
 
     A curve through more than two checkpoints has the number of the segment in its names too.
     """
     files = []
     for curve, checkpoints in curves.items():
-        for point in grid(steps, len(checkpoints)):
+        for point in grid(steps, len(checkpoints)) if lams is None else lams.points():
             if point.end is None:
                 segment = f"{point.segment}-" if len(checkpoints) > 2 else ""
                 files.append(NetworkFile(curve, point, directory / f"{curve}-{segment}{point.lam:.4f}{suffix}"))
@@ -69,6 +72,17 @@ def save_networks(
     return tuple(written)
 
 
+def rounded_to(models: SweepModels, curves: Iterable[str]) -> tuple[str, ...]:
+    """Names of the dtypes narrower than float32 that the files of interpolated networks on these curves have."""
+    found: dict[str, None] = {}
+    for curve in curves:
+        for path in models.curves[curve][1:]:
+            infos = models.weights[path].checkpoint.infos.values()
+            narrow = (info.dtype_name for info in infos if info.dtype.is_floating_point and info.dtype.itemsize < 4)
+            found |= dict.fromkeys(narrow)
+    return tuple(found)
+
+
 def _save(
     file: NetworkFile, models: SweepModels, name: str, adjustment: Adjustment, *, seed: int, force: bool, mkdir: bool
 ) -> None:
@@ -88,7 +102,7 @@ def _save(
         "method": "REPAIR" if adjustment.affine else "recalibrated" if adjustment.replaced else line.mode,
         "curve": file.curve,
         "segment": str(point.segment),
-        "lam": repr(point.lam),
+        "lam": repr(point.lam) + (", and others for some tensors" if point.mixed else ""),
         "seed": str(seed),
     }
     ends = models.curves[file.curve][point.segment : point.segment + 2]

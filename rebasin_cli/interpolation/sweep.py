@@ -27,7 +27,8 @@ class SweepPoint:
 
     The standard errors of rise and drop are those of the loss above, and of the accuracy below, the line between the
     values at the segment's ends: None at the ends. `chance` is the accuracy of guessing. `batch_means`: the user's loss
-    gives one mean for each batch, so the standard error of the loss is that over batches.
+    gives one mean for each batch, so the standard error of the loss is that over batches. `mixed`: lam is another one
+    for some tensors, see `lams`; such a network is not on the line.
     """
 
     segment: int
@@ -44,6 +45,17 @@ class SweepPoint:
     drop_standard_error: float | None = None
     chance: float | None = None
     batch_means: bool = False
+    mixed: bool = False
+
+    @property
+    def at_end(self) -> bool:
+        """Whether it is a checkpoint."""
+        return self.lam in (0.0, 1.0) and not self.mixed
+
+    @property
+    def between(self) -> bool:
+        """Whether it lies on the line between two checkpoints."""
+        return 0.0 < self.lam < 1.0 and not self.mixed
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +82,7 @@ class Best:
     loss: float | None
     accuracy: float | None
     path: Path | None = None
+    mixed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,10 +99,13 @@ class Sweep:
 
     curves: Mapping[str, tuple[SweepPoint, ...]]
     barrier: Mapping[str, Barrier]
-    ends: Ends
+    ends: Ends | None
     best: Best | None
     n: int
     skipped: int
+
+
+NOTHING_EVALUATED = Sweep(curves={}, barrier={}, ends=None, best=None, n=0, skipped=0)
 
 
 def summarize(networks: SweepNetworks, sums: Mapping[str, Tensor], *, best_by: BestBy = "loss") -> Sweep:
@@ -128,7 +144,7 @@ def _place(number: int, checkpoints: int) -> Point:
 
 
 def _at(points: Sequence[SweepPoint], place: Point) -> SweepPoint:
-    return next(point for point in points if (point.segment, point.lam) == (place.segment, place.lam))
+    return next(point for point in points if point.at_end and (point.segment, point.lam) == (place.segment, place.lam))
 
 
 def _point(point: Point, found: Values) -> SweepPoint:
@@ -147,11 +163,13 @@ def _point(point: Point, found: Values) -> SweepPoint:
         drop_standard_error=found.drop_standard_error,
         chance=found.chance,
         batch_means=found.batch_means,
+        mixed=point.mixed,
     )
 
 
 def barrier(points: Sequence[SweepPoint]) -> Barrier:
     """The barriers of one curve, with the standard errors at the points where they are reached."""
+    points = [point for point in points if not point.mixed]
     losses = highest_rise([(point.segment, point.lam, point.loss) for point in points])
     drops = [(point.segment, point.lam, None if point.accuracy is None else -point.accuracy) for point in points]
     accuracies = highest_rise(drops)
@@ -204,4 +222,4 @@ def best(curves: Mapping[str, Sequence[SweepPoint]], by: BestBy = "loss") -> Bes
     if not found:
         return None
     point = min(found, key=order)
-    return Best(curve, point.segment, point.lam, point.loss, point.accuracy)
+    return Best(curve, point.segment, point.lam, point.loss, point.accuracy, mixed=point.mixed)

@@ -22,7 +22,10 @@ def interpolate_table(result: InterpolateResult, *, verbose: bool = False, plain
     entries: list[tuple[str, object]] = [("checkpoints", _line(result))]
     if result.aligned is not None:
         entries.append(("aligned", result.aligned))
-    entries += [("steps", f"{result.steps}, {result.mode}"), ("data", result.data)]
+    networks = f"lam {', '.join(map(str, result.lam))}" if result.lam else f"{result.steps} steps"
+    entries.append(("networks", f"{networks}, {result.mode}"))
+    if result.data is not None:
+        entries.append(("data", result.data))
     entries += _treatment(result)
     entries += [(_named("barrier", curve, result), _barrier(barrier)) for curve, barrier in result.barrier.items()]
     if any(point.batch_means for points in result.curves.values() for point in points):
@@ -33,10 +36,10 @@ def interpolate_table(result: InterpolateResult, *, verbose: bool = False, plain
         entries.append((f"best by {result.best_by}", f"{_place(result, best)}: {values}"))
     parts: list[Part | None] = [
         facts(entries),
-        _curves(result, verbose),
+        _curves(result, verbose) if result.curves else None,
         _sparks(result, plain),
         text(verdict(result)),
-        facts([("written", path) for path in (result.out, *result.saved)]),
+        facts([("written", path) for path in (result.out, *result.saved) if path is not None]),
     ]
     return document(*parts)
 
@@ -52,12 +55,16 @@ def _line(result: InterpolateResult) -> str:
 
 def _place(result: InterpolateResult, best: Best) -> str:
     """The position of the best network; a checkpoint by its name."""
-    if best.lam in (0.0, 1.0):
+    if best.lam in (0.0, 1.0) and not best.mixed:
         reached = best.segment + int(best.lam)
         last = reached == len(result.checkpoints) - 1
         path = result.aligned if best.curve == "matched" and last else result.checkpoints[reached]
         return printable(path)
-    where = f"lam {best.lam:g}" + (f" of {_segment(result, best.segment)}" if _many(result) else "")
+    where = (
+        f"lam {best.lam:g}"
+        + (" (others for some tensors)" if best.mixed else "")
+        + (f" of {_segment(result, best.segment)}" if _many(result) else "")
+    )
     return where if len(result.curves) == 1 else f"{where} {CURVES.get(best.curve, best.curve)}"
 
 
@@ -135,12 +142,15 @@ def _curves(result: InterpolateResult, verbose: bool) -> Rows:
     for across in zip(*points, strict=True):
         lead = [_segment(result, across[0].segment)] if _many(result) else []
         cells = [_value(point, field, places[field]) for field in measured for point in across]
-        lines.append([*lead, f"{across[0].lam:.{fine}f}", *cells])
+        lam = "mixed" if across[0].mixed else f"{across[0].lam:.{fine}f}"
+        lines.append([*lead, lam, *cells])
         full = [getattr(point, field) for field in measured for point in across]
         full += [getattr(point, ERRORS[field]) for field in errors for point in across]
-        exact.append([*lead, across[0].lam, *("" if value is None else value for value in full)])
+        exact.append(
+            [*lead, "mixed" if across[0].mixed else across[0].lam, *("" if value is None else value for value in full)]
+        )
         cells = [_with_error(point, field, places[field]) for field in measured for point in across]
-        printed.append([*lead, f"{across[0].lam:.{fine}f}", *cells])
+        printed.append([*lead, lam, *cells])
     more = [_named(f"{field} standard error", name, result, SHORT) for field in errors for name in names]
     numbers = range(int(_many(result)), len(headings))
     return rows(headings, lines, numbers=numbers, exact=exact, exact_headings=[*headings, *more], printed=printed)

@@ -2,6 +2,7 @@
 
 | sentence | condition |
 |---|---|
+| nothing was evaluated | there are no data |
 | the barrier is unknown: one step | nothing between the checkpoints was evaluated |
 | the barrier is unknown: not finite | a value on the line is missing or not finite |
 | no better than guessing | the accuracy of an end, less two standard errors, is not above 1 / classes |
@@ -28,10 +29,15 @@ ROUNDING = 1e-6
 
 def verdict(result: InterpolateResult) -> str:
     """The sentences for this result."""
+    if result.data is None:
+        return "Nothing was evaluated: --data was not given."
     curve = "matched" if "matched" in result.barrier else "naive"
     found = finding(result, curve)
     if found == "one step":
-        return "The barrier is unknown: with one step, no network between the checkpoints is evaluated."
+        if any(point.mixed for point in result.curves[curve]):
+            return "There is no barrier of a network with another lam for some tensors: it is not on the line."
+        why = "" if result.lam else "with one step, "
+        return f"The barrier is unknown: {why}no network between the checkpoints is evaluated."
     if found == "not finite":
         return "The barrier is unknown: values on the line are missing or not finite."
     if found == "guessing":
@@ -44,7 +50,7 @@ def verdict(result: InterpolateResult) -> str:
 def finding(result: InterpolateResult, curve: str) -> Finding:
     """What the points of one curve say about its barrier."""
     points, barrier = result.curves[curve], result.barrier[curve]
-    if not any(0.0 < point.lam < 1.0 for point in points):
+    if not any(point.between for point in points):
         return "one step"
     if barrier.loss is None:
         return "not finite"
@@ -58,7 +64,7 @@ def finding(result: InterpolateResult, curve: str) -> Finding:
 
 
 def _ends(points: tuple[SweepPoint, ...]) -> list[SweepPoint]:
-    return [point for point in points if point.lam in (0.0, 1.0)]
+    return [point for point in points if point.at_end]
 
 
 def _guesses(point: SweepPoint) -> bool:

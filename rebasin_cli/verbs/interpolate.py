@@ -5,52 +5,19 @@ Everything that needs torch is imported where it is used, because `rebasin --hel
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import field, replace
-from functools import cached_property
+from collections.abc import Mapping
+from dataclasses import field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from rebasin_cli.checkpoint import split_name
-from rebasin_cli.errors import CheckpointError, DataError, ModelError, NumericalError, UsageError
-from rebasin_cli.options import AnyPaths, OptionalPath, argument, option, options_class, verb
-from rebasin_cli.progress import Progress, Silent
-from rebasin_cli.verbs.document import envelope, pretty
+from rebasin_cli.errors import UsageError
+from rebasin_cli.interpolation.lams import Lams, parse_lams
+from rebasin_cli.options import AnyPaths, AnyTexts, OptionalPath, argument, option, options_class, verb
+from rebasin_cli.progress import Progress
 from rebasin_cli.verbs.early_checks import check_inputs
 from rebasin_cli.verbs.interpolate_result import InterpolateResult as InterpolateResult
-from rebasin_cli.verbs.line_subjects import Subjects, default_result, find_subjects
-from rebasin_cli.verbs.output_paths import check_outputs, optional_path
+from rebasin_cli.verbs.interpolation import InterpolationRun
+from rebasin_cli.verbs.line_subjects import find_subjects
 from rebasin_cli.verbs.shared_options import DATA_HELP, MODEL_HELP, ModelInput, Seed, StateInFile, Writing
-
-if TYPE_CHECKING:
-    from rebasin_cli.data import BatchSource, DataOptions
-    from rebasin_cli.execution.dataset_pass import RunningSums
-    from rebasin_cli.execution.model_slot import Adjustment
-    from rebasin_cli.interpolation.data import SweepData
-    from rebasin_cli.interpolation.result_file import ResultFile
-    from rebasin_cli.interpolation.saving import NetworkFile
-    from rebasin_cli.interpolation.sweep import Sweep
-
-IDENTITY_OPTIONS = (
-    *(
-        "data",
-        "steps",
-        "mode",
-        "loss",
-        "metric",
-        "recalibrate",
-        "recalibrate_limit",
-        "recalibration",
-        "repair",
-        "transform",
-    ),
-    *("limit", "batch_size", "skip_corrupt", "amp", "seed"),
-)
-"""Options that decide the numbers of a sweep, besides the checkpoints and the model."""
-
-
-FORM_OF_SUMS = 2
-"""Changes when the sums that a result file keeps are other ones, so that those of another version are not continued."""
 
 
 @options_class
@@ -63,13 +30,26 @@ class InterpolateOptions(ModelInput, StateInFile, Writing, Seed):
         default=(),
         kw_only=False,
     )
-    data: str = option(DATA_HELP, group="Data", short="-d", metavar="DATA")
+    data: str | None = option(
+        f"{DATA_HELP} Without it, networks are saved and not evaluated.",
+        group="Data",
+        short="-d",
+        metavar="DATA",
+        default=None,
+    )
     steps: int = option(
         "Number of intervals between two checkpoints. N + 1 networks are evaluated.",
         group="Interpolation",
         metavar="N",
         at_least=1,
         default=10,
+    )
+    lam: AnyTexts = option(
+        "Only these networks, instead of --steps: 0 is A, 1 is B, others extrapolate. 'PATTERN=NUMBER' is for the "
+        "tensors whose names match, beside one plain number for the others. Repeatable.",
+        group="Interpolation",
+        metavar="[PATTERN=]NUMBER",
+        default=(),
     )
     report: OptionalPath = option(
         "Report of 'rebasin align'.",
@@ -146,6 +126,12 @@ class InterpolateOptions(ModelInput, StateInFile, Writing, Seed):
         default=None,
         shown_default="<report's stem>-interpolation.json",
     )
+    save: OptionalPath = option(
+        "Save the network at --lam, of the curve after alignment or of the only curve.",
+        group="Output",
+        metavar="FILE",
+        default=None,
+    )
     save_best: OptionalPath = option(
         "Save the best network of the curve after alignment, or of the only curve.",
         group="Output",
@@ -170,375 +156,54 @@ def check_repair(options: InterpolateOptions) -> None:
         raise UsageError("--repair needs data to measure on", hint="pass training data with --recalibrate DATA")
 
 
+NEED_DATA = ("save_best", "loss", "metric", "limit", "out", "transform")
+"""Options that say something about an evaluation."""
+
+
+def check_networks(options: InterpolateOptions, lams: Lams | None) -> None:
+    """Refuse options that contradict each other about which networks are evaluated or saved.
+
+    Raises:
+        UsageError: naming them.
+    """
+    if lams is not None and options.steps != InterpolateOptions.steps:
+        raise UsageError("--lam and --steps cannot both be given: each says which networks there are")
+    if options.save is not None and (lams is None or lams.single is None):
+        raise UsageError(
+            "--save is for one network: give one --lam",
+            hint="--save-all DIR saves every network, --save-best FILE the best one",
+        )
+    if options.save_all is not None and lams is not None and lams.patterns:
+        raise UsageError("--save-all does not save a network with --lam for some tensors: use --save FILE")
+    if options.data is None:
+        if options.save is None and options.save_all is None:
+            raise UsageError(
+                "--data is missing", hint="or save networks without evaluating them: --lam 0.5 --save FILE"
+            )
+        given = [name for name in NEED_DATA if getattr(options, name) is not None]
+        if given:
+            raise UsageError(f"--{given[0].replace('_', '-')} needs --data: without it, nothing is evaluated")
+
+
 def run_interpolate(options: InterpolateOptions) -> InterpolateResult:
     """Evaluate the networks on the line through checkpoints.
 
-    Without checkpoints, both lines of an align report are evaluated: from A to B ("naive") and from A to B aligned
-    ("matched"). `also_written` names files that the caller writes afterwards, by role: they are checked like outputs.
+    Without data, networks are saved and not evaluated: the result has no curves. Without checkpoints, both lines of an
+    align report are evaluated: from A to B ("naive") and from A to B aligned ("matched"). `also_written` names files
+    that the caller writes afterwards, by role: they are checked like outputs.
 
     Raises:
         RebasinError: of the kind, and with the exit code, that fits what went wrong.
     """
-    subjects = find_subjects(options)
+    lams = parse_lams(options.lam)
     check_repair(options)
+    check_networks(options, lams)
+    subjects = find_subjects(options)
+    if lams is not None and len(subjects.checkpoints) > 2:
+        raise UsageError(f"--lam is for a line between two checkpoints, and there are {len(subjects.checkpoints)}")
     data = (options.data, options.recalibrate)
     check_inputs(subjects.checkpoints, model=subjects.model, data=data, input_file=options.input_file)
-    return _Run(options, subjects).run()
-
-
-class _Run:
-    """One sweep: check, open, measure statistics, evaluate, save, write. Each step sets what the next ones need."""
-
-    def __init__(self, options: InterpolateOptions, subjects: Subjects) -> None:
-        from rebasin_cli.data.ranks import launched
-        from rebasin_cli.execution.subject import ModelChoice
-
-        self.options, self.subjects = options, subjects
-        self.choice = ModelChoice(
-            subjects.model, subjects.model_args, subjects.inputs, options.input_file, options.seed
-        )
-        self.out = default_result(subjects) if options.out is None else options.out
-        self.progress: Progress = (options.progress or Silent()) if launched()[0] == 0 else Silent()
-        self.warnings: list[str] = []
-        self.adjustments: dict[str, Adjustment] = {}
-
-    def run(self) -> InterpolateResult:
-        """All steps. An interrupted run keeps its sums; one that cannot succeed leaves no files."""
-        self._check_outputs()
-        self._open()
-        self.file = self._result_file()
-        try:
-            sweep = self._measure()
-        except (DataError, ModelError):
-            self.file.withdraw()
-            raise
-        except BaseException:
-            self.file.save()
-            raise
-        self._check_ends(sweep)
-        return self._finish(sweep)
-
-    def _check_ends(self, sweep: Sweep) -> None:
-        """Refuse data on which the checkpoints themselves give no finite loss."""
-        for name, points in sweep.curves.items():
-            for point in points:
-                if point.lam in (0.0, 1.0) and not point.finite:
-                    self.file.withdraw()
-                    path = self.subjects.curves[name][point.segment + int(point.lam)]  # as loaded, or as treated
-                    raise NumericalError(
-                        f"{path}: the loss is not finite on {self.options.data}",
-                        path=path,
-                        hint="look for NaN or infinite numbers in the data",
-                    )
-
-    @cached_property
-    def all_networks(self) -> list[NetworkFile]:
-        """The files of `--save-all`."""
-        from rebasin_cli.interpolation.saving import files_of_all
-
-        if self.options.save_all is None:
-            return []
-        suffix = split_name(self.subjects.checkpoints[-1])[1]
-        return files_of_all(self.subjects.curves, self.options.steps, self.options.save_all, suffix)
-
-    @property
-    def checkpoint_outputs(self) -> dict[str, Path]:
-        """Every checkpoint that will be written, by its role."""
-        best = {} if self.options.save_best is None else {"best network": self.options.save_best}
-        return best | {f"network {file.path.name}": file.path for file in self.all_networks}
-
-    def _check_outputs(self) -> None:
-        """Refuse outputs before any input is read."""
-        from rebasin_cli.interpolation.result_file import check_result_file
-
-        options, result = self.options, {"result": self.out}
-        others = {**self.checkpoint_outputs, **options.also_written}
-        # What only looks like a path (the name of a loader) does no harm among the inputs.
-        data = (optional_path(options.data), optional_path(options.recalibrate))
-        named = (self.subjects.aligned, self.subjects.report, options.input_file, *data)
-        inputs = (*self.subjects.checkpoints, *(path for path in named if path is not None))
-        check_outputs(result, inputs, force=True, mkdir=options.mkdir)
-        check_outputs(others, inputs, force=options.force, mkdir=options.mkdir)
-        check_outputs({**result, **others}, (), force=True, mkdir=options.mkdir)
-        check_result_file(self.out, self._asked(), force=options.force)
-
-    def _asked(self) -> dict[str, Any]:
-        """The part of the run's identity that the command line gives."""
-        subjects, options = self.subjects, self.options
-        found: dict[str, Any] = {
-            "checkpoints": [str(path) for path in subjects.checkpoints],
-            "aligned": None if subjects.aligned is None else str(subjects.aligned),
-            "model": subjects.model,
-        }
-        found |= {name: getattr(options, name) for name in IDENTITY_OPTIONS}
-        return found if options.recalibrate or options.recalibration else {**found, "recalibrate_limit": None}
-
-    def _open(self) -> None:
-        """Open checkpoints, model and data."""
-        from rebasin_cli.data.ranks import launched, ranks_for
-        from rebasin_cli.execution.device import resolve_device
-        from rebasin_cli.interpolation.models import SweepModels
-
-        options = self.options
-        _, world, local = launched()
-        device = resolve_device(options.device)
-        if device.type == "cuda" and world > 1 and device.index is None:
-            device = resolve_device(f"cuda:{local}")
-        self.ranks = ranks_for(device)
-        self.progress.phase("reading")
-        if self.subjects.report is not None:
-            self.progress.note(f"using alignment report {self.subjects.report}")
-        self.models = SweepModels.open(
-            self.subjects.curves,
-            self.choice,
-            states=self.subjects.states or dict.fromkeys(self.subjects.checkpoints, (options.key, options.ema)),
-            ignore_extra=options.ignore_extra,
-            mode="slerp" if options.mode == "slerp" else "lerp",
-            steps=options.steps,
-            device=device,
-            amp=options.amp,
-            progress=self.progress,
-        )
-        self._check_unchanged()
-        outputs = {"result": self.out, **self.checkpoint_outputs}
-        check_outputs(outputs, self.models.files, force=True, mkdir=options.mkdir)
-        self._open_data()
-
-    def _check_unchanged(self) -> None:
-        """Refuse files that are not those that were aligned."""
-        for path, expected in self.subjects.sha256.items():
-            if self.models.sha256.get(str(path), expected) != expected:
-                raise CheckpointError(
-                    f"{path}: has changed since it was aligned (SHA-256 differs from {self.subjects.report})",
-                    path=path,
-                    hint="align again, or name the checkpoints",
-                )
-
-    def _open_data(self) -> None:
-        from rebasin_cli.data import DataOptions, open_data
-        from rebasin_cli.data.batch_sources import load_callable
-        from rebasin_cli.execution.evaluation import Measure
-        from rebasin_cli.execution.recalibration import batch_norms
-        from rebasin_cli.interpolation.data import SweepData, model_view
-
-        options = self.options
-        loss, metric = (None if name is None else load_callable(name) for name in (options.loss, options.metric))
-        self.measure = Measure(loss, metric)
-        view = model_view(self.models, self.choice, options.transform)
-        reading = DataOptions(
-            options.limit, options.seed, options.batch_size, options.workers, options.skip_corrupt, shuffle=False
-        )
-        self.norms = batch_norms(self.models.slot.module)
-        self.statistics_samples: int | None = None
-        if options.recalibrate is not None:
-            statistics = None
-            if self.norms or options.repair:
-                shuffled = replace(reading, limit=options.recalibrate_limit, shuffle=True)
-                statistics = open_data(options.recalibrate, shuffled, view)
-            else:
-                self.warnings.append("--recalibrate has no effect: no layer of the model has running statistics")
-            self.data = SweepData(open_data(options.data, reading, view), statistics)
-        elif self.norms and options.recalibration:
-            self.data = self._set_apart(lambda reading: open_data(options.data, reading, view), reading)
-        else:
-            self.data = SweepData(open_data(options.data, reading, view), None)
-            if self.norms:
-                self.warnings.append(f"{self._unfit_statistics()}: re-estimate them with --recalibrate TRAINING_DATA")
-        if self.data.statistics is not None or self.models.spectral_norms:
-            self.models.treat_ends()
-        if self.models.subject.note:
-            self.warnings.append(self.models.subject.note)
-        self.progress.note(f"data: {self.data.evaluation.description}")
-
-    def _set_apart(self, open_source: Callable[[DataOptions], BatchSource], reading: DataOptions) -> SweepData:
-        """The data without a part of them that gives statistics; all of them where they are too few."""
-        from rebasin_cli.interpolation.data import SweepData
-        from rebasin_cli.interpolation.statistics_part import set_apart
-
-        parts = set_apart(open_source, reading, self.options.recalibrate_limit)
-        if isinstance(parts, str):
-            self.warnings.append(
-                f"{self._unfit_statistics()}, and were not re-estimated, because {parts}; "
-                "pass --recalibrate TRAINING_DATA"
-            )
-            return SweepData(open_source(reading), None)
-        self.statistics_samples = parts.samples
-        self.progress.note(
-            f"running statistics ({counted_layers(self.norms)}) are re-estimated on {parts.samples} samples of "
-            f"{self.options.data}, which are not evaluated; training data would be better: --recalibrate DATA "
-            "(--no-recalibrate: not at all)"
-        )
-        return SweepData(parts.evaluation, parts.statistics)
-
-    def _unfit_statistics(self) -> str:
-        return f"running statistics ({counted_layers(self.norms)}) are invalid for interpolated weights"
-
-    def _result_file(self) -> ResultFile:
-        from rebasin_cli.interpolation.result_file import ResultFile
-
-        self.identity = {
-            **self._asked(),
-            **self.models.identity(),
-            **self.data.identity(),
-            "files": self._python_files(),
-            "sums": FORM_OF_SUMS,
-        }
-        file = ResultFile(
-            self.out,
-            self.identity,
-            render=lambda data, error: pretty(envelope("interpolate", data, error=error)),
-            force=self.options.force,
-            ranks=self.ranks,
-        )
-        file.save_regularly()
-        if file.resumed:
-            done = len(file.evaluation.batches) and min(file.evaluation.batches.values())
-            state = "run already complete" if file.evaluation.finished else f"evaluated up to batch {done}"
-            self.progress.note(f"resuming {self.out}: {state}")
-        return file
-
-    def _python_files(self) -> dict[str, str]:
-        """The user's Python files that the run depends on, with their SHA-256."""
-        from rebasin_cli.data.source import file_identity
-
-        options = self.options
-        named = (
-            self.subjects.model,
-            options.data,
-            options.recalibrate,
-            options.loss,
-            options.metric,
-            options.transform,
-        )
-        files = {text.rpartition(":")[0] for text in named if text is not None}
-        return {
-            name: file_identity(Path(name)) for name in sorted(files) if name.endswith(".py") and Path(name).is_file()
-        }
-
-    def _measure(self) -> Sweep:
-        from rebasin_cli.execution.evaluation import evaluate
-        from rebasin_cli.execution.recalibration import Recalibration
-        from rebasin_cli.interpolation.sweep import summarize
-
-        slot, networks, file, data = self.models.slot, self.models.networks, self.file, self.data
-        saves = self.options.save_best is not None or self.options.save_all is not None
-        if data.statistics is not None and (saves or not file.evaluation.finished):
-            self.progress.phase("measuring statistics")
-            counter = self._counter(file.statistics, len(networks.adjusted), data.statistics)
-            recalibration = Recalibration(
-                slot, data.statistics, networks.all, repair=self.options.repair, ranks=self.ranks
-            )
-            self.adjustments = recalibration.run(file.statistics, counter)
-        self.progress.phase("evaluating")
-        sums = evaluate(
-            slot,
-            data.evaluation,
-            networks.all,
-            self.measure,
-            file.evaluation,
-            adjustments=self.adjustments,
-            ranks=self.ranks,
-            progress=self._counter(file.evaluation, len(networks.all), data.evaluation),
-        )
-        return summarize(networks, sums, best_by="accuracy" if self.options.best_by == "accuracy" else "loss")
-
-    def _counter(self, running: RunningSums, networks: int, source: BatchSource) -> Callable[[int, str], None]:
-        """Reports how many (network, batch) pairs are done."""
-        count = source.batch_count
-
-        def report(_: int, name: str) -> None:
-            bound = float("inf") if count is None else count
-            done = sum(min(batches, bound) for batches in running.batches.values())
-            self.progress.step(done, None if count is None else networks * count, name)
-
-        return report
-
-    def _finish(self, sweep: Sweep) -> InterpolateResult:
-        """Save networks and write the result."""
-        saved: tuple[Path, ...] = ()
-        if (self.options.save_best or self.options.save_all) and self.ranks.first:
-            self.progress.phase("saving")
-            saved = self._save(sweep)
-        if sweep.best is not None and self.options.save_best is not None:
-            sweep = replace(sweep, best=replace(sweep.best, path=self.options.save_best))
-        result = self._result(sweep, saved)
-        self.file.complete(pretty(envelope("interpolate", result, warnings=result.warnings)))
-        return result
-
-    def _save(self, sweep: Sweep) -> tuple[Path, ...]:
-        """Write the best network and all networks.
-
-        Raises:
-            DataError: there is no best network by the measure that was asked for.
-        """
-        from rebasin_cli.interpolation.line import Point
-        from rebasin_cli.interpolation.saving import NetworkFile, save_networks
-
-        options, best, files = self.options, sweep.best, self.all_networks
-        if options.save_best is not None and best is None:
-            raise DataError(
-                f"--save-best: no network on the line has a finite loss{_and_accuracy(options.best_by)}",
-                hint="--best-by accuracy needs class numbers as targets" if options.best_by == "accuracy" else None,
-                slug="loss",
-            )
-        if options.save_best is not None and best is not None:
-            files = [NetworkFile(best.curve, Point(best.segment, best.lam), options.save_best), *files]
-        return save_networks(
-            files, self.models, self.adjustments, seed=options.seed, force=options.force, mkdir=options.mkdir
-        )
-
-    def _result(self, sweep: Sweep, saved: tuple[Path, ...]) -> InterpolateResult:
-        options, subjects, recalibration = self.options, self.subjects, None
-        if self.data.statistics is not None:
-            method = "REPAIR" if options.repair else "running statistics, cumulative average"
-            recalibration = {"method": method, "data": self.data.statistics.description}
-            if self.statistics_samples is not None:
-                recalibration["data"] = f"{self.statistics_samples} samples of {options.data} that are not evaluated"
-        if any(not point.finite for points in sweep.curves.values() for point in points):
-            self.warnings.append("some networks on the line give values that are not finite")
-        if sweep.skipped:
-            self.warnings.append(f"{sweep.skipped} samples could not be read and were skipped")
-        return InterpolateResult(
-            a=subjects.checkpoints[0],
-            b=subjects.checkpoints[-1],
-            aligned=subjects.aligned,
-            checkpoints=subjects.checkpoints,
-            report=subjects.report,
-            model=subjects.model,
-            model_args=dict(self.models.subject.factory.args),
-            data=self.data.evaluation.description,
-            mode=options.mode,
-            steps=options.steps,
-            loss=options.loss or "cross-entropy",
-            metric=options.metric or "accuracy",
-            recalibration=recalibration,
-            running_statistics=len(self.norms),
-            spectral_norms=self.models.spectral_norms,
-            seed=options.seed,
-            amp=options.amp,
-            n=sweep.n,
-            skipped=sweep.skipped,
-            curves=sweep.curves,
-            barrier=sweep.barrier,
-            ends=sweep.ends,
-            best=sweep.best,
-            best_by=options.best_by,
-            saved=saved,
-            sha256=self.models.sha256,
-            run=self.identity,
-            progress=self.file.progress(),
-            out=self.out,
-            warnings=tuple(self.warnings),
-            resumed=self.file.resumed,
-        )
-
-
-def counted_layers(layers: Mapping[str, object]) -> str:
-    return f"{len(layers)} layer{'' if len(layers) == 1 else 's'}"
-
-
-def _and_accuracy(best_by: str) -> str:
-    return " and an accuracy" if best_by == "accuracy" else ""
+    return InterpolationRun(options, subjects, lams).run()
 
 
 interpolate = verb(InterpolateOptions, run_interpolate)

@@ -32,7 +32,7 @@ class InterpolateResult(Result):
     report: Path | None
     model: str
     model_args: Mapping[str, Any]
-    data: str
+    data: str | None
     mode: str
     steps: int
     loss: str
@@ -49,11 +49,12 @@ class InterpolateResult(Result):
     sha256: Mapping[str, str]
     run: Mapping[str, Any]
     progress: Mapping[str, Any]
-    out: Path
+    out: Path | None
     warnings: tuple[str, ...]
     resumed: bool
     running_statistics: int = 0
     spectral_norms: int = 0
+    lam: tuple[str, ...] = ()
     ends: Ends | None = None
     best_by: str = "loss"
 
