@@ -6,7 +6,7 @@ the map is a pair of names; elsewhere it is a part of the recorded program, run 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from math import prod
 
@@ -32,11 +32,13 @@ class LoadMap:
         keys: names; of a tensor that is combined from several of the file, the first of these.
         parts: what is more than a pair of names.
         made: tensors that the loader made itself and gave values, by key of the model.
+        note: what the loader does not use, and what it made itself, in words; empty if there is neither.
     """
 
     keys: KeyMap
     parts: tuple[Part, ...] = ()
     made: Mapping[str, Tensor] = field(default_factory=dict)
+    note: str = ""
 
 
 def load_map(checkpoint: Checkpoint, subject: Subject, *, ignore_extra: bool = False) -> LoadMap:
@@ -219,7 +221,8 @@ def _assembled(
     made = {key: program.values[key] for key in absent if key in program.values}
     copies = copies_in_file(checkpoint.infos, to_model, subject.ties)
     extra = tuple(key for key in extra if key not in copies)
-    return LoadMap(KeyMap(ordered, to_model, extra, absent, copies), tuple(combined), made)
+    keys = KeyMap(ordered, to_model, extra, absent, copies)
+    return LoadMap(keys, tuple(combined), made, _explained(keys, subject.factory.name))
 
 
 class PartCache:
@@ -242,13 +245,11 @@ class PartCache:
         return tensors
 
 
-def explained(keys: KeyMap, checkpoint: Checkpoint, loader: str) -> Iterator[str]:
-    """What the loader does not use and what it made itself, in one sentence; nothing if there is neither."""
+def _explained(keys: KeyMap, model: str) -> str:
     said = []
     if keys.extra:
         said.append(f"does not use {few(keys.extra)}")
     made = [key for key in keys.absent if not is_counter(key)]
     if made:
         said.append(f"makes {few(made)} itself")
-    if said:
-        yield f"{checkpoint.path}: the loader of {loader} {' and '.join(said)}"
+    return f"the loader of {model} {' and '.join(said)}" if said else ""

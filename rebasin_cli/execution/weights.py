@@ -24,6 +24,7 @@ class Weights(Mapping[str, Tensor]):
         keys: how its keys and the model's correspond.
         parts: tensors that the model's loader rearranges, as it does so.
         made: tensors that the loader makes itself, by model key.
+        note: what the loader does not use and what it makes, in words.
     """
 
     def __init__(
@@ -32,9 +33,11 @@ class Weights(Mapping[str, Tensor]):
         keys: KeyMap,
         parts: tuple[Part, ...] = (),
         made: Mapping[str, Tensor] | None = None,
+        note: str = "",
     ) -> None:
         self.checkpoint = checkpoint
         self.keys_in_file = keys
+        self.note = note
         self._parts, self._made = parts, dict(made or {})
         self._by_model = {key: number for number, part in enumerate(parts) for key in part.model_keys}
         self._by_file = {key: number for number, part in enumerate(parts) for key in part.file_keys}
@@ -51,7 +54,7 @@ class Weights(Mapping[str, Tensor]):
             found = load_map(checkpoint, subject, ignore_extra=ignore_extra)
         except ModelError as error:
             raise checkpoint.ambiguity or error from error
-        return Weights(checkpoint, found.keys, found.parts, found.made)
+        return Weights(checkpoint, found.keys, found.parts, found.made, found.note)
 
     def __getitem__(self, key: str) -> Tensor:
         number = self._by_model.get(key)
@@ -128,7 +131,7 @@ class Weights(Mapping[str, Tensor]):
 
         A loader is decided by the headers, which are equal, so the map is the one that it would make for the new file.
         """
-        return Weights(other, self.keys_in_file, self._parts, self._made)
+        return Weights(other, self.keys_in_file, self._parts, self._made, self.note)
 
     def _values(self, number: int) -> dict[str, Tensor]:
         found = self._read.get(number)

@@ -455,6 +455,9 @@ class Alignment:
         """Warnings about a run that succeeded."""
         said = self._notes()
         said += [f"no rule for {op}: the axes it touches are not permuted" for op in self.understood.unknown_ops]
+        for weights in (self.pair.a, self.pair.b):
+            if weights.note:
+                said.append(f"{weights.checkpoint.path}: {weights.note}")
         if self.match.moved_units:
             path = self.pair.b.checkpoint.path
             said += self.leftovers.warnings(path, ignore_extra=self.options.ignore_extra)

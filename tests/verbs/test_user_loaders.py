@@ -328,6 +328,12 @@ def test_a_parameter_that_the_hook_makes_has_the_hooks_values(nets: Path) -> Non
     check_written(nets, "WithScale", result)
 
 
+def test_what_the_loader_makes_and_leaves_out_is_said(nets: Path) -> None:
+    state = plain(1) | {"aux": torch.randn(3)}
+    result = aligned(nets, "WithScale", plain(0), state, ignore_extra=True)
+    assert any(note.endswith("does not use 'aux' and makes 'scale' itself") for note in result.warnings)
+
+
 def test_a_parameter_that_nobody_makes_is_missing(nets: Path) -> None:
     a, b = renamed(plain(0)), renamed(plain(1))
     del b["mid.bias"]
