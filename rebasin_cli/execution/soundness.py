@@ -305,7 +305,8 @@ class _Check:
                 if "allocate memory" in str(error):
                     return Power(unknown="gradients do not fit in memory")
         first = self.draws[0]
-        members = silent_sites(self.spec, first, state, slopes)
+        second = ties(self.module)  # further names of a tensor, which is read under its first name
+        members = [member for member in silent_sites(self.spec, first, state, slopes) if member[1].key not in second]
 
         def seen_without(part: Sequence[Member]) -> bool:
             spec = without_sites(self.spec, part)

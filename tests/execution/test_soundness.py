@@ -342,3 +342,26 @@ def test_power_is_found_where_a_model_insists_on_float64() -> None:
     assert check.ok
     assert check.power.unseen == ()
     assert check.power.unknown is None
+
+
+class TiedHead(nn.Module):
+    """An embedding whose table is the head's, under two names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.up, self.down = nn.Embedding(7, 6), nn.Linear(6, 9), nn.Linear(9, 6)
+        self.head = nn.Linear(6, 7, bias=False)
+        self.head.weight = self.table.weight
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.head(self.down(self.up(self.table(ids)).tanh()))  # type: ignore[no-any-return]
+
+
+def test_the_second_name_of_a_tied_tensor_is_not_called_unseen() -> None:
+    stream = [("table.weight", 1), ("head.weight", 1), ("up.weight", 1), ("down.weight", 0), ("down.bias", 0)]
+    inner = [("up.weight", 0), ("up.bias", 0), ("down.weight", 1)]
+    spec = spec_of(("stream", 6, stream), ("up", 9, inner))
+    check = verify_by_execution(TiedHead, ExampleInput((torch.arange(7)[None],)), spec, power=True)
+    assert check.ok
+    assert check.power.unseen == ()
+    assert check.power.unknown is None
