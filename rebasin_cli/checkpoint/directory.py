@@ -24,6 +24,7 @@ from rebasin_cli.checkpoint.atomic import (
     write_new_file,
 )
 from rebasin_cli.checkpoint.checkpoint import Checkpoint, Transform, WrittenCopy
+from rebasin_cli.checkpoint.foreign import foreign_directory
 from rebasin_cli.checkpoint.formats import announced_formats
 from rebasin_cli.checkpoint.mapped_file import MappedFile
 from rebasin_cli.errors import CheckpointError, few
@@ -98,6 +99,9 @@ def _chosen(directory: Path, names: list[str]) -> tuple[str, list[str]]:
         return usual[0], [*usual[1:], *variants]
     if len(variants) == 1:
         return variants[0], []
+    other = foreign_directory(directory, os.listdir(directory))
+    if other is not None:
+        raise CheckpointError(f"{directory}: {other.what}", path=directory, hint=other.hint)
     for suffix in (*_ORDER[1::2], ".safetensors", ".bin", ".pt", ".pth", ".ckpt"):
         found = [name for name in names if name.endswith(suffix) and not _is_training(name)]
         if len(found) == 1:

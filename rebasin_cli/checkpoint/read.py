@@ -7,27 +7,12 @@ from pathlib import Path
 
 from rebasin_cli.checkpoint.checkpoint import Checkpoint
 from rebasin_cli.checkpoint.directory import open_directory
+from rebasin_cli.checkpoint.foreign import foreign_file
 from rebasin_cli.checkpoint.formats import Format, all_formats, announced_formats
 from rebasin_cli.checkpoint.mapped_file import MappedFile
 from rebasin_cli.errors import CheckpointError, size
 
 _HEAD = 512
-_COMPRESSED = "decompress it first"
-_WEB_PAGE = "the download returned a web page, perhaps an error or a login page; fetch the file again"
-
-_OTHER_FILES: tuple[tuple[bytes, str, str | None], ...] = (
-    (b"version https://git-lfs", "a git-lfs pointer: the real file was not fetched", "run `git lfs pull`"),
-    (b"GGUF", "a GGUF file", None),
-    (b"\x89HDF\r\n", "an HDF5 file", None),
-    (b"\x93NUMPY", "a NumPy array file", None),
-    (b"\x1f\x8b", "a gzip archive", _COMPRESSED),
-    (b"\x28\xb5\x2f\xfd", "a zstd archive", _COMPRESSED),
-    (b"BZh", "a bzip2 archive", _COMPRESSED),
-    (b"\xfd7zXZ", "an xz archive", _COMPRESSED),
-    (b"\x7fELF", "a program (ELF)", None),
-    (b"\x89PNG", "a PNG image", None),
-)
-"""First bytes of files that are often mistaken for checkpoints, what such a file is, and what to do with it."""
 
 
 def open_checkpoint(path: str | Path, *, key: str | None = None, ema: bool = False) -> Checkpoint:
@@ -47,9 +32,9 @@ def open_checkpoint(path: str | Path, *, key: str | None = None, ema: bool = Fal
         return open_directory(path, lambda weights: open_checkpoint(weights, key=key, ema=ema))
     head, nbytes = _start_of(path)
     announced = announced_formats(path)
-    other = _other_file(head)
+    other = foreign_file(path, head)
     if other is not None:
-        raise _refused(path, announced, *other)
+        raise _refused(path, announced, other.what, other.hint)
     found = next((form for form in all_formats() if form.recognises(path, head)), None)
     if found is None:
         raise _unrecognised(path, announced, head, nbytes)
@@ -74,21 +59,6 @@ def _start_of(path: Path) -> tuple[bytes, int]:
         return b"", 0
     file = MappedFile(path)
     return file.read(0, _HEAD), file.size
-
-
-def _other_file(head: bytes) -> tuple[str, str | None] | None:
-    """What a file that begins with `head` is, if it is certainly not a checkpoint, and what to do with it."""
-    for start, name, hint in _OTHER_FILES:
-        if head.startswith(start):
-            return name, hint
-    text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    if text.startswith((b"<!doctype html", b"<html", b"<head")):
-        return "an HTML page", _WEB_PAGE
-    if text.startswith(b"<?xml"):
-        return "an XML or HTML page", _WEB_PAGE
-    if head[257:262] == b"ustar":
-        return "a tar archive", None
-    return None
 
 
 def _refused(path: Path, announced: tuple[Format, ...], seen: str, hint: str | None) -> CheckpointError:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rebasin_cli.checkpoint.checkpoint import Checkpoint
+from rebasin_cli.checkpoint.foreign import refuse_quantized
 from rebasin_cli.checkpoint.read import open_checkpoint
 from rebasin_cli.checkpoint.state_dicts import JOINED, SeveralStateDicts
 from rebasin_cli.errors import ModelError, quoted
@@ -33,11 +34,12 @@ class Source:
     def open(self) -> Checkpoint:
         """Open the file; several state dicts of equal rank are read as one, which has to fit the model as a whole."""
         try:
-            return open_checkpoint(self.path, key=self.key, ema=self.ema)
+            opened = open_checkpoint(self.path, key=self.key, ema=self.ema)
         except SeveralStateDicts as several:
-            joined = open_checkpoint(self.path, key=JOINED)
-            joined.ambiguity = several
-            return joined
+            opened = open_checkpoint(self.path, key=JOINED)
+            opened.ambiguity = several
+        refuse_quantized(opened)
+        return opened
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,3 +40,20 @@ def test_a_tied_model_in_the_other_format(run: Runner, place: Path) -> None:
         assert run("verify", "b.pt", out, *tied).code == 0
     read = torch.load(place / "back.pt", weights_only=True)
     assert read["first.weight"].data_ptr() == read["second.weight"].data_ptr()
+
+
+@pytest.mark.parametrize(
+    ("name", "out", "report"),
+    [
+        ("net.pth.tar", "net-aligned.pth.tar", "net-aligned.json"),
+        ("net.v1.5", "net.v1.5-aligned", "net.v1.5-aligned.json"),
+        ("NET.PT", "NET-aligned.PT", "NET-aligned.json"),
+    ],
+)
+def test_unusual_names_of_torch_files(run: Runner, place: Path, name: str, out: str, report: str) -> None:
+    torch.save(state(1), place / name)
+    before = {path.name for path in place.iterdir()}
+    done = run("align", "a.safetensors", name, *MODEL)
+    assert done.code == 0, done.err
+    assert {path.name for path in place.iterdir()} - before - {"__pycache__"} == {out, report}
+    assert set(torch.load(place / out, weights_only=True)) == set(state(1))

@@ -24,6 +24,14 @@ from rebasin_cli.verbs.saved_permutations import SavedPermutations
         ("x/b.v2.pt", "x/b.v2-aligned.pt", "x/b.v2-aligned.json"),
         ("m.safetensors.index.json", "m-aligned.safetensors.index.json", "m-aligned.json"),
         ("b", "b-aligned", "b-aligned.json"),
+        ("model_best.pth.tar", "model_best-aligned.pth.tar", "model_best-aligned.json"),
+        ("model.tar", "model-aligned.tar", "model-aligned.json"),
+        ("resnet.v1.5.pt", "resnet.v1.5-aligned.pt", "resnet.v1.5-aligned.json"),
+        ("resnet.v1.5", "resnet.v1.5-aligned", "resnet.v1.5-aligned.json"),
+        ("epoch=3-loss=0.25.ckpt", "epoch=3-loss=0.25-aligned.ckpt", "epoch=3-loss=0.25-aligned.json"),
+        ("B.PT", "B-aligned.PT", "B-aligned.json"),
+        ("B.SAFETENSORS", "B-aligned.SAFETENSORS", "B-aligned.json"),
+        ("p.bin.index.json", "p-aligned.bin.index.json", "p-aligned.json"),
     ],
 )
 def test_default_names(b: str, out: str, report: str) -> None:
@@ -34,6 +42,7 @@ def test_default_names(b: str, out: str, report: str) -> None:
 def test_a_directory_gets_a_name_beside_it(tmp_path: Path) -> None:
     (tmp_path / "shards.v1").mkdir()
     assert default_output(tmp_path / "shards.v1") == tmp_path / "shards.v1-aligned"
+    assert report_path(tmp_path / "shards.v1-aligned") == tmp_path / "shards.v1-aligned.json"
 
 
 def test_outputs_must_differ(tmp_path: Path) -> None:

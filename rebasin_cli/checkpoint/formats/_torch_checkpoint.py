@@ -397,7 +397,10 @@ def checked_view(path: Path, key: str, ref: TensorRef, storages: Mapping[str, Fi
     """
     name = f"{path}: tensor {quoted(key)}"
     if ref.trouble:
-        raise CheckpointError(f"{name} is not a dense tensor ({ref.trouble})", path=path)
+        quantized = "qtensor" in ref.trouble
+        hint = "align the float checkpoint that it was made from, and quantize the result" if quantized else None
+        seen = "a quantized tensor of torch" if quantized else f"not a dense tensor ({ref.trouble})"
+        raise CheckpointError(f"{name} is {seen}", path=path, hint=hint)
     storage = ref.storage
     if not isinstance(storage, StorageRef):
         raise CheckpointError(f"{name} has no data", path=path)

@@ -27,7 +27,8 @@ LONGEST_PICKLE = 256 << 20
 _STORAGES = {
     "Float": "float32", "Double": "float64", "Half": "float16", "BFloat16": "bfloat16", "Long": "int64", "Int": "int32",
     "Short": "int16", "Char": "int8", "Byte": "uint8", "Bool": "bool", "ComplexFloat": "complex64",
-    "ComplexDouble": "complex128",
+    "ComplexDouble": "complex128", "QInt8": "qint8", "QUInt8": "quint8", "QInt32": "qint32", "QUInt4x2": "quint4x2",
+    "QUInt2x4": "quint2x4",
 }  # fmt: skip
 STORAGE_NAMES = {dtype: f"{kind}Storage" for kind, dtype in _STORAGES.items()}
 """The storage class of a dtype, for those that have one."""
