@@ -47,6 +47,7 @@ complete -c rebasin -n '__rebasin_verb_is align' -l keep-similarity -x -d 'Share
 complete -c rebasin -n '__rebasin_verb_is align' -l mix -x -d 'Share of activations against weights in activation matching'
 complete -c rebasin -n '__rebasin_verb_is align' -l out -s o -r -F -d 'Output file'
 complete -c rebasin -n '__rebasin_verb_is align' -l save-alignment -r -F -d 'Save the permutations, as '\''rebasin apply'\'' reads them'
+complete -c rebasin -n '__rebasin_verb_is align' -l ignore-mismatched-sizes -d 'Align what A and B share where their heads have different sizes'
 complete -c rebasin -n '__rebasin_verb_is align' -l dry-run -d 'Run without writing files'
 complete -c rebasin -n '__rebasin_verb_is align' -l method -x -a 'activation auto learned weight straight-through' -d 'Matching method'
 complete -c rebasin -n '__rebasin_verb_is align' -l objective -x -a 'plain matrices tensors rows' -d 'Matching objective: how much each weight counts'

@@ -61,6 +61,7 @@ _rebasin() {
                 '(--out -o)--out=[Output file]:FILE:_files' \
                 '(--out -o)-o+[Output file]:FILE:_files' \
                 '--save-alignment=[Save the permutations, as '\''rebasin apply'\'' reads them]:FILE:_files' \
+                '--ignore-mismatched-sizes[Align what A and B share where their heads have different sizes]' \
                 '--dry-run[Run without writing files]' \
                 '--method=[Matching method]:NAME:(activation auto learned weight straight-through)' \
                 '--objective=[Matching objective: how much each weight counts]:NAME:(plain matrices tensors rows)' \

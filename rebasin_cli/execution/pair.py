@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rebasin_cli.checkpoint.checkpoint import Checkpoint
@@ -12,6 +12,7 @@ from rebasin_cli.checkpoint.read import open_checkpoint
 from rebasin_cli.checkpoint.state_dicts import JOINED, SeveralStateDicts
 from rebasin_cli.errors import ModelError, quoted
 from rebasin_cli.execution.closeness import check_finite, same_bits
+from rebasin_cli.execution.shared_weights import Mismatch, mismatches_of, shared_weights, sizes_differ
 from rebasin_cli.execution.subject import ModelChoice, Subject, open_subject
 from rebasin_cli.execution.weights import Weights
 from rebasin_cli.progress import Progress
@@ -49,10 +50,16 @@ class Pair:
     a: Weights
     b: Weights
     subject: Subject
+    mismatches: tuple[Mismatch, ...] = ()
 
 
-def open_pair(a: Source, b: Source, choice: ModelChoice, *, ignore_extra: bool = False) -> Pair:
+def open_pair(
+    a: Source, b: Source, choice: ModelChoice, *, ignore_extra: bool = False, ignore_mismatched_sizes: bool = False
+) -> Pair:
     """Open both files and check keys and shapes against the model; no tensor is read.
+
+    Args:
+        ignore_mismatched_sizes: leave A's tensors of other sizes than B's out, as `SharedWeights` does.
 
     Raises:
         CheckpointError: a file cannot be read safely.
@@ -60,11 +67,20 @@ def open_pair(a: Source, b: Source, choice: ModelChoice, *, ignore_extra: bool =
     """
     opened_a, opened_b = a.open(), b.open()
     subject = open_subject(choice, file_shapes(opened_b))
-    return Pair(
-        Weights.of(opened_a, subject, ignore_extra=ignore_extra),
-        Weights.of(opened_b, subject, ignore_extra=ignore_extra),
-        subject,
-    )
+    weights = Weights.of(opened_b, subject, ignore_extra=ignore_extra)
+    try:
+        return Pair(Weights.of(opened_a, subject, ignore_extra=ignore_extra), weights, subject)
+    except ModelError as error:  # shapes are compared only now: a loader may change them
+        apart = mismatches_of(opened_a, opened_b, subject)
+        if not apart:
+            raise
+        if not ignore_mismatched_sizes:
+            hint = "if only the heads differ, --ignore-mismatched-sizes aligns the rest"
+            raise sizes_differ(opened_a, apart, hint) from error
+    shared = shared_weights(opened_a, weights, choice, apart, subject, ignore_extra=ignore_extra)
+    differ = {one.key for one in apart}
+    compared = tuple(key for key in subject.parameters if key not in differ)
+    return Pair(shared, weights, replace(subject, parameters=compared), apart)
 
 
 def file_shapes(checkpoint: Checkpoint) -> Mapping[str, tuple[int, ...]]:

@@ -49,6 +49,11 @@ class AlignOptions(MethodOptions, RequiredModel, Derivation, StateOfEach, Siblin
         metavar="FILE",
         default=None,
     )
+    ignore_mismatched_sizes: bool = option(
+        "Align what A and B share where their heads have different sizes. The output has B's head.",
+        group="Checkpoint",
+        default=False,
+    )
     dry_run: bool = option("Run without writing files.", group="Output", default=False)
     method: str | None = option(
         "Matching method. See 'rebasin help methods'.",

@@ -17,13 +17,14 @@ from rebasin_cli import __version__
 from rebasin_cli.checkpoint.atomic import write_text_atomically
 from rebasin_cli.checkpoint.write import bytes_needed, check_output, notes_on_output
 from rebasin_cli.data.ranks import ALONE, Ranks, launched, ranks_for
-from rebasin_cli.errors import RebasinError
+from rebasin_cli.errors import RebasinError, UsageError
 from rebasin_cli.execution.closeness import Closeness
 from rebasin_cli.execution.data_inputs import sample_inputs_from_data
 from rebasin_cli.execution.device import resolve_device
 from rebasin_cli.execution.pair import Pair, Source, check_all_finite, open_pair
 from rebasin_cli.execution.recalibration import batch_norms
 from rebasin_cli.execution.same_function import FunctionCheck
+from rebasin_cli.execution.shared_weights import check_heads
 from rebasin_cli.execution.subject import ModelChoice
 from rebasin_cli.execution.understanding import understand
 from rebasin_cli.execution.weights import Weights
@@ -33,6 +34,7 @@ from rebasin_cli.matching.result import PassReport
 from rebasin_cli.matching.starts.identity import START as IDENTITY
 from rebasin_cli.matching.weighing import OBJECTIVES, PLAIN, check_objective, weigh
 from rebasin_cli.model.example_input import ExampleInput
+from rebasin_cli.model.state import parameter_keys
 from rebasin_cli.permutation import is_identity
 from rebasin_cli.progress import Progress, Silent
 from rebasin_cli.verbs.align import AlignOptions, AlignResult, Architecture, Change, MovedGroup, Objective
@@ -138,6 +140,7 @@ class Alignment:
                 rules=options.rules,
                 strict=options.strict,
             )
+        check_heads(self.pair.mismatches, self.understood.spec, self.pair.a.checkpoint)
         for sentence in self.understood.unused_rules:
             self.progress.note(sentence)
         self._check_leftovers()
@@ -179,6 +182,11 @@ class Alignment:
         options = self.options
         self.method.check(self.matching)
         check_options_apply(options, self.method)
+        if options.ignore_mismatched_sizes and (options.data is not None or self.method.name != "weight"):
+            raise UsageError(
+                "--ignore-mismatched-sizes compares weights alone: a network with another head has other outputs",
+                hint="leave --data and --method out",
+            )
         check_objective(self.matching.objective)
         if not options.dry_run:
             inputs = [options.a, options.b]
@@ -190,7 +198,13 @@ class Alignment:
     def _read(self) -> None:
         """Check the headers (keys, shapes, disk space), then read every tensor once."""
         options = self.options
-        self.pair: Pair = open_pair(self.a, self.b, self.choice, ignore_extra=options.ignore_extra)
+        self.pair: Pair = open_pair(
+            self.a,
+            self.b,
+            self.choice,
+            ignore_extra=options.ignore_extra,
+            ignore_mismatched_sizes=options.ignore_mismatched_sizes,
+        )
         for sentence in self._notes():
             self.progress.note(sentence)
         a, b = self.pair.a.checkpoint, self.pair.b.checkpoint
@@ -213,6 +227,11 @@ class Alignment:
         a, b = self.pair.a.checkpoint, self.pair.b.checkpoint
         said = [] if self.pair.subject.note is None else [self.pair.subject.note]
         said += [*a.notes, *b.notes]
+        if self.pair.mismatches:
+            listed = ", ".join(map(str, self.pair.mismatches[:4]))
+            rest = len(self.pair.mismatches) - 4
+            more = f" and {rest} more" if rest > 0 else ""
+            said.append(f"not compared, because their sizes differ: {listed}{more}; the output has B's")
         return said if self.options.dry_run else [*said, *notes_on_output(b, self.options.files.out)]
 
     def _match(self) -> None:
@@ -227,7 +246,7 @@ class Alignment:
         network = Network(
             subject.shapes,
             subject.ties,
-            subject.parameters,
+            parameter_keys(subject.module),  # also those that are not compared with A's
             self.understood.spec,
             frozenset(name for name, perm in self.match.permutations.items() if not is_identity(perm)),
         )
@@ -434,7 +453,7 @@ class Alignment:
                 self.pair.subject.shapes,
                 self.pair.subject.ties,
                 self.provenance(),
-                self.pair.subject.parameters,
+                parameter_keys(self.pair.subject.module),
                 converted=self.pair.b.converted,
             )
             write_text_atomically(files.permutations, saved.dumps() + "\n", force)

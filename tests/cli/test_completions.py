@@ -17,7 +17,7 @@ from rebasin_cli.cli.completion_scripts import SHELLS, script_for
 ROOT = Path(__file__).resolve().parents[2]
 CASES = (
     ("rebasin al", {"align"}),
-    ("rebasin align --igno", {"--ignore-extra"}),
+    ("rebasin align --ignore-e", {"--ignore-extra"}),
     ("rebasin align a.pt --meth", {"--method"}),
     ("rebasin align --method st", {"straight-through"}),
     ("rebasin align --method=st", {"straight-through"}),
