@@ -51,12 +51,6 @@ class AlignCommandOptions(AlignOptions):
             return None
         if self.dry_run:
             raise UsageError("--interpolate needs the aligned checkpoint, which --dry-run does not write")
-        if self.state_of_a != self.state_of_b:
-            raise UsageError(
-                "--interpolate reads A and B in the same way, so --key-a, --key-b, --ema-a and --ema-b are refused",
-                hint="run 'rebasin align' and then 'rebasin interpolate'",
-            )
-        key, ema = self.state_of_a
         return InterpolateOptions(
             report=self.files.report,
             data=self.interpolate,
@@ -68,8 +62,6 @@ class AlignCommandOptions(AlignOptions):
             batch_size=self.batch_size,
             device=self.device,
             seed=self.seed,
-            key=key,
-            ema=ema,
             ignore_extra=self.ignore_extra,
             force=self.force,
         )

@@ -159,11 +159,12 @@ class Objective:
 class AlignResult(Result):
     """The outcome of one alignment; field for field the `data` of `rebasin align --json`.
 
-    `chance` compares the gain of the cosine with that of chance (None: not measured). `cosine` and `distance` (L2)
-    are over the model's parameters. `state` says for `a` and `b` which state dict of the file was read, as `key`
-    and `ema` name it, and where it was found (`found`). `out`, `report` and `sha256["out"]` are None after a dry
-    run. Seconds are wall-clock, by phase; `peak_rss_bytes` counts mapped file pages too. `matched` has the
-    permutations themselves, int64 index tensors by axis group (`new[i] = old[perm[i]]`); they are not part of the
+    `chance` compares the gain of the cosine with that of chance (None: not measured). `cosine` and `distance` (L2) are
+    over the model's parameters. `state` says for `a` and `b` which state dict of the file was read, as `key` and `ema`
+    name it, and where it was found (`found`). `places` has the files' paths relative to the report's directory, `code`
+    the SHA-256 of the user's Python files. `out`, `report` and `sha256["out"]` are None after a dry run. Seconds are
+    wall-clock, by phase; `peak_rss_bytes` counts mapped file pages too. `matched` has the permutations themselves,
+    int64 index tensors by axis group (`new[i] = old[perm[i]]`); they are not part of the
     JSON.
     """
 
@@ -179,6 +180,8 @@ class AlignResult(Result):
     inputs: tuple[str, ...]
     input_file: Path | None
     state: Mapping[str, Mapping[str, Any]]
+    places: Mapping[str, str]
+    code: Mapping[str, Mapping[str, str]]
     siblings: tuple[Sibling, ...]
     method: str
     start: str

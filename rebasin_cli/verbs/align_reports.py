@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rebasin_cli.errors import UsageError
+from rebasin_cli.verbs.output_paths import report_path
 
 SCHEMA = "rebasin.align/1"
 LARGEST = 64 * 2**20
@@ -26,8 +29,11 @@ class AlignReport:
     model: str
     model_args: Mapping[str, Any]
     inputs: tuple[str, ...]
+    input_file: Path | None
     states: Mapping[Path, tuple[str | None, bool]]
     sha256: Mapping[Path, str]
+    code: Mapping[Path, str]
+    """SHA-256 of the Python files that the alignment depended on."""
 
 
 def newest_report(directory: Path) -> AlignReport:
@@ -55,20 +61,55 @@ def read_report(path: Path) -> AlignReport:
     data = _document(path)
     if data is None:
         raise UsageError(f"{path}: not an align report, or that of a failed or a dry run")
-    a, b, out = (_existing(path, str(data[name])) for name in ("a", "b", "out"))
+    places = data.get("places") or {}
+    a, b, out = (_existing(path, str(data[name]), places.get(name)) for name in ("a", "b", "out"))
     state, sha256 = data.get("state") or {}, data.get("sha256") or {}
+    input_file = data.get("input_file")
     of_a, of_b = (_state(state.get(name)) for name in "ab")
     return AlignReport(
         path=path,
         a=a,
         b=b,
         out=out,
-        model=str(data["model"]),
+        model=_model(path, str(data["model"]), places.get("model")),
         model_args=dict(data.get("model_args") or {}),
-        inputs=_inputs(str(data.get("input") or "")),
+        inputs=() if input_file else _inputs(str(data.get("input") or "")),
+        input_file=_existing(path, str(input_file), places.get("input_file")) if input_file else None,
         states={a: of_a, b: of_b, out: of_b},
         sha256={file: str(sha256[name]) for name, file in (("a", a), ("b", b), ("out", out)) if sha256.get(name)},
+        code={
+            _existing(path, name, entry.get("place")): str(entry.get("sha256"))
+            for name, entry in (data.get("code") or {}).items()
+        },
     )
+
+
+def report_of(out: Path) -> AlignReport | None:
+    """The report of the alignment that wrote this file, where it lies beside the file as `align` puts it."""
+    path = report_path(out)
+    if not path.is_file() or not _looks_right(path):
+        return None
+    try:
+        found = read_report(path)
+    except UsageError:
+        return None
+    return found if found.out.exists() and found.out.samefile(out) else None
+
+
+def states_of(checkpoints: Sequence[Path], key: str | None, ema: bool) -> dict[Path, tuple[str | None, bool]]:
+    """Which state dict of each file is read, as (key, ema).
+
+    Where the report of an alignment lies beside one of the files, those of its files are read that were aligned. What
+    the user says holds for all others, and for these too where it names a state that the report does not.
+    """
+    known: dict[Path, tuple[str | None, bool]] = {}
+    for report in filter(None, map(report_of, checkpoints)):
+        for file, state in report.states.items():
+            known |= {path: state for path in checkpoints if path.exists() and path.samefile(file)}
+    said = key is not None or ema
+    if said and (key, ema) not in known.values():
+        known = {}
+    return {path: known.get(path, (key, ema)) for path in checkpoints}
 
 
 def _state(found: Any) -> tuple[str | None, bool]:
@@ -100,12 +141,56 @@ def _document(path: Path) -> Mapping[str, Any] | None:
     return data if complete and isinstance(data, dict) else None
 
 
-def _existing(report: Path, name: str) -> Path:
-    """The file that the report names, relative to the current directory or to that of the report."""
+def _existing(report: Path, name: str, place: object = None) -> Path:
+    """The file that the report names: where it lies from the report, or relative to the current directory.
+
+    Args:
+        place: its path relative to the report's directory.
+    """
+    beside = None if place is None else Path(os.path.normpath(report.parent / str(place)))
+    if beside is not None and beside.exists():
+        return Path(name) if Path(name).exists() and Path(name).samefile(beside) else beside
     for path in (Path(name), report.parent / name):
         if path.exists():
             return path
     raise UsageError(f"{name}: named by the report {report}, but missing", hint="name the checkpoints instead")
+
+
+def _model(report: Path, spec: str, place: object) -> str:
+    """The model spec, with its file as it is found from here."""
+    file, sign, name = spec.rpartition(":")
+    if not sign or place is None:
+        return spec
+    try:
+        return f"{_existing(report, file, place)}:{name}"
+    except UsageError:
+        return spec  # reported where the model is built
+
+
+def places(report: Path, **files: Path | None) -> dict[str, str]:
+    """The files' paths relative to the report's directory: they hold wherever the whole is moved to."""
+    start = os.path.abspath(report.parent)
+    return {name: os.path.relpath(os.path.abspath(path), start) for name, path in files.items() if path is not None}
+
+
+def code_of(report: Path, files: Iterable[Path]) -> dict[str, dict[str, str]]:
+    """SHA-256 and place of Python files, by the names that the user gave them."""
+    return {
+        str(path): {"place": places(report, file=path)["file"], "sha256": sha256_of(path)}
+        for path in files
+        if path.is_file()
+    }
+
+
+def sha256_of(path: Path) -> str:
+    """Of a small file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def python_file(spec: str | None) -> Path | None:
+    """The file of a spec such as `net.py:build`; None for specs of other kinds."""
+    file, sign, _ = (spec or "").rpartition(":")
+    return Path(file) if sign and file.endswith(".py") and Path(file).is_file() else None
 
 
 def _inputs(described: str) -> tuple[str, ...]:

@@ -38,6 +38,7 @@ from rebasin_cli.model.state import parameter_keys
 from rebasin_cli.permutation import is_identity
 from rebasin_cli.progress import Progress, Silent
 from rebasin_cli.verbs.align import AlignOptions, AlignResult, Architecture, Change, MovedGroup, Objective
+from rebasin_cli.verbs.align_reports import code_of, places, python_file
 from rebasin_cli.verbs.cost import PhaseClock, peak_rss_bytes, release_freed_memory, spare_limited_memory
 from rebasin_cli.verbs.document import envelope, pretty
 from rebasin_cli.verbs.leftovers import find_leftovers
@@ -379,6 +380,15 @@ class Alignment:
             inputs=options.inputs,
             input_file=options.input_file,
             state={"a": self._state(self.a, self.pair.a), "b": self._state(self.b, self.pair.b)},
+            places=places(
+                files.report,
+                a=options.a,
+                b=options.b,
+                out=files.out,
+                model=python_file(options.model),
+                input_file=options.input_file,
+            ),
+            code=code_of(files.report, filter(None, (python_file(options.model), *options.rules))),
             siblings=self.siblings.siblings,
             method=match.method,
             start=match.start,
@@ -455,6 +465,7 @@ class Alignment:
                 self.provenance(),
                 parameter_keys(self.pair.subject.module),
                 converted=self.pair.b.converted,
+                state=(self.b.key, self.b.ema),
             )
             write_text_atomically(files.permutations, saved.dumps() + "\n", force)
         if files.spec is not None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rebasin_cli import __version__
-from rebasin_cli.errors import ModelError
+from rebasin_cli.errors import CheckpointError, ModelError
 from rebasin_cli.options import AnyPath, argument, option, options_class, verb
 from rebasin_cli.progress import Progress, Silent
 from rebasin_cli.verbs.document import Result
@@ -85,7 +86,7 @@ def run_apply(options: ApplyOptions) -> ApplyResult:
 
     from rebasin_cli.checkpoint.write import bytes_needed, check_output, notes_on_output
     from rebasin_cli.execution.closeness import check_finite
-    from rebasin_cli.execution.pair import Source, check_ties
+    from rebasin_cli.execution.pair import check_ties
     from rebasin_cli.permutation import is_identity
     from rebasin_cli.verbs.cost import PhaseClock
     from rebasin_cli.verbs.leftovers import find_leftovers
@@ -105,7 +106,7 @@ def run_apply(options: ApplyOptions) -> ApplyResult:
     listener.phase("reading")
     with clock.phase("read"):
         saved = SavedPermutations.load(saved_path)
-        opened = Source(source_path, options.key, options.ema).open()
+        opened = _open(source_path, options, saved.state)
         source = _weights(opened, saved, options)
         check_output(
             out_path,
@@ -186,6 +187,16 @@ def _weights(opened: Checkpoint, saved: SavedPermutations, options: ApplyOptions
     if subject.shapes != saved.shapes:
         raise ModelError(f"{options.model}: not the model for which {options.permutations} was found", slug="shapes")
     return Weights.of(opened, subject, ignore_extra=options.ignore_extra)
+
+
+def _open(path: Path, options: ApplyOptions, aligned: tuple[str | None, bool]) -> Checkpoint:
+    """The state that the user names; else the one that was aligned, where this file has it; else the only one."""
+    from rebasin_cli.execution.pair import Source
+
+    if options.key is None and not options.ema and aligned != (None, False):
+        with suppress(CheckpointError):
+            return Source(path, *aligned).open()
+    return Source(path, options.key, options.ema).open()
 
 
 apply = verb(ApplyOptions, run_apply)

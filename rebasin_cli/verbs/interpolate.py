@@ -202,7 +202,7 @@ def run_interpolate(options: InterpolateOptions) -> InterpolateResult:
     if lams is not None and len(subjects.checkpoints) > 2:
         raise UsageError(f"--lam is for a line between two checkpoints, and there are {len(subjects.checkpoints)}")
     data = (options.data, options.recalibrate)
-    check_inputs(subjects.checkpoints, model=subjects.model, data=data, input_file=options.input_file)
+    check_inputs(subjects.checkpoints, model=subjects.model, data=data, input_file=subjects.input_file)
     return InterpolationRun(options, subjects, lams).run()
 
 

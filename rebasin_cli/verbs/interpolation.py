@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from rebasin_cli.checkpoint import split_name
 from rebasin_cli.errors import CheckpointError, DataError, ModelError, NumericalError
 from rebasin_cli.progress import Progress, Silent
+from rebasin_cli.verbs.align_reports import sha256_of
 from rebasin_cli.verbs.document import envelope, pretty
 from rebasin_cli.verbs.interpolate_result import InterpolateResult
 from rebasin_cli.verbs.line_subjects import Subjects, default_result
@@ -61,7 +62,7 @@ class InterpolationRun:
 
         self.options, self.subjects, self.lams = options, subjects, lams
         self.choice = ModelChoice(
-            subjects.model, subjects.model_args, subjects.inputs, options.input_file, options.seed
+            subjects.model, subjects.model_args, subjects.inputs, subjects.input_file, options.seed
         )
         self.out = default_result(subjects) if options.out is None else options.out
         self.progress: Progress = (options.progress or Silent()) if launched()[0] == 0 else Silent()
@@ -125,7 +126,7 @@ class InterpolationRun:
         others = {**self.checkpoint_outputs, **options.also_written}
         # What only looks like a path (the name of a loader) does no harm among the inputs.
         data = (optional_path(options.data), optional_path(options.recalibrate))
-        named = (self.subjects.aligned, self.subjects.report, options.input_file, *data)
+        named = (self.subjects.aligned, self.subjects.report, self.subjects.input_file, *data)
         inputs = (*self.subjects.checkpoints, *(path for path in named if path is not None))
         check_outputs(result, inputs, force=True, mkdir=options.mkdir)
         check_outputs(others, inputs, force=options.force, mkdir=options.mkdir)
@@ -145,6 +146,7 @@ class InterpolationRun:
             "checkpoints": [str(path) for path in subjects.checkpoints],
             "aligned": None if subjects.aligned is None else str(subjects.aligned),
             "model": subjects.model,
+            "states": {str(path): list(state) for path, state in subjects.states.items()},
         }
         found |= {name: getattr(options, name) for name in IDENTITY_OPTIONS} | {"lam": list(options.lam)}
         return found if options.recalibrate or options.recalibration else {**found, "recalibrate_limit": None}
@@ -167,7 +169,7 @@ class InterpolationRun:
         self.models = SweepModels.open(
             self.subjects.curves,
             self.choice,
-            states=self.subjects.states or dict.fromkeys(self.subjects.checkpoints, (options.key, options.ema)),
+            states=self.subjects.states,
             ignore_extra=options.ignore_extra,
             mode="slerp" if options.mode == "slerp" else "lerp",
             steps=options.steps,
@@ -189,6 +191,12 @@ class InterpolationRun:
                     f"{path}: has changed since it was aligned (SHA-256 differs from {self.subjects.report})",
                     path=path,
                     hint="align again, or name the checkpoints",
+                )
+        for path, expected in self.subjects.code.items():
+            if sha256_of(path) != expected:
+                self.warnings.append(
+                    f"{path} has changed since the alignment was verified with it: "
+                    "if it builds another model now, align again"
                 )
 
     def _open_data(self) -> None:
@@ -265,6 +273,7 @@ class InterpolationRun:
             **self.data.identity(),
             "files": self._python_files(),
             "sums": FORM_OF_SUMS,
+            "input_file": None if self.subjects.input_file is None else sha256_of(self.subjects.input_file),
         }
         file = ResultFile(
             self.out,

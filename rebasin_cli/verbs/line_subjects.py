@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from rebasin_cli.checkpoint import split_name
 from rebasin_cli.errors import UsageError
-from rebasin_cli.verbs.align_reports import newest_report, read_report, result_beside
+from rebasin_cli.verbs.align_reports import newest_report, read_report, result_beside, states_of
 
 if TYPE_CHECKING:
     from rebasin_cli.verbs.interpolate import InterpolateOptions
@@ -22,6 +22,7 @@ class Subjects:
     Attributes:
         states: which state dict of each file was aligned, as (key, ema).
         sha256: of each file when it was aligned.
+        code: SHA-256 of the Python files that the alignment depended on.
     """
 
     checkpoints: tuple[Path, ...]
@@ -32,6 +33,8 @@ class Subjects:
     inputs: tuple[str, ...]
     states: Mapping[Path, tuple[str | None, bool]] = field(default_factory=dict)
     sha256: Mapping[Path, str] = field(default_factory=dict)
+    code: Mapping[Path, str] = field(default_factory=dict)
+    input_file: Path | None = None
 
     @property
     def curves(self) -> dict[str, tuple[Path, ...]]:
@@ -54,13 +57,27 @@ def find_subjects(options: InterpolateOptions) -> Subjects:
             raise UsageError(f"{checkpoints[0]}: need at least two checkpoints", hint="or none, to use an align report")
         if model is None:
             raise UsageError("--model is missing", hint="for instance --model torchvision:resnet50")
-        return Subjects(checkpoints, None, None, model, model_args, options.inputs)
+        states = states_of(checkpoints, options.key, options.ema)
+        return Subjects(
+            checkpoints, None, None, model, model_args, options.inputs, states, input_file=options.input_file
+        )
     found = newest_report(Path()) if options.report is None else read_report(options.report)
-    model_args, inputs = {**found.model_args, **model_args}, options.inputs or found.inputs
+    model_args, inputs, input_file = {**found.model_args, **model_args}, options.inputs, options.input_file
+    if not inputs and input_file is None:
+        inputs, input_file = found.inputs, found.input_file
     named = options.key is not None or options.ema
-    states = dict.fromkeys(found.states, (options.key, options.ema)) if named else found.states
+    states = dict.fromkeys(found.states, (options.key, options.ema)) if named else dict(found.states)
     return Subjects(
-        (found.a, found.b), found.out, found.path, model or found.model, model_args, inputs, states, found.sha256
+        (found.a, found.b),
+        found.out,
+        found.path,
+        model or found.model,
+        model_args,
+        inputs,
+        states,
+        found.sha256,
+        found.code,
+        input_file,
     )
 
 

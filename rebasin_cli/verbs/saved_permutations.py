@@ -1,8 +1,8 @@
 """Permutations in a file: JSON that carries the spec and the shapes, so that applying them needs no model.
 
 {"schema": "rebasin.permutations/1", "permutations": {group: [index, …]}, "spec": {…}, "shapes": {key: [n, …]},
- "ties": {key: key}, "provenance": {name: text}, "parameters": [key, …], "converted": true (only where a loader
- converts files)}
+ "ties": {key: key}, "provenance": {name: text}, "parameters": [key, …], "state": {"key": name or null, "ema": bool},
+ "converted": true (only where a loader converts files)}
 
 `parameters`, in the order of `model.parameters()`, is absent from files of earlier versions.
 """
@@ -38,6 +38,8 @@ class SavedPermutations:
     provenance: Mapping[str, str]
     parameters: tuple[str, ...] = ()
     converted: bool = False
+    state: tuple[str | None, bool] = (None, False)
+    """Which state dict of the file was permuted: its key, and whether it was the moving average."""
 
     def dumps(self) -> str:
         return json.dumps(
@@ -50,6 +52,7 @@ class SavedPermutations:
                 "ties": dict(self.ties),
                 "parameters": list(self.parameters),
                 **({"converted": True} if self.converted else {}),
+                "state": {"key": self.state[0], "ema": self.state[1]},
             },
             allow_nan=False,
         )
@@ -87,6 +90,7 @@ class SavedPermutations:
                 {str(name): str(value) for name, value in document.get("provenance", {}).items()},
                 tuple(str(key) for key in document.get("parameters", ())),
                 document.get("converted") is True,
+                _state(document.get("state") or {}),
             )
             saved.check()
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
@@ -105,6 +109,11 @@ class SavedPermutations:
             if name not in self.spec.by_name:
                 raise ModelError(f"permutations name a group {name!r} that the spec does not have")
             check_permutation(perm, self.spec.by_name[name].size, f"group {name!r}")
+
+
+def _state(found: Mapping[str, object]) -> tuple[str | None, bool]:
+    key = found.get("key")
+    return (None if key is None else str(key)), bool(found.get("ema"))
 
 
 def _index(entries: list[int]) -> Tensor:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from rebasin_cli.errors import NumericalError, UsageError
 from rebasin_cli.options import AnyPath, argument, option, options_class, verb
 from rebasin_cli.progress import Progress, Silent
+from rebasin_cli.verbs.align_reports import report_of, states_of
 from rebasin_cli.verbs.document import Result
 from rebasin_cli.verbs.early_checks import check_inputs
 from rebasin_cli.verbs.shared_options import RequiredModel, Seed, StateOfEach
@@ -123,14 +124,13 @@ def run_verify(options: VerifyOptions) -> VerifyResult:
 
     listener = options.progress or Silent()
     clock = PhaseClock("read", "verify")
-    choice = ModelChoice(
-        options.model, dict(options.model_args or {}), options.inputs, options.input_file, options.seed
-    )
+    state_of_a, state_of_b, inputs, input_file = _as_aligned(options)
+    choice = ModelChoice(options.model, dict(options.model_args or {}), inputs, input_file, options.seed)
     listener.phase("reading")
     with clock.phase("read"):
         pair = open_pair(
-            Source(options.a, *options.state_of_a),
-            Source(options.b, *options.state_of_b),
+            Source(options.a, *state_of_a),
+            Source(options.b, *state_of_b),
             choice,
             ignore_extra=options.ignore_extra,
         )
@@ -181,6 +181,21 @@ def _identical(pair: Pair) -> int:
     from rebasin_cli.execution.closeness import same_bits
 
     return sum(1 for key in pair.a if key in pair.b and same_bits(pair.a[key], pair.b[key]))
+
+
+State = tuple[str | None, bool]
+
+
+def _as_aligned(options: VerifyOptions) -> tuple[State, State, tuple[str, ...], Path | None]:
+    """The states of A and B, and the input: what the user says, else as they were aligned, where a report says how."""
+    report = report_of(options.b) or report_of(options.a)
+    inputs, input_file = options.inputs, options.input_file
+    if not inputs and input_file is None and report is not None:
+        inputs, input_file = report.inputs, report.input_file
+    if options.key_a or options.key_b or options.ema_a or options.ema_b:
+        return options.state_of_a, options.state_of_b, inputs, input_file
+    states = states_of((options.a, options.b), options.key, options.ema)
+    return states[options.a], states[options.b], inputs, input_file
 
 
 verify = verb(VerifyOptions, run_verify)
