@@ -62,12 +62,29 @@ def _refuse_other(path: Path, found: Run, wanted: Run) -> None:
     for name, value in wanted.items():
         if found.get(name) != value:
             raise OutputError(
-                f"{path}: exists and is the result of another run, with {name} {_short(found.get(name))}, "
-                f"now {_short(value)}",
+                f"{path}: exists and is the result of another run, with {_difference(name, found.get(name), value)}",
                 path=path,
                 hint="choose another name with -o, or --force to overwrite it",
                 slug="exists",
             )
+
+
+OTHER = {
+    "evaluation": "other data",
+    "statistics": "other data for its statistics",
+    "sums": "another version of this program",
+}
+CONTENTS = ("files", "sha256")
+
+
+def _difference(name: str, found: Any, wanted: Any) -> str:
+    """What is not the same, in words for digests and with both values for all else."""
+    if name in OTHER:
+        return OTHER[name]
+    if name in CONTENTS and isinstance(found, dict) and isinstance(wanted, dict):
+        changed = [file for file in sorted({*found, *wanted}) if found.get(file) != wanted.get(file)]
+        return f"another content of {', '.join(changed)}"
+    return f"{name} {_short(found)}, now {_short(wanted)}"
 
 
 def _short(value: Any) -> str:

@@ -17,8 +17,8 @@ def opening(directory: Path, accuracies: Sequence[float]) -> Document:
             f"Directory: {directory}",
             "Two networks of one architecture (net.py), trained from different seeds on handwritten",
             f"digits. Their accuracy on 500 held-out images is {reached}.",
-            "Their hidden units are in different orders, so the average of their weights is a poor",
-            "network. After alignment it is nearly as good as the two.",
+            "The commands below align the second to the first, and measure the networks on the line",
+            "between them before and after: the middle of that line is the average of their weights.",
         )
     )
 

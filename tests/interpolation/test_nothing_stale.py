@@ -37,7 +37,7 @@ def test_data_that_were_written_anew_under_the_same_name(bench: Bench) -> None:
     np.savez(bench.path / "test.npz", x=data["x"], y=(data["y"] + 1) % 10)
     found = bench.run(*LINE)
     assert found.code == 6
-    assert "another run" in found.err
+    assert "another run, with other data" in found.err
     assert bench.run(*LINE, "--force").code == 0
 
 
@@ -48,7 +48,8 @@ def test_a_loss_whose_code_changed(bench: Bench) -> None:
     words = (*LINE, "--loss", "mine.py:loss", "-o", "mine.json")
     assert bench.run(*words).code == 0
     (bench.path / "mine.py").write_text(code.format(2))
-    assert bench.run(*words).code == 6
+    found = bench.run(*words)
+    assert (found.code, "another run, with another content of mine.py" in found.err) == (6, True)
 
 
 @pytest.mark.parametrize("option", [("--key", "averaged"), ("--ema",)])
