@@ -1,6 +1,6 @@
 """Barriers of trained pairs, with standard errors: before and after alignment, under each treatment of statistics.
 
-    python tests/benchmarks/barriers.py --shared DIRECTORY [--limit 2000] [--recalibrate-limit 2000] [--json table.json]
+    python tests/benchmarks/barriers.py --shared DIRECTORY [--steps 10] [--limit 2000] [--json FILE]
 
 The directory has the pairs and the images of which its README tells. Each pair is aligned by weights. Then the line is
 evaluated as it is, with running statistics re-estimated on training images, and with REPAIR; the ends are treated like
@@ -74,7 +74,7 @@ def rows(name: str, shared: Path, images: Path, work: Path, options: argparse.Na
         result = interpolate(
             report=aligned.report,
             data=str(images / "test"),
-            steps=10,
+            steps=options.steps,
             limit=options.limit,
             batch_size=250,
             recalibrate=str(images / "train") if treated else None,
@@ -92,7 +92,7 @@ def rows(name: str, shared: Path, images: Path, work: Path, options: argparse.Na
             treatment,
             tuple(point.accuracy for point in loaded),
             None if both is None else tuple(point.accuracy for point in both["naive"]),
-            tuple(result.curves[curve][5].accuracy for curve in ("naive", "matched")),
+            tuple(result.curves[curve][options.steps // 2].accuracy for curve in ("naive", "matched")),
             {curve: (found.loss, found.loss_standard_error) for curve, found in result.barrier.items()},
         )
         print(_line(row.cells()), flush=True)
@@ -108,6 +108,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--shared", type=Path, default=ROOT.parent / "shared" / "data")
     parser.add_argument("--images", type=Path, help="a directory with the images unpacked, test/ and train/")
+    parser.add_argument("--steps", type=int, default=10, help="an even number: the middle is shown")
     parser.add_argument("--limit", type=int, default=2000)
     parser.add_argument("--recalibrate-limit", type=int, default=2000)
     parser.add_argument("--pair", action="append", choices=list(PAIRS))
