@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from rebasin_cli.checkpoint.checkpoint import Checkpoint
 from rebasin_cli.checkpoint.foreign import refuse_quantized
 from rebasin_cli.checkpoint.read import open_checkpoint
 from rebasin_cli.checkpoint.state_dicts import JOINED, SeveralStateDicts
-from rebasin_cli.errors import ModelError, quoted
+from rebasin_cli.errors import CheckpointError, ModelError, quoted
 from rebasin_cli.execution.closeness import check_finite, same_bits
 from rebasin_cli.execution.shared_weights import Mismatch, mismatches_of, shared_weights, sizes_differ
 from rebasin_cli.execution.subject import ModelChoice, Subject, open_subject
@@ -42,6 +42,43 @@ class Source:
         refuse_quantized(opened)
         return opened
 
+    @property
+    def chosen(self) -> bool:
+        """Whether one of several state dicts was asked for."""
+        return self.key is not None or self.ema
+
+
+def open_sources(sources: Sequence[Source]) -> list[Checkpoint]:
+    """Open several files; a file of one state dict is taken whole, where another has the one that was asked for.
+
+    `--key generator` names a part of a GAN's checkpoint; the generator's own file, compared with it, has no such part.
+
+    Raises:
+        CheckpointError: a file cannot be read safely, or has not what was asked for.
+    """
+    wanted = {(source.key, source.ema) for source in sources if source.chosen}
+    plain = {source: _plain(source) for source in sources if len(wanted) == 1 and len(sources) > 1}
+    if wanted and all(plain.get(source) is not None for source in sources if source.chosen):
+        plain = {}  # none of them has it
+    return [plain.get(source) or source.open() for source in sources]
+
+
+def _plain(source: Source) -> Checkpoint | None:
+    """The file's only state dict, if it has not what was asked for, but is one, and nothing lies beside it."""
+    if not source.chosen:
+        return None
+    try:
+        source.open()
+    except CheckpointError:
+        pass
+    else:
+        return None
+    try:
+        opened = open_checkpoint(source.path)
+    except CheckpointError:
+        return None
+    return None if opened.wrapper or opened.others else opened
+
 
 @dataclass(frozen=True, slots=True)
 class Pair:
@@ -65,7 +102,7 @@ def open_pair(
         CheckpointError: a file cannot be read safely.
         ModelError: the model cannot be built, or keys or shapes do not fit it.
     """
-    opened_a, opened_b = a.open(), b.open()
+    opened_a, opened_b = open_sources((a, b))
     subject = open_subject(choice, file_shapes(opened_b))
     weights = Weights.of(opened_b, subject, ignore_extra=ignore_extra)
     try:

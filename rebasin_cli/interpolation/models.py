@@ -12,7 +12,7 @@ import torch
 
 from rebasin_cli.execution.closeness import check_finite
 from rebasin_cli.execution.model_slot import ModelSlot
-from rebasin_cli.execution.pair import Source, check_ties, file_shapes
+from rebasin_cli.execution.pair import Source, check_ties, file_shapes, open_sources
 from rebasin_cli.execution.spectral_norm import spectral_sites
 from rebasin_cli.execution.subject import ModelChoice, Subject, open_subject
 from rebasin_cli.execution.weights import Weights
@@ -67,7 +67,8 @@ class SweepModels:
             NumericalError: a tensor holds NaN or infinities.
         """
         files = dict.fromkeys(path for row in curves.values() for path in row)
-        opened = {path: Source(path, *states.get(path, (None, False))).open() for path in files}
+        sources = [Source(path, *states.get(path, (None, False))) for path in files]
+        opened = dict(zip(files, open_sources(sources), strict=True))
         first_curve = next(iter(curves.values()))
         subject = open_subject(choice, file_shapes(opened[first_curve[-1]]))
         weights = {

@@ -85,6 +85,12 @@ def leaked(module: nn.Module) -> str | None:
         for key, buffer in child.named_buffers(recurse=False):
             if buffer.is_meta:
                 return f"{name}.{key}".lstrip(".")
+        if ".parametrizations." in f".{name}":
+            # `parametrize` skips the inverse of a parametrization where it fails, as on the values of a meta tensor;
+            # the buffer that the inverse would have made is then None (`orthogonal`).
+            absent = next((key for key, buffer in child._buffers.items() if buffer is None), None)
+            if absent is not None:
+                return f"{name}.{absent}"
         derived = _recomputed(child)
         for key, value in vars(child).items():
             if key in {"_parameters", "_buffers", "_modules"} or key in derived:
@@ -126,5 +132,14 @@ def without_weights(module: nn.Module, *, buffers: bool = False) -> nn.Module:
     memo: dict[int, Any] = {
         id(tensor): twins.parameter(tensor) if isinstance(tensor, nn.Parameter) else twins.twin(tensor.detach())
         for tensor in tensors
+    }
+    # A tensor computed from parameters (a pruned weight, a cache) cannot be copied as it is, but its numbers can.
+    memo |= {
+        id(value): value.detach()
+        for child in module.modules()
+        for key, attribute in vars(child).items()
+        if key not in {"_parameters", "_buffers", "_modules"}
+        for value in _tensors_in(attribute)
+        if not value.is_leaf
     }
     return copy.deepcopy(module, memo)

@@ -17,7 +17,7 @@ from rebasin_cli import __version__
 from rebasin_cli.checkpoint.atomic import write_text_atomically
 from rebasin_cli.checkpoint.write import bytes_needed, check_output, notes_on_output
 from rebasin_cli.data.ranks import ALONE, Ranks, launched, ranks_for
-from rebasin_cli.errors import RebasinError, UsageError
+from rebasin_cli.errors import RebasinError, UsageError, few
 from rebasin_cli.execution.closeness import Closeness
 from rebasin_cli.execution.data_inputs import sample_inputs_from_data
 from rebasin_cli.execution.device import resolve_device
@@ -164,6 +164,10 @@ class Alignment:
         note = self.leftovers.note(b.checkpoint.path)
         if note is not None:
             self.progress.note(note)
+        unknown = self.pair.a.keys_in_file.extra
+        if unknown:
+            path = self.pair.a.checkpoint.path
+            self.progress.note(f"{path}: not read, because the model does not have them: {few(unknown, shown=8)}")
 
     def _verify_spec(self) -> None:
         """Before the long work: the run ends here if the spec does not preserve the function."""
