@@ -28,7 +28,12 @@ class Closeness:
     square_difference: float = 0.0
 
     def add(self, a: Tensor, b: Tensor) -> None:
-        """Count one pair of tensors of equal shape; integer and boolean tensors are not parameters and are skipped."""
+        """Count one pair of tensors of equal shape; integer and boolean tensors are not parameters and are skipped.
+
+        A complex number counts as its two parts.
+        """
+        if a.is_complex() and b.is_complex():
+            a, b = torch.view_as_real(a), torch.view_as_real(b)
         if not a.is_floating_point() or not b.is_floating_point():
             return
         flat_a, flat_b = a.reshape(-1), b.reshape(-1)
@@ -74,6 +79,8 @@ def check_finite(tensor: Tensor, key: str, path: Path) -> None:
 
     `aminmax` decides in one fast pass; only a tensor that has failed is counted.
     """
+    if tensor.is_complex():
+        tensor = torch.view_as_real(tensor)
     if not tensor.is_floating_point() or tensor.numel() == 0:
         return
     probe = tensor.float() if tensor.element_size() == 1 else tensor

@@ -5,7 +5,7 @@ The objective is `sum over parameters <A, B permuted>`, in float64, read piece b
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod, sqrt
 
@@ -159,6 +159,23 @@ class Problem:
         return self.identity if arrangement.is_identity else objective(self.a, self.b, self.keys, arrangement)
 
 
+class RealParts(Mapping[str, Tensor]):
+    """Tensors of which the complex ones have a last axis more, of real and imaginary part: `<A, B>` is then real."""
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        self._tensors = tensors
+
+    def __getitem__(self, key: str) -> Tensor:
+        tensor = self._tensors[key]
+        return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+
 def prepare(
     spec: PermutationSpec,
     a: Mapping[str, Tensor],
@@ -179,6 +196,8 @@ def prepare(
         NumericalError: the objective is not finite.
     """
     counted = frozenset(parameters)
+    if any(a[key].is_complex() for key in counted if key in a):
+        a, b = RealParts(a), RealParts(b)
     keys = tuple(key for key in a if key in counted and a[key].is_floating_point())
     for key in keys:
         if key not in b or b[key].shape != a[key].shape:

@@ -95,7 +95,7 @@ class Analysis:
             described = self.trace.values[value]
             if value in self.leaves or value in self.layouts:
                 continue
-            if value in self.trace.constants or not described.dtype.is_floating_point:
+            if value in self.trace.constants or not (described.dtype.is_floating_point or described.dtype.is_complex):
                 self.layouts[value] = fixed_layout(described.shape, NOT_TRAINED)
             elif any(fnmatchcase(key, pattern) for pattern in self.pins):
                 self.layouts[value] = fixed_layout(described.shape, ASKED)

@@ -101,7 +101,8 @@ def _read_out(trace: Trace, analysis: Analysis, closure: Closure) -> Derivation:
         for placed in _sites(analysis, readout, value):
             found.setdefault((placed.family, placed.fibre), []).append(placed)
     for value, layout in analysis.layouts.items():
-        if value in keys and trace.values[value].dtype.is_floating_point:
+        dtype = trace.values[value].dtype
+        if value in keys and (dtype.is_floating_point or dtype.is_complex):
             parameters += prod(layout.shape)
     for group, placed_sites in list(found.items()):
         only = placed_sites[0].site.key

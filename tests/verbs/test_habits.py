@@ -146,6 +146,7 @@ def _align(name: str) -> AlignResult:
         ("orthogonal", "second.weight"),
         ("own_parametrization", "first.parametrizations.weight.original"),
         ("lazy", "0.weight"),
+        ("complex_weights", "first.weight"),
         ("cached", "first.weight"),
     ],
 )
