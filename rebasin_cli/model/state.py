@@ -95,7 +95,8 @@ def load_state(module: nn.Module, tensors: Mapping[str, Tensor], *, dtype: torch
         if source is None:
             raise ModelError(f"the tensors for the model lack the key {key}", slug="missing-key")
         taken[key] = _fitting(key, slot, tensors[source], dtype)
-    left = [key for key, tensor in taken.items() if not _put(module, key, tensor)]
+    homeless = [key for key, tensor in taken.items() if not _put(module, key, tensor)]
+    left = [name for name, _ in module.named_parameters() if name not in taken] or homeless if homeless else []
     _tie(module, shared)
     left = [*left, *(name for name, parameter in module.named_parameters() if parameter.is_meta)]
     if left:

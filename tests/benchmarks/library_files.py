@@ -18,7 +18,17 @@ from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from tests.loading.library_pairs import Outcome, Pair, pairs, round_trip
+from rebasin_cli.model.names import is_installed
+from tests.loading.library_pairs import Outcome, Pair, round_trip, transformers_pairs
+from tests.loading.other_libraries import diffusers_pairs, open_clip_pairs, timm_pairs, torchvision_pairs
+
+LIBRARIES = {
+    "torchvision": torchvision_pairs,
+    "transformers": transformers_pairs,
+    "timm": timm_pairs,
+    "open_clip": open_clip_pairs,
+    "diffusers": diffusers_pairs,
+}
 
 
 def main() -> None:
@@ -40,7 +50,8 @@ def main() -> None:
 
 
 def _rows(patterns: list[str]) -> Iterator[tuple[Pair, Outcome]]:
-    for pair in pairs():
+    wanted = [library for library in LIBRARIES if any(fnmatchcase(library, p.partition(":")[0]) for p in patterns)]
+    for pair in (pair for library in wanted if is_installed(library) for pair in LIBRARIES[library]()):
         if any(fnmatchcase(pair.name, pattern) for pattern in patterns):
             with tempfile.TemporaryDirectory() as folder:
                 yield pair, round_trip(pair, Path(folder))
