@@ -228,7 +228,7 @@ def _assembled(
 class PartCache:
     """The last few parts that were run: keys of a file interleave, and a part is run once for all of its tensors."""
 
-    def __init__(self, size: int = 3) -> None:
+    def __init__(self, size: int = 2) -> None:
         self._size = size
         self._held: dict[int, dict[str, Tensor]] = {}
 

@@ -11,6 +11,7 @@ mapped, read-only where there is a limit, and so are not data. Needs Linux, and 
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import resource
@@ -98,6 +99,8 @@ def align_here(task: dict[str, Any]) -> dict[str, Any]:
     from tests.benchmarks.cost import AnonymousPeak
 
     everything_imported()
+    for name in task.get("imports", ()):
+        importlib.import_module(name)
     release_freed_memory()
     if task["limit"] is not None:
         limit = data_bytes() + task["limit"]

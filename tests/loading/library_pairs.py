@@ -16,7 +16,6 @@ from rebasin_cli.execution.forward import call
 from rebasin_cli.execution.pair import file_shapes
 from rebasin_cli.execution.subject import ModelChoice, example_for, open_subject
 from rebasin_cli.model.example_input import ExampleInput
-from rebasin_cli.model.names import is_installed
 from rebasin_cli.model.source import import_optional
 from rebasin_cli.verbs.align import AlignOptions, run_align
 from tests.loading.small_configs import small

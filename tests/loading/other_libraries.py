@@ -1,6 +1,6 @@
 """Pairs saved in layouts that timm, open_clip, torchvision and diffusers convert when they load them.
 
-The conversions to the older layouts are written here by hand, as scripts of the time did; what loads them is the library.
+The conversions to the older layouts are written here by hand, as scripts of the time did; the library loads them.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ CLIP: dict[str, Any] = {
     "embed_dim": 32,
     "vision_cfg": {"image_size": 32, "layers": 2, "width": 64, "head_width": 16, "patch_size": 8},
     "text_cfg": {"context_length": 16, "vocab_size": 100, "width": 32, "heads": 2, "layers": 2},
-    "custom_text": True,
+    "force_custom_text": True,
 }
 Layout = Callable[[Tensors], Tensors]
 
@@ -67,7 +67,9 @@ def saved_as(layout: Layout, suffix: str = "pth") -> Callable[[nn.Module, Path],
 
     def save(network: nn.Module, path: Path) -> Path:
         file = path.with_suffix(f".{suffix}")
-        tensors = {key: value.detach().contiguous().clone() for key, value in layout(dict(network.state_dict())).items()}
+        tensors = {
+            key: value.detach().contiguous().clone() for key, value in layout(dict(network.state_dict())).items()
+        }
         if suffix == "safetensors":
             import_optional("safetensors.torch", "safetensors").save_file(tensors, file)
         else:
@@ -117,7 +119,13 @@ def _torchvision(name: str, layout: Layout, load: Callable[[nn.Module, Tensors],
 
     build = load_factory(f"torchvision:{name}").build
     return Pair(
-        f"torchvision:{name}", "", seeded(build), saved_as(layout), loaded, lambda _: f"torchvision:{name}", most=1 << 30
+        f"torchvision:{name}",
+        "",
+        seeded(build),
+        saved_as(layout),
+        loaded,
+        lambda _: f"torchvision:{name}",
+        most=1 << 30,
     )
 
 
@@ -220,7 +228,9 @@ def diffusers_pairs() -> Iterator[Pair]:
         config = {**UNETS[f"U-Net of {name}, small"], "_class_name": "UNet2DConditionModel"}
         layout = single_file(lambda state, config=config: ldm_unet(state, config), "model.diffusion_model", prefix)
         yield _diffusers(f"single file of {name}, U-Net", config, layout, single=True)
-    yield _diffusers("single file, VAE", VAE, single_file(ldm_vae, "first_stage_model", "model.diffusion_model"), single=True)
+    yield _diffusers(
+        "single file, VAE", VAE, single_file(ldm_vae, "first_stage_model", "model.diffusion_model"), single=True
+    )
 
 
 def _diffusers(name: str, config: dict[str, Any], layout: Layout, *, single: bool = False) -> Pair:
@@ -328,7 +338,9 @@ def ldm_vae(state: Tensors) -> Tensors:
         ("to_out.0.", "proj_out."),
     )
     found = _placed(state, places, inner)
-    return {k: _as_convolution(v) if re.search(r"attn_1\.\w+\.weight", k) and v.dim() == 2 else v for k, v in found.items()}
+    return {
+        k: _as_convolution(v) if re.search(r"attn_1\.\w+\.weight", k) and v.dim() == 2 else v for k, v in found.items()
+    }
 
 
 def _as_convolution(weight: Tensor) -> Tensor:
