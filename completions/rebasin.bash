@@ -120,8 +120,8 @@ _rebasin() {
         'verify --color') _rebasin_words 'auto always never' "$current"; return ;;
         'verify --config') _rebasin_paths "$current"; return ;;
         'apply --key') :; return ;;
-        'apply --model'|'apply -m') _rebasin_models "$written"; return ;;
         'apply --model-arg') :; return ;;
+        'apply --model'|'apply -m') _rebasin_models "$written"; return ;;
         'apply --out'|'apply -o') _rebasin_paths "$current"; return ;;
         'apply --format') _rebasin_words 'table json csv latex md' "$current"; return ;;
         'apply --color') _rebasin_words 'auto always never' "$current"; return ;;
@@ -163,11 +163,11 @@ _rebasin() {
     esac
     if [[ $current == -* ]]; then
         case "$verb" in
-            align) _rebasin_words '--seed --force -f --mkdir --drop-siblings --key --ema --ignore-extra --key-a --key-b --ema-a --ema-b --spec --pin --rules --trace-call --also-input --strict --no-cache --save-spec --model-arg --input --input-file --model -m --learning-steps --learning-rate --keep-similarity --mix --out -o --save-alignment --ignore-mismatched-sizes --dry-run --method --objective --effort --start --restarts --max-passes --time-limit --device --data --limit --batch-size --interpolate --steps --recalibrate --no-recalibrate --repair --format --json --quiet -q --verbose -v --color --config --print-config --help' "$current" ;;
-            interpolate) _rebasin_words '--seed --force -f --mkdir --key --ema --ignore-extra --model-arg --input --input-file --data -d --steps --lam --report --model -m --mode --loss --metric --recalibrate --no-recalibrate --recalibrate-limit --repair --transform --limit --batch-size --workers --skip-corrupt --device --amp --out -o --save --save-best --best-by --save-all --plot --fail-above --format --json --quiet -q --verbose -v --color --config --print-config --help' "$current" ;;
-            verify) _rebasin_words '--seed --key --ema --ignore-extra --key-a --key-b --ema-a --ema-b --model-arg --input --input-file --model -m --samples --tolerance --rtol --atol --format --json --quiet -q --verbose -v --color --config --print-config --help' "$current" ;;
-            apply) _rebasin_words '--force -f --mkdir --drop-siblings --key --ema --ignore-extra --model -m --model-arg --out -o --format --json --quiet -q --verbose -v --color --config --print-config --help' "$current" ;;
-            trace) _rebasin_words '--seed --force -f --mkdir --spec --pin --rules --trace-call --also-input --strict --no-cache --save-spec --model-arg --input --input-file --model -m --out -o --no-verify --format --json --quiet -q --verbose -v --color --config --print-config --help' "$current" ;;
+            align) _rebasin_words '--seed --force -f --mkdir --drop-siblings --key --ema --ignore-extra --key-a --key-b --ema-a --ema-b --spec --pin --rules --trace-call --also-input --strict --no-cache --save-spec --model-arg --trust-remote-code --input --input-file --model -m --learning-steps --learning-rate --keep-similarity --mix --out -o --save-alignment --ignore-mismatched-sizes --dry-run --method --objective --effort --start --restarts --max-passes --time-limit --device --data --limit --batch-size --interpolate --steps --recalibrate --no-recalibrate --repair --format --json --quiet -q --verbose -v --color --config --print-config --help' "$current" ;;
+            interpolate) _rebasin_words '--seed --force -f --mkdir --key --ema --ignore-extra --model-arg --trust-remote-code --input --input-file --data -d --steps --lam --report --model -m --mode --loss --metric --recalibrate --no-recalibrate --recalibrate-limit --repair --transform --limit --batch-size --workers --skip-corrupt --device --amp --out -o --save --save-best --best-by --save-all --plot --fail-above --format --json --quiet -q --verbose -v --color --config --print-config --help' "$current" ;;
+            verify) _rebasin_words '--seed --key --ema --ignore-extra --key-a --key-b --ema-a --ema-b --model-arg --trust-remote-code --input --input-file --model -m --samples --tolerance --rtol --atol --format --json --quiet -q --verbose -v --color --config --print-config --help' "$current" ;;
+            apply) _rebasin_words '--force -f --mkdir --drop-siblings --key --ema --ignore-extra --model-arg --trust-remote-code --model -m --out -o --format --json --quiet -q --verbose -v --color --config --print-config --help' "$current" ;;
+            trace) _rebasin_words '--seed --force -f --mkdir --spec --pin --rules --trace-call --also-input --strict --no-cache --save-spec --model-arg --trust-remote-code --input --input-file --model -m --out -o --no-verify --format --json --quiet -q --verbose -v --color --config --print-config --help' "$current" ;;
             inspect) _rebasin_words '--key --ema --format --json --quiet -q --verbose -v --color --config --print-config --help' "$current" ;;
             models) _rebasin_words '--format --json --quiet -q --verbose -v --color --config --print-config --help' "$current" ;;
             env) _rebasin_words '--format --json --quiet -q --verbose -v --color --config --print-config --help' "$current" ;;

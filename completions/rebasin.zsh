@@ -50,6 +50,7 @@ _rebasin() {
                 '--no-cache[Neither read nor write verified specs in the user'\''s cache directory]' \
                 '--save-spec=[Save the axis groups, as --spec reads them]:FILE:_files' \
                 '*--model-arg=[Argument of the model, such as num_classes=10]:NAME=VALUE: ' \
+                '--trust-remote-code[Run the Python code that lies in the directory of a transformers model]' \
                 '*--input=[Example input: a shape such as 1,3,224,224, or ids=1,16:int64]:SHAPE: ' \
                 '--input-file=[Example input from an .npz file]:FILE.npz:_files' \
                 '(--model -m)--model=[Model: torchvision:NAME, timm:NAME, open_clip:NAME, transformers:DIR, diffusers:DIR, path/to/file.py:function or package.module:function]:SPEC:_rebasin_models' \
@@ -103,6 +104,7 @@ _rebasin() {
                 '--ema[Use the exponential moving average of the weights, where the file has one]' \
                 '--ignore-extra[Copy tensors that the model does not have unchanged, without a warning]' \
                 '*--model-arg=[Argument of the model, such as num_classes=10]:NAME=VALUE: ' \
+                '--trust-remote-code[Run the Python code that lies in the directory of a transformers model]' \
                 '*--input=[Example input: a shape such as 1,3,224,224, or ids=1,16:int64]:SHAPE: ' \
                 '--input-file=[Example input from an .npz file]:FILE.npz:_files' \
                 '(--data -d)--data=[Data: a folder of class folders, an .npz file with x and y, torchvision:NAME@root or file.py:loader]:DATA: ' \
@@ -159,6 +161,7 @@ _rebasin() {
                 '--ema-a[--ema for A alone]' \
                 '--ema-b[--ema for B alone]' \
                 '*--model-arg=[Argument of the model, such as num_classes=10]:NAME=VALUE: ' \
+                '--trust-remote-code[Run the Python code that lies in the directory of a transformers model]' \
                 '*--input=[Example input: a shape such as 1,3,224,224, or ids=1,16:int64]:SHAPE: ' \
                 '--input-file=[Example input from an .npz file]:FILE.npz:_files' \
                 '(--model -m)--model=[Model: torchvision:NAME, timm:NAME, open_clip:NAME, transformers:DIR, diffusers:DIR, path/to/file.py:function or package.module:function]:SPEC:_rebasin_models' \
@@ -190,9 +193,10 @@ _rebasin() {
                 '--key=[Where in the file the state dict is, such as ema.model]:NAME: ' \
                 '--ema[Use the exponential moving average of the weights, where the file has one]' \
                 '--ignore-extra[Copy tensors that the model does not have unchanged, without a warning]' \
+                '*--model-arg=[Argument of the model, such as num_classes=10]:NAME=VALUE: ' \
+                '--trust-remote-code[Run the Python code that lies in the directory of a transformers model]' \
                 '(--model -m)--model=[Model, where its loader renames or rearranges what the file holds]:SPEC:_rebasin_models' \
                 '(--model -m)-m+[Model, where its loader renames or rearranges what the file holds]:SPEC:_rebasin_models' \
-                '*--model-arg=[Argument of the model, such as num_classes=10]:NAME=VALUE: ' \
                 '(--out -o)--out=[Output file]:FILE:_files' \
                 '(--out -o)-o+[Output file]:FILE:_files' \
                 '--format=[Format of the result]:NAME:(table json csv latex md)' \
@@ -224,6 +228,7 @@ _rebasin() {
                 '--no-cache[Neither read nor write verified specs in the user'\''s cache directory]' \
                 '--save-spec=[Save the axis groups, as --spec reads them]:FILE:_files' \
                 '*--model-arg=[Argument of the model, such as num_classes=10]:NAME=VALUE: ' \
+                '--trust-remote-code[Run the Python code that lies in the directory of a transformers model]' \
                 '*--input=[Example input: a shape such as 1,3,224,224, or ids=1,16:int64]:SHAPE: ' \
                 '--input-file=[Example input from an .npz file]:FILE.npz:_files' \
                 '(--model -m)--model=[Model: torchvision:NAME, timm:NAME, open_clip:NAME, transformers:DIR, diffusers:DIR, path/to/file.py:function or package.module:function]:SPEC:_rebasin_models' \

@@ -40,6 +40,7 @@ class ModelChoice:
         seed: decides the values of a drawn input.
         trace_calls: names of other methods of the model that are traced too.
         also_inputs: texts such as `ids=1,16:int64; task="b"`, each a further input that is traced too.
+        trust_remote_code: run Python code that lies in the model's directory.
     """
 
     spec: str
@@ -49,6 +50,7 @@ class ModelChoice:
     seed: int = 0
     trace_calls: Sequence[str] = ()
     also_inputs: Sequence[str] = ()
+    trust_remote_code: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,10 +81,11 @@ def open_subject(choice: ModelChoice, file_shapes: Mapping[str, tuple[int, ...]]
     Raises:
         UsageError, ModelError, ResourceError: the spec cannot be resolved or the model cannot be built.
     """
-    factory = load_factory(choice.spec, choice.args, seed=choice.seed)
-    note = None
+    factory = load_factory(choice.spec, choice.args, seed=choice.seed, trust_remote_code=choice.trust_remote_code)
+    note = factory.source.note
     if file_shapes is not None:
-        factory, note = factory.adapt_to(file_shapes)
+        factory, adapted = factory.adapt_to(file_shapes)
+        note = "; ".join(sentence for sentence in (note, adapted) if sentence) or None
     module = factory.build_weightless()
     return Subject(factory, module, state_shapes(module), ties(module), parameter_keys(module), note)
 

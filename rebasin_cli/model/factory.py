@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from rebasin_cli.errors import ModelError, one_line
+from rebasin_cli.errors import ModelError, UsageError, one_line
 from rebasin_cli.model.adaptation import Shapes, adapted_arguments
 from rebasin_cli.model.diffusers_zoo import diffusers_source
 from rebasin_cli.model.example_input import ExampleInput
@@ -163,8 +163,13 @@ class ModelFactory:
         return failed(f"{self.name} with {given}" if given else self.name, error, self.source.root)
 
 
-def load_factory(text: str, model_args: Mapping[str, Any] | None = None, *, seed: int = 0) -> ModelFactory:
+def load_factory(
+    text: str, model_args: Mapping[str, Any] | None = None, *, seed: int = 0, trust_remote_code: bool = False
+) -> ModelFactory:
     """Find the model that a spec names.
+
+    Args:
+        trust_remote_code: run Python code that lies in a directory of transformers.
 
     Raises:
         ModelError: the spec, the name or the user's code cannot be used.
@@ -173,7 +178,12 @@ def load_factory(text: str, model_args: Mapping[str, Any] | None = None, *, seed
     """
     args = dict(model_args or {})
     check_class_counts(args)
-    return ModelFactory(_source(parse_model_spec(text)), args, seed)
+    spec = parse_model_spec(text)
+    if not trust_remote_code:
+        return ModelFactory(_source(spec), args, seed)
+    if spec.kind != "transformers":
+        raise UsageError("--trust-remote-code has no effect: it is for directories of transformers")
+    return ModelFactory(transformers_source(spec.text, spec.target, trust_remote_code=True), args, seed)
 
 
 _ZOOS: Mapping[str, Callable[[str, str], ModelSource]] = {

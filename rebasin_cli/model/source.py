@@ -39,12 +39,17 @@ class ModelSource(abc.ABC):
     Attributes:
         name: the model spec, for messages and reports.
         root: the user's file or directory, whose line an error names; None if the code belongs to a package.
+        note: what the user should know about what was found, in one sentence.
     """
 
     __slots__ = ()
 
     name: str
     root: Path | None
+
+    @property
+    def note(self) -> str | None:
+        return None
 
     @abc.abstractmethod
     def construct(self, args: Mapping[str, Any]) -> object:

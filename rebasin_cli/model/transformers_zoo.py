@@ -1,6 +1,6 @@
 """`transformers:DIR` (a local directory with `config.json`) and `transformers:TYPE` (its default configuration).
 
-Only configurations are read: no weights, no tokenizer, no code from the repository.
+Only configurations are read: no weights and no tokenizer. Code that lies in the directory runs only if it is trusted.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from rebasin_cli.errors import ModelError, did_you_mean
+from rebasin_cli.errors import ModelError, UsageError, did_you_mean
+from rebasin_cli.model.directory_code import DirectoryCode, directory_code
 from rebasin_cli.model.example_input import ExampleInput, Sampler
 from rebasin_cli.model.loading import Loaded, Loader, Tensors
 from rebasin_cli.model.source import ModelSource, import_optional, read_config, unknown_argument
@@ -35,6 +36,10 @@ class TransformersModel(ModelSource):
     """A configuration and, where it names one, the class of `transformers` to build from it.
 
     Arguments change entries of the configuration; `architecture` chooses the class.
+
+    Attributes:
+        code: trusted code of the directory, whose classes are used; None to use those of `transformers`.
+        note: what the user should know.
     """
 
     name: str
@@ -42,6 +47,8 @@ class TransformersModel(ModelSource):
     config: Mapping[str, Any]
     architecture: str | None
     root: Path | None = None
+    code: DirectoryCode | None = None
+    note: str | None = None
 
     def construct(self, args: Mapping[str, Any]) -> object:
         package = import_optional("transformers", "transformers")
@@ -76,8 +83,9 @@ class TransformersModel(ModelSource):
         """The configuration, and how the class is built from it."""
         package = import_optional("transformers", "transformers")
         entries = {**self.config, **{name: value for name, value in args.items() if name not in _OURS}}
-        config = package.CONFIG_MAPPING[self.model_type].from_dict(entries)
-        defaults = package.CONFIG_MAPPING[self.model_type]()
+        kind = None if self.code is None else self.code.config_class()
+        kind = package.CONFIG_MAPPING[self.model_type] if kind is None else kind
+        config, defaults = kind.from_dict(entries), kind()
         for argument in args:
             if argument not in _OURS and not hasattr(defaults, argument) and argument not in self.config:
                 raise unknown_argument(self.name, argument, sorted(defaults.to_dict()))
@@ -88,6 +96,8 @@ class TransformersModel(ModelSource):
         """The class that the configuration or an argument names; None if neither does."""
         package = import_optional("transformers", "transformers")
         architecture = args.get("architecture", self.architecture)
+        if self.code is not None:
+            return self.code.model_class(architecture)
         if architecture is None:
             return None
         built = getattr(package, str(architecture), None)
@@ -126,16 +136,23 @@ def _in_one_thread() -> Iterator[None]:
             os.environ[name] = before
 
 
-def transformers_source(text: str, target: str) -> TransformersModel:
+def transformers_source(text: str, target: str, *, trust_remote_code: bool = False) -> TransformersModel:
     """The configuration in a local directory, or the default one of a model type.
 
+    Args:
+        trust_remote_code: run the Python code that lies in the directory, if its configuration names any.
+
     Raises:
-        ModelError: neither; a directory whose type this version does not know or whose code would have to be trusted.
+        ModelError: neither; a directory whose type this version does not know and whose code is not there or not
+            trusted.
+        UsageError: code is trusted where there is none.
         ResourceError: transformers is not installed.
     """
     package = import_optional("transformers", "transformers")
     known = list(package.CONFIG_MAPPING.keys())
     directory = Path(target).expanduser()
+    if trust_remote_code and not directory.exists():
+        raise UsageError(f"--trust-remote-code has no effect: {text} is not a directory")
     if not directory.exists() and target in known:
         return TransformersModel(text, target, {}, None)
     if not directory.exists() and "/" not in target:
@@ -146,16 +163,30 @@ def transformers_source(text: str, target: str) -> TransformersModel:
         )
     config = read_config(text, directory)
     model_type = config.get("model_type")
+    architectures = config.get("architectures") or [None]
+    code, note = directory_code(directory, config), None
+    if trust_remote_code:
+        if code is None:
+            raise UsageError(f"--trust-remote-code has no effect: {directory / 'config.json'} names no code (auto_map)")
+        return TransformersModel(text, str(model_type), config, architectures[0], code=code)
+    if code is not None and model_type in known:
+        note = f"{directory} has its own Python code, which is not run; --trust-remote-code runs it"
+    if code is not None and model_type not in known:
+        raise ModelError(
+            f"{directory / 'config.json'}: the model is Python code in the directory (auto_map), which is not run",
+            path=directory,
+            hint="read it, and run it with --trust-remote-code",
+            slug="untrusted-code",
+        )
     if model_type not in known:
         seen = f"model_type {model_type!r}" if model_type else "no model_type"
         raise ModelError(
             f"{directory / 'config.json'}: {seen}, which transformers {package.__version__} does not know",
             path=directory,
-            hint="code from a model directory is not run; build it in your own file and give file.py:callable",
+            hint="build it in your own file and give file.py:callable",
             slug="unknown-model",
         )
-    architectures = config.get("architectures") or [None]
-    return TransformersModel(text, str(model_type), config, architectures[0])
+    return TransformersModel(text, str(model_type), config, architectures[0], note=note)
 
 
 def transformers_input(module: nn.Module, seed: int) -> ExampleInput | None:

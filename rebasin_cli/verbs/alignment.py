@@ -79,6 +79,7 @@ class Alignment:
             options.seed,
             options.trace_calls,
             options.also_inputs,
+            options.trust_remote_code,
         )
         self.method = find_method(options.chosen_method)
         self.matching = Matching(

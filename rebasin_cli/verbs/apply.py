@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rebasin_cli import __version__
 from rebasin_cli.errors import CheckpointError, ModelError
@@ -15,7 +15,7 @@ from rebasin_cli.progress import Progress, Silent
 from rebasin_cli.verbs.document import Result
 from rebasin_cli.verbs.early_checks import check_inputs
 from rebasin_cli.verbs.output_paths import check_outputs
-from rebasin_cli.verbs.shared_options import Siblings, StateInFile, Writing
+from rebasin_cli.verbs.shared_options import ModelCode, Siblings, StateInFile, Writing
 from rebasin_cli.verbs.siblings import Network, Sibling, plan_siblings
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class ApplyResult(Result):
 
 
 @options_class
-class ApplyOptions(StateInFile, Siblings, Writing):
+class ApplyOptions(ModelCode, StateInFile, Siblings, Writing):
     """The options of `apply`."""
 
     permutations: AnyPath = argument(
@@ -61,13 +61,6 @@ class ApplyOptions(StateInFile, Siblings, Writing):
         default=None,
         completes="model",
         shown_default="not needed where the file has the model's own tensors",
-    )
-    model_args: Mapping[str, Any] | None = option(
-        "Argument of the model, such as num_classes=10. The value is JSON. Repeatable.",
-        group="Model",
-        flag="--model-arg",
-        metavar="NAME=VALUE",
-        default=None,
     )
     out: AnyPath = option("Output file.", group="Output", short="-o", metavar="FILE", kw_only=False)
     progress: Progress | None = field(default=None, repr=False, compare=False)
@@ -183,7 +176,9 @@ def _weights(opened: Checkpoint, saved: SavedPermutations, options: ApplyOptions
             hint="give the --model that was aligned",
             slug="model-needed",
         )
-    subject = open_subject(ModelChoice(options.model, dict(options.model_args or {})))
+    subject = open_subject(
+        ModelChoice(options.model, dict(options.model_args or {}), trust_remote_code=options.trust_remote_code)
+    )
     if subject.shapes != saved.shapes:
         raise ModelError(f"{options.model}: not the model for which {options.permutations} was found", slug="shapes")
     return Weights.of(opened, subject, ignore_extra=options.ignore_extra)

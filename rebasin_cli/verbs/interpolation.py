@@ -62,7 +62,12 @@ class InterpolationRun:
 
         self.options, self.subjects, self.lams = options, subjects, lams
         self.choice = ModelChoice(
-            subjects.model, subjects.model_args, subjects.inputs, subjects.input_file, options.seed
+            subjects.model,
+            subjects.model_args,
+            subjects.inputs,
+            subjects.input_file,
+            options.seed,
+            trust_remote_code=options.trust_remote_code,
         )
         self.out = default_result(subjects) if options.out is None else options.out
         self.progress: Progress = (options.progress or Silent()) if launched()[0] == 0 else Silent()

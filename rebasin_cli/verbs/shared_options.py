@@ -18,8 +18,8 @@ DATA_HELP = (
 
 
 @options_class
-class ModelInput:
-    """How the model is built and what it is run on."""
+class ModelCode:
+    """How the model is built."""
 
     model_args: Mapping[str, Any] | None = option(
         "Argument of the model, such as num_classes=10. The value is JSON. Repeatable.",
@@ -28,6 +28,15 @@ class ModelInput:
         metavar="NAME=VALUE",
         default=None,
     )
+    trust_remote_code: bool = option(
+        "Run the Python code that lies in the directory of a transformers model.", group="Model", default=False
+    )
+
+
+@options_class
+class ModelInput(ModelCode):
+    """The same, and what it is run on."""
+
     inputs: AnyTexts = option(
         "Example input: a shape such as 1,3,224,224, or ids=1,16:int64. Repeatable.",
         group="Model",

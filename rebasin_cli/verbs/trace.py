@@ -146,6 +146,7 @@ def run_trace(options: TraceOptions) -> TraceResult:
         options.seed,
         options.trace_calls,
         options.also_inputs,
+        options.trust_remote_code,
     )
     listener.phase("building")
     with clock.phase("build"):

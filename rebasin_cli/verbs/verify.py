@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -126,6 +126,7 @@ def run_verify(options: VerifyOptions) -> VerifyResult:
     clock = PhaseClock("read", "verify")
     state_of_a, state_of_b, inputs, input_file = _as_aligned(options)
     choice = ModelChoice(options.model, dict(options.model_args or {}), inputs, input_file, options.seed)
+    choice = replace(choice, trust_remote_code=options.trust_remote_code)
     listener.phase("reading")
     with clock.phase("read"):
         pair = open_pair(
