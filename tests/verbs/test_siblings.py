@@ -305,6 +305,13 @@ def test_the_weights_alone(place: Path, suffix: str) -> None:
     assert names - {"__pycache__"} == {"a.pt", b, out, "out.json", "nets.py"}
 
 
+def test_a_file_of_torch_before_version_1_6(place: Path) -> None:
+    _with_optimizer(lambda m: m.parameters())
+    torch.save(torch.load("b.pt"), "b.pt", _use_new_zipfile_serialization=False)
+    assert _kinds(_align("b.pt")) == {"optimizer": ("optimizer", True)}
+    _moments_match([name for name, _ in _net(2).named_parameters()])
+
+
 def test_apply_moves_what_lies_beside_too(place: Path) -> None:
     _with_optimizer(lambda m: m.parameters())
     _align("b.pt", save_permutations="p.json")
