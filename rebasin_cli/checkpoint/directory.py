@@ -1,8 +1,8 @@
 """A model's directory: the weights, chosen as the model's library chooses them, and the files that lie beside them.
 
 An output directory has everything that B's has (configuration, tokenizer, generation settings, custom code), with the
-weights permuted. What describes the same parameters without being them cannot be copied as it is: other copies of the
-weights, and the optimizer's state of a Trainer's `checkpoint-500`. Such files are left out and named.
+weights permuted. The optimizer's state of a Trainer's `checkpoint-500` is permuted with them. Other copies of the
+weights are left out and named: as they are, they would not fit the permuted ones.
 """
 
 from __future__ import annotations
@@ -12,11 +12,13 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rebasin_cli.checkpoint.atomic import (
+    StagedFile,
+    flush_to_disk,
     put_directory_in_place,
     real_output,
     staged_directory,
@@ -27,6 +29,7 @@ from rebasin_cli.checkpoint.checkpoint import Checkpoint, Transform, WrittenCopy
 from rebasin_cli.checkpoint.foreign import foreign_directory
 from rebasin_cli.checkpoint.formats import announced_formats
 from rebasin_cli.checkpoint.mapped_file import MappedFile
+from rebasin_cli.checkpoint.states import StatesBeside, open_states
 from rebasin_cli.errors import CheckpointError, few
 
 if TYPE_CHECKING:
@@ -174,17 +177,29 @@ class DirectoryCheckpoint(Checkpoint):
         self.path = contents.path
         self.format, self.files, self.wrapper = weights.format, weights.files, weights.wrapper
         self.others, self.infos, self.metadata = weights.others, weights.infos, weights.metadata
-        self.ties = weights.ties
-        self.notes = (*contents.notes, *weights.notes)
+        self.ties, self.versions, self.ambiguity = weights.ties, weights.versions, weights.ambiguity
+        self.states, unread = _states_of(contents)
+        self.beside = {**(weights.beside or {}), **self.states.tree}
+        self.beside_infos = {**weights.beside_infos, **self.states.infos}
+        self.beside_shared = weights.beside_shared
+        self.notes = (*contents.notes, *unread, *weights.notes)
 
     @property
     def weights(self) -> Checkpoint:
         """The weights alone."""
         return self._weights
 
+    def without_states(self) -> DirectoryCheckpoint:
+        """The same directory without the states of a training run."""
+        kept = tuple(one for one in self.contents.beside if not _OPTIMIZER.fullmatch(one.name))
+        return DirectoryCheckpoint(replace(self.contents, beside=kept), self._weights)
+
+    def beside_tensor(self, path: str) -> Tensor:
+        return self.states.tensor(path) if path in self.states.infos else self._weights.beside_tensor(path)
+
     def left_out(self) -> tuple[BesideFile, ...]:
         """What a copy of the directory does not get."""
-        return tuple(one for one in self.contents.beside if not one.copied)
+        return tuple(one for one in self.contents.beside if not one.copied and one.name not in self.states.tree)
 
     def notes_on_copy(self, out: Path) -> tuple[str, ...]:
         if not self.makes_directory(out):
@@ -225,6 +240,10 @@ class DirectoryCheckpoint(Checkpoint):
         for one in self.contents.beside:
             if one.copied:
                 _copy(self.contents.path / one.name, directory / one.name)
+        for name in self.states.tree:
+            with open(directory / name, "x+b") as handle:
+                self.states.write(name, handle, transform)
+                flush_to_disk(StagedFile(directory / name, handle))
         return self._weights.write_into(directory, transform, provenance)
 
     @contextlib.contextmanager
@@ -240,12 +259,31 @@ class DirectoryCheckpoint(Checkpoint):
         with staged_directory(out, bytes_needed=self.copy_bytes(out), mkdir=mkdir) as stage:
             weights = self.write_into(stage, transform, provenance)
             sync_directory(stage)
-            yield WrittenCopy(self.reopen(weights), lambda _force: put_directory_in_place(stage, target))
+            written = replace(self.contents, path=stage, weights=weights)
+            yield WrittenCopy(
+                DirectoryCheckpoint(written, self.reopen(weights)), lambda _force: put_directory_in_place(stage, target)
+            )
 
     def copy_bytes(self, out: Path) -> int:
         if not self.makes_directory(out):
             return self.file_bytes
-        return self.file_bytes + sum(_size(self.contents.path / one.name) for one in self.contents.beside if one.copied)
+        copied = [one.name for one in self.contents.beside if one.copied or one.name in self.states.tree]
+        return self.file_bytes + sum(_size(self.contents.path / name) for name in copied)
+
+
+def _states_of(contents: ModelDirectory) -> tuple[StatesBeside, tuple[str, ...]]:
+    """The optimizer's states that can be read, and a sentence for each that cannot."""
+    files: dict[str, Path] = {}
+    unread = []
+    for one in contents.beside:
+        if _OPTIMIZER.fullmatch(one.name):
+            path = contents.path / one.name
+            try:
+                open_states(path)
+                files[one.name] = path
+            except CheckpointError as error:
+                unread.append(f"{error.message}; a copy of the directory does not have it")
+    return StatesBeside(files), tuple(unread)
 
 
 def _size(path: Path) -> int:

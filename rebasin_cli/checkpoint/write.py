@@ -15,6 +15,7 @@ from pathlib import Path
 
 from rebasin_cli.checkpoint.atomic import commit_file, flush_to_disk, free_space, no_space, real_output, staged_file
 from rebasin_cli.checkpoint.checkpoint import Checkpoint, Transform, WrittenCopy
+from rebasin_cli.checkpoint.directory import DirectoryCheckpoint
 from rebasin_cli.checkpoint.formats import Format, announced_formats
 from rebasin_cli.checkpoint.formats._sharded import ShardedFormat, staged_index
 from rebasin_cli.errors import OutputError, few, quoted
@@ -84,6 +85,12 @@ def new_format(source: Checkpoint, out: Path) -> Format | None:
     if not announced or source.format in announced:
         return None
     return next((form for form in announced if form.creates), None)
+
+
+def keeps_siblings(source: Checkpoint, out: Path) -> bool:
+    """Whether the output has what lies beside the source's weights: it is no other format, and no file for a folder."""
+    folder = isinstance(source, DirectoryCheckpoint)
+    return new_format(source, out) is None and (not folder or source.makes_directory(out))
 
 
 def bytes_needed(source: Checkpoint, out: Path) -> int:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from rebasin_cli import __version__
 from rebasin_cli.checkpoint.atomic import write_text_atomically
-from rebasin_cli.checkpoint.write import bytes_needed, check_output, notes_on_output
+from rebasin_cli.checkpoint.write import bytes_needed, check_output, keeps_siblings, notes_on_output
 from rebasin_cli.data.ranks import ALONE, Ranks, launched, ranks_for
 from rebasin_cli.errors import RebasinError, UsageError, few
 from rebasin_cli.execution.closeness import Closeness
@@ -257,7 +257,8 @@ class Alignment:
             frozenset(name for name, perm in self.match.permutations.items() if not is_identity(perm)),
         )
         plan = plan_siblings(b.checkpoint, b.keys_in_file, network)
-        return plan.without_any() if self.options.drop_siblings else plan
+        kept = not self.options.drop_siblings and keeps_siblings(b.checkpoint, self.options.files.out)
+        return plan if kept else plan.without_any()
 
     def _chance(self) -> Chance | None:
         """How the gain compares with that of chance, where weights alone decided and measuring it costs little."""

@@ -77,7 +77,7 @@ def run_apply(options: ApplyOptions) -> ApplyResult:
     """
     check_inputs((options.checkpoint,), others=(options.permutations,))
 
-    from rebasin_cli.checkpoint.write import bytes_needed, check_output, notes_on_output
+    from rebasin_cli.checkpoint.write import bytes_needed, check_output, keeps_siblings, notes_on_output
     from rebasin_cli.execution.closeness import check_finite
     from rebasin_cli.execution.pair import check_ties
     from rebasin_cli.permutation import is_identity
@@ -122,7 +122,8 @@ def run_apply(options: ApplyOptions) -> ApplyResult:
         moving = frozenset(name for name, perm in saved.permutations.items() if not is_identity(perm))
         network = Network(saved.shapes, saved.ties, saved.parameters, saved.spec, moving)
         plan = plan_siblings(opened, source.keys_in_file, network)
-        plan = plan.without_any() if options.drop_siblings else plan
+        kept = not options.drop_siblings and keeps_siblings(opened, out_path)
+        plan = plan if kept else plan.without_any()
     listener.phase("writing")
     with clock.phase("write"):
         provenance = {**saved.provenance, "rebasin.version": __version__, "rebasin.sha256.source": opened.sha256()}

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from rebasin_cli.checkpoint.atomic import staged_directory
 from rebasin_cli.checkpoint.checkpoint import Checkpoint
-from rebasin_cli.checkpoint.write import write_like
+from rebasin_cli.checkpoint.directory import DirectoryCheckpoint
+from rebasin_cli.checkpoint.write import keeps_siblings, write_like
 from rebasin_cli.execution.weights import Weights
 from rebasin_cli.permutation import Gather, gathers, permute_tensor
 from rebasin_cli.spec import PermutationSpec
@@ -121,6 +122,9 @@ class Rearranged(Mapping[str, Tensor]):
 @contextmanager
 def weights_alone(source: Weights, out: Path, *, mkdir: bool) -> Iterator[Weights]:
     """The source as a temporary file that holds the chosen state dict alone, without further copies in it."""
+    if isinstance(source.checkpoint, DirectoryCheckpoint) and source.checkpoint.makes_directory(out):
+        yield source.seen_in(source.checkpoint.without_states())
+        return
     keys = source.keys_in_file
     kept = [key for key in source.checkpoint.infos if key not in keys.copies]
     with staged_directory(out, bytes_needed=source.checkpoint.file_bytes, mkdir=mkdir) as stage:
@@ -166,13 +170,15 @@ def write_permuted(
                 mkdir=mkdir,
                 check=check,
             )
-    transform = WithSiblings(rearrangement, siblings or SiblingPlan())
+    kept = keeps_siblings(source.checkpoint, out)
+    transform = WithSiblings(rearrangement, siblings if siblings and kept else SiblingPlan())
 
     def verify(temporary: Checkpoint) -> None:
         written = source.seen_in(temporary)
         verify_permuted(source, written, transform)
         verify_loaded(source, written, rearrangement.of_model_key)
-        verify_beside(source.checkpoint, temporary, transform)
+        if kept:
+            verify_beside(source.checkpoint, temporary, transform)
         if check is not None:
             check(written)
 

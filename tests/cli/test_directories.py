@@ -52,14 +52,13 @@ def test_a_directory_of_transformers_is_loaded_by_it_again(
         assert not loaded.model.layers[0].mlp.up_proj.weight.equal(model.model.layers[0].mlp.up_proj.weight)
 
 
-def test_what_of_a_trainers_directory_is_left_out_is_said(run: Runner, place: Path) -> None:
+def test_other_copies_of_the_weights_are_left_out_and_named(run: Runner, place: Path) -> None:
     for name, seed in (("A", 0), ("checkpoint-500", 1)):
         llama(place / name, seed)
-    torch.save({"state": {}}, place / "checkpoint-500" / "optimizer.pt")
+    torch.save({"weight": torch.ones(3)}, place / "checkpoint-500" / "consolidated.00.pth")
     done = run("align", "A", "checkpoint-500", "--model", f"transformers:{place / 'A'}", "--effort", "fast")
     assert done.code == 0, done.err
-    assert "left out" in done.err
-    assert "optimizer.pt (the optimizer's state)" in done.err
+    assert "consolidated.00.pth (other weights)" in done.err
     warnings = json.loads((place / "checkpoint-500-aligned.json").read_text())["warnings"]
-    assert any("optimizer.pt" in text for text in warnings)
-    assert not (place / "checkpoint-500-aligned" / "optimizer.pt").exists()
+    assert any("consolidated.00.pth" in text for text in warnings)
+    assert not (place / "checkpoint-500-aligned" / "consolidated.00.pth").exists()

@@ -12,11 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from rebasin_cli import align, apply
-from rebasin_cli.checkpoint import open_checkpoint
-from rebasin_cli.checkpoint.states import StatesBeside
 from rebasin_cli.verbs.align import AlignResult
-from rebasin_cli.verbs.permuted_copy import WithSiblings
-from rebasin_cli.verbs.saved_permutations import SavedPermutations
 from tests.verbs.resuming import INPUT, assert_same_losses, furnish, moved, network, train
 
 DTYPE = torch.float64
@@ -335,48 +331,78 @@ def test_an_alignment_of_an_earlier_version_says_that_the_optimizer_stays(place:
     assert any("resuming" in text for text in result.warnings)
 
 
-def test_the_optimizer_in_a_trainers_directory(place: Path) -> None:
-    """The file that `Trainer` writes beside the weights is planned and written like an entry of the weights' file."""
-    from rebasin_cli.checkpoint.keys import match_keys
-    from rebasin_cli.execution.weights import Weights
-    from rebasin_cli.model.state import parameter_keys, state_shapes
-    from rebasin_cli.verbs.permuted_copy import Rearrangement
-    from rebasin_cli.verbs.siblings import Network, plan_siblings
-
+@pytest.fixture
+def trained(place: Path) -> Path:
+    """The directory that a Trainer writes: the weights, the optimizer in a file of its own, its arguments."""
     folder = place / "checkpoint-500"
     folder.mkdir()
     model = _net(2)
-    groups = [
-        {"params": [p for p in model.parameters() if p.dim() > 1], "weight_decay": 0.01},
-        {"params": [p for p in model.parameters() if p.dim() < 2], "weight_decay": 0.0},
-    ]
-    optimizer = torch.optim.AdamW(groups, lr=1e-3)
+    train(model, _two_groups(model))
+    optimizer = _two_groups(model)
     train(model, optimizer)
     safetensors.torch.save_file(model.state_dict(), folder / "model.safetensors")
     torch.save(optimizer.state_dict(), folder / "optimizer.pt")
-    _align(str(folder / "model.safetensors"), "out.safetensors", save_permutations="p.json")
-    saved = SavedPermutations.load(place / "p.json")
-    checkpoint = open_checkpoint(folder / "model.safetensors")
-    keys = match_keys(checkpoint, saved.shapes, ties={})
-    assert saved.shapes == state_shapes(model)
-    assert saved.parameters == parameter_keys(model)
-    states = StatesBeside({"optimizer.pt": folder / "optimizer.pt"})
-    plan = plan_siblings(
-        checkpoint,
-        keys,
-        Network(saved.shapes, {}, saved.parameters, saved.spec, saved.permutations.keys()),
-        states.tree,
-    )
-    assert [(one.path, one.kind, one.moved) for one in plan.siblings] == [("optimizer.pt", "optimizer", True)]
-    transform = WithSiblings(Rearrangement(saved.spec, saved.permutations, Weights(checkpoint, keys), {}), plan)
-    with open("optimizer.pt", "w+b") as out:
-        states.write("optimizer.pt", out, transform)
-    curves = []
-    for weights, file in ((folder / "model.safetensors", folder / "optimizer.pt"), ("out.safetensors", "optimizer.pt")):
-        resumed = _net(3)
-        resumed.load_state_dict(safetensors.torch.load_file(weights))
-        split = [[p for p in resumed.parameters() if p.dim() > 1], [p for p in resumed.parameters() if p.dim() < 2]]
-        again = torch.optim.AdamW([{"params": part} for part in split], lr=1e-3)
-        again.load_state_dict(torch.load(file))
-        curves.append(train(resumed, again))
-    assert_same_losses(curves[1], curves[0], DTYPE)
+    torch.save({"last_epoch": 3}, folder / "scheduler.pt")
+    return folder
+
+
+def _two_groups(model: nn.Module) -> torch.optim.Optimizer:
+    decayed = [parameter for parameter in model.parameters() if parameter.dim() > 1]
+    others = [parameter for parameter in model.parameters() if parameter.dim() < 2]
+    return torch.optim.AdamW([{"params": decayed}, {"params": others, "weight_decay": 0.0}], lr=1e-3)
+
+
+def _resumed(folder: Path) -> list[float]:
+    model = _net(3)
+    model.load_state_dict(safetensors.torch.load_file(folder / "model.safetensors"))
+    optimizer = _two_groups(model)
+    optimizer.load_state_dict(torch.load(folder / "optimizer.pt"))
+    return train(model, optimizer)
+
+
+def test_training_goes_on_from_a_trainers_directory(trained: Path) -> None:
+    result = _align(str(trained), "out")
+    assert _kinds(result) == {"optimizer.pt": ("optimizer", True)}
+    before = safetensors.torch.load_file(trained / "model.safetensors")
+    assert moved(before, safetensors.torch.load_file("out/model.safetensors")) > 5
+    assert_same_losses(_resumed(Path("out")), _resumed(trained), DTYPE)
+    assert Path("out/scheduler.pt").read_bytes() == (trained / "scheduler.pt").read_bytes()
+
+
+def test_a_trainers_directory_without_its_optimizer(trained: Path) -> None:
+    result = _align(str(trained), "out", drop_siblings=True)
+    assert [(one.path, one.dropped) for one in result.siblings] == [("optimizer.pt", True)]
+    assert sorted(path.name for path in Path("out").iterdir()) == ["model.safetensors", "scheduler.pt"]
+
+
+def test_an_optimizer_that_no_parameter_explains_is_named(trained: Path) -> None:
+    state = torch.load(trained / "optimizer.pt")
+    for entry in state["state"].values():
+        entry["exp_avg"] = entry["exp_avg"].reshape(-1)  # as a flat, sharded optimizer saves it
+    torch.save(state, trained / "optimizer.pt")
+    result = _align(str(trained), "out")
+    assert _kinds(result) == {"optimizer.pt": ("optimizer", False)}
+    assert any("resuming" in text for text in result.warnings)
+
+
+def test_an_optimizer_that_cannot_be_read_is_left_out_and_named(trained: Path) -> None:
+    (trained / "optimizer.pt").write_bytes(b"no pickle")
+    result = _align(str(trained), "out")
+    assert not Path("out/optimizer.pt").exists()
+    assert any("optimizer.pt" in text for text in result.warnings)
+
+
+def test_another_format_has_the_weights_alone_and_says_so(place: Path) -> None:
+    model = _net(2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    train(model, optimizer)
+    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, "b.pt")
+    result = _align("b.pt", "out.safetensors")
+    assert [(one.path, one.dropped) for one in result.siblings] == [("optimizer", True)]
+    assert safetensors.torch.load_file("out.safetensors").keys() == model.state_dict().keys()
+
+
+def test_a_file_for_a_directory_has_the_weights_alone(trained: Path) -> None:
+    result = _align(str(trained), "out.safetensors")
+    assert [(one.path, one.dropped) for one in result.siblings] == [("optimizer.pt", True)]
+    assert Path("out.safetensors").is_file()
