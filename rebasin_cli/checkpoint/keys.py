@@ -92,17 +92,39 @@ MAX_PREFIXES = 3
 
 
 def offers(file_keys: tuple[str, ...], model_keys: tuple[str, ...]) -> Iterator[dict[str, str]]:
-    """Names under which a loader may know the file's tensors, each with the file's key: its own; then without wrappers;
-    then also without a prefix that most of the keys share, or with one that the model's keys have.
+    """Names under which a loader may know the file's tensors, each with the file's key.
+
+    Its own come first; then those of the other interface for normalised weights; then those without wrappers, without a
+    prefix that many of the keys share, and with one that all of the model's keys share.
     """
     own = {key: key for key in file_keys}
     yield own
     plain = _by_plain_name(file_keys)
     seen = [own]
-    for names in (plain, *_without_shared(plain), *_with_first(plain, model_keys)):
+    shorter = (plain, *_without_shared(plain), *_with_first(plain, model_keys))
+    for names in (_under_other_norms(own), *shorter, *map(_under_other_norms, shorter)):
         if names not in seen:
             seen.append(names)
             yield names
+
+
+_NORMS = (
+    (("weight_orig", "weight_u", "weight_v"), ("original", "0._u", "0._v")),  # spectral
+    (("weight_g", "weight_v"), ("original0", "original1")),
+)
+"""Suffixes of the old and the new interface of PyTorch's normalised weights; its hooks read one of them at most."""
+
+
+def _under_other_norms(names: Mapping[str, str]) -> dict[str, str]:
+    """Normalised weights under the names that the other interface gives them."""
+    found = dict(names)
+    for old, new in _NORMS:
+        wide = tuple(f"parametrizations.weight.{suffix}" for suffix in new)
+        for here, there in ((old, wide), (wide, old)):
+            for owner in [key.removesuffix(here[0]) for key in names if key.endswith(f".{here[0]}")]:
+                if all(owner + suffix in found for suffix in here):
+                    found |= {owner + to: found.pop(owner + suffix) for suffix, to in zip(here, there, strict=True)}
+    return found
 
 
 def _without_shared(plain: Mapping[str, str]) -> Iterator[dict[str, str]]:

@@ -91,13 +91,13 @@ def _recorded(checkpoint: Checkpoint, subject: Subject, *, ignore_extra: bool) -
     """By the way of loading, and the names for the file's tensors, with which the fewest tensors are missing."""
     tries: list[_Unrecorded] = []
     for loader in subject.factory.source.loaders(subject.factory.args):
-        for names in offers(tuple(checkpoint.infos), tuple(subject.shapes)):
+        for place, names in enumerate(offers(tuple(checkpoint.infos), tuple(subject.shapes))):
             found = _tried(loader, names, checkpoint, subject, ignore_extra=ignore_extra)
             if isinstance(found, LoadMap):
                 return found
             tries.append(found)
-            if found.computes or found.missing * 2 < len(subject.shapes):
-                break  # the names are the right ones
+            if found.computes or (place and found.missing * 2 < len(subject.shapes)):
+                break  # the prefix is the right one
     raise min(tries, key=lambda error: error.missing)
 
 

@@ -171,6 +171,18 @@ NETS = textwrap.dedent(
         def __init__(self):
             super().__init__()
             self.mid = nn.utils.weight_norm(self.mid)
+
+
+    class Spectral(Base):
+        def __init__(self):
+            super().__init__()
+            self.mid = parametrizations.spectral_norm(self.mid)
+
+
+    class OldSpectral(Base):
+        def __init__(self):
+            super().__init__()
+            self.mid = nn.utils.spectral_norm(self.mid)
     '''
 )
 
@@ -357,13 +369,27 @@ def test_a_tensor_that_is_read_into_two_layers_is_refused_where_they_would_diffe
     assert not (nets / "out.pt").exists()
 
 
-@pytest.mark.parametrize(("model", "a", "b"), [("Normed", "OldNormed", "Normed"), ("Normed", "Normed", "OldNormed")])
-def test_weight_norm_of_the_old_and_the_new_interface_are_aligned(nets: Path, model: str, a: str, b: str) -> None:
+CROSSED = [
+    *(("Normed", a, b) for a, b in (("OldNormed", "Normed"), ("Normed", "OldNormed"), ("OldNormed", "OldNormed"))),
+    ("OldNormed", "OldNormed", "Normed"),
+    *(("Spectral", a, b) for a, b in (("OldSpectral", "Spectral"), ("Spectral", "OldSpectral"))),
+    ("OldSpectral", "Spectral", "Spectral"),
+]
+
+
+@pytest.mark.parametrize(("model", "a", "b"), CROSSED)
+def test_normed_weights_of_the_old_and_the_new_interface_are_aligned(nets: Path, model: str, a: str, b: str) -> None:
     states = []
     for seed, name in enumerate((a, b)):
         torch.manual_seed(seed)
-        states.append({key: 3 * value for key, value in built(nets, name).state_dict().items()})
-    check_written(nets, model, aligned(nets, model, *states))
+        state = built(nets, name).state_dict()
+        states.append({key: value if key.endswith(("_u", "_v")) else 3 * value for key, value in state.items()})
+    result = aligned(nets, model, *states)
+    assert result.moved_units > 8
+    before, after = states[1], torch.load(nets / "out.pt")
+    assert list(after) == list(before)
+    expected = function(nets, b, before)
+    torch.testing.assert_close(function(nets, b, after), expected, rtol=1e-12, atol=1e-12)
 
 
 def test_saved_permutations_are_applied_to_a_file_of_the_old_layout(nets: Path) -> None:
