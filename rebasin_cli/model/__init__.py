@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from rebasin_cli.model.model_spec import parse_model_spec as parse_model_spec
     from rebasin_cli.model.names import check_model as check_model
     from rebasin_cli.model.source import Preprocessing as Preprocessing
-    from rebasin_cli.model.torchvision_zoo import import_torchvision as import_torchvision
+    from rebasin_cli.model.torchvision_import import import_torchvision as import_torchvision
     from rebasin_cli.model.user_code import user_function as user_function
 
 _HOMES = {
@@ -25,7 +25,7 @@ _HOMES = {
     "ModelFactory": "factory",
     "Preprocessing": "source",
     "check_model": "names",
-    "import_torchvision": "torchvision_zoo",
+    "import_torchvision": "torchvision_import",
     "load_factory": "factory",
     "parse_model_args": "model_spec",
     "parse_model_spec": "model_spec",

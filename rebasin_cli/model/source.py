@@ -146,7 +146,7 @@ def import_optional(package: str, extra: str) -> ModuleType:
     Raises:
         ResourceError: the package is absent (the hint installs the extra), or present and broken.
     """
-    from rebasin_cli.model.torchvision_zoo import declare_missing_operators
+    from rebasin_cli.model.torchvision_import import declare_missing_operators
 
     declare_missing_operators()  # timm, open_clip and transformers import torchvision themselves
     try:

@@ -23,7 +23,7 @@ from rebasin_cli.model.example_input import ExampleInput, as_example
 from rebasin_cli.model.foreign_code import failed, foreign_code, importable, load_file
 from rebasin_cli.model.model_spec import CLASS_COUNT_NAMES, ModelSpec, existing_file, parse_model_spec
 from rebasin_cli.model.source import ModelSource
-from rebasin_cli.model.torchvision_zoo import declare_missing_operators
+from rebasin_cli.model.torchvision_import import declare_missing_operators
 from rebasin_cli.model.transformers_zoo import transformers_input
 
 

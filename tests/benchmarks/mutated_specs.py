@@ -39,7 +39,7 @@ from rebasin_cli.errors import ModelError
 from rebasin_cli.execution.soundness import verify_by_execution
 from rebasin_cli.model.example_input import ExampleInput
 from rebasin_cli.model.state import Shape, state_shapes
-from rebasin_cli.model.torchvision_zoo import import_torchvision
+from rebasin_cli.model.torchvision_import import import_torchvision
 from rebasin_cli.spec import AxisGroup, ParentBlock, PermutationSpec, Site
 from rebasin_cli.symmetry.derive import derive
 from rebasin_cli.tracing.tracer import trace_model

@@ -106,7 +106,7 @@ def run_plain(name: str, _: int) -> dict[str, Any]:
 
 
 def run_snimu(name: str, iterations: int) -> dict[str, Any]:
-    from rebasin_cli.model.torchvision_zoo import import_torchvision
+    from rebasin_cli.model.torchvision_import import import_torchvision
 
     import_torchvision()  # mends its import where that is broken
     from rebasin import PermutationCoordinateDescent

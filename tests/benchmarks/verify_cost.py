@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from rebasin_cli.model.torchvision_zoo import import_torchvision
+from rebasin_cli.model.torchvision_import import import_torchvision
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -19,7 +19,7 @@ from torch import nn
 
 from rebasin_cli.execution.soundness import verify_by_execution
 from rebasin_cli.model.factory import ModelFactory, load_factory
-from rebasin_cli.model.torchvision_zoo import import_torchvision
+from rebasin_cli.model.torchvision_import import import_torchvision
 from rebasin_cli.symmetry.derive import Derivation, derive
 from rebasin_cli.tracing.tracer import trace_model
 

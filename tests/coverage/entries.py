@@ -13,7 +13,7 @@ from torch import nn
 
 from rebasin_cli.model.example_input import ExampleInput
 from rebasin_cli.model.factory import ModelFactory, load_factory
-from rebasin_cli.model.torchvision_zoo import import_torchvision
+from rebasin_cli.model.torchvision_import import import_torchvision
 from tests.coverage.configurations import LLAMA_8B, TRANSFORMERS, UNETS, Args
 from tests.coverage.modules import MODULES
 from tests.coverage.shortfalls import SHORTFALLS

@@ -11,7 +11,7 @@ from rebasin_cli.errors import ModelError
 from rebasin_cli.model.factory import load_factory
 from rebasin_cli.model.names import is_installed
 from rebasin_cli.model.source import import_optional
-from rebasin_cli.model.torchvision_zoo import import_torchvision
+from rebasin_cli.model.torchvision_import import import_torchvision
 from tests.benchmarks.zoo_table import GOLDEN as TORCHVISION_GOLDEN
 from tests.coverage.configurations import TRANSFORMERS
 from tests.coverage.entries import HEADS_ONLY, ONE_BY_ONE, Entry, entries, is_quick

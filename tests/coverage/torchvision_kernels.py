@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rebasin_cli.model.torchvision_zoo import import_torchvision
+from rebasin_cli.model.torchvision_import import import_torchvision
 
 _libraries: list[Any] = []
 

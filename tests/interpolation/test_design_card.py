@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from rebasin_cli.model.torchvision_zoo import import_torchvision
+from rebasin_cli.model.torchvision_import import import_torchvision
 
 ROOT = Path(__file__).resolve().parents[2]
 ALIGN = "rebasin align a.safetensors b.safetensors --model torchvision:resnet50"

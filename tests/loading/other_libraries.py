@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from rebasin_cli.model.factory import load_factory
 from rebasin_cli.model.source import import_optional
-from rebasin_cli.model.torchvision_zoo import import_torchvision
+from rebasin_cli.model.torchvision_import import import_torchvision
 from tests.coverage.configurations import UNETS
 from tests.loading.library_pairs import Pair, Tensors
 

@@ -10,7 +10,7 @@ from rebasin_cli.errors import ModelError
 from rebasin_cli.model import names as names_module
 from rebasin_cli.model.names import check_model, models, open_clip_names, timm_names, torchvision_names
 from rebasin_cli.model.source import import_optional
-from rebasin_cli.model.torchvision_zoo import import_torchvision
+from rebasin_cli.model.torchvision_import import import_torchvision
 
 
 def test_torchvision() -> None:

@@ -11,12 +11,12 @@ import pytest
 
 import rebasin_cli
 from rebasin_cli.errors import ResourceError
-from rebasin_cli.model.torchvision_zoo import declare_missing_operators, import_torchvision
+from rebasin_cli.model.torchvision_import import declare_missing_operators, import_torchvision
 
 ROOT = Path(rebasin_cli.__file__).parent
 
 SCRIPT = """
-from rebasin_cli.model.torchvision_zoo import declare_missing_operators, import_torchvision
+from rebasin_cli.model.torchvision_import import declare_missing_operators, import_torchvision
 import torch
 declared = declare_missing_operators()
 assert declare_missing_operators() == ()

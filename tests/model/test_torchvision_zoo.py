@@ -9,7 +9,7 @@ from rebasin_cli.errors import ModelError
 from rebasin_cli.model.factory import load_factory
 from rebasin_cli.model.names import torchvision_names
 from rebasin_cli.model.state import state_shapes
-from rebasin_cli.model.torchvision_zoo import import_torchvision
+from rebasin_cli.model.torchvision_import import import_torchvision
 from rebasin_cli.model.weightless import without_weights
 
 DETECTION = ("rcnn", "retinanet", "ssd", "fcos")
