@@ -140,7 +140,7 @@ class TorchCheckpoint(OneFileCheckpoint):
         }
         self.metadata = _text_metadata(self._saved.comment)
         self.ties = _shared(self._views)
-        self.versions = getattr(found, "_metadata", None)
+        self.versions = _versions(found)
         self._read_beside(root, found)
 
     def _read_beside(self, root: Any, chosen: object) -> None:
@@ -316,6 +316,15 @@ def _is_tensor(value: Any) -> bool:
 def _as(flat: Tensor, view: StorageView) -> Tensor:
     width = ITEM_SIZES[view.dtype]
     return flat[: flat.numel() // width * width].view(torch_dtype(view.dtype))
+
+
+def _versions(state_dict: Any) -> Mapping[str, object] | None:
+    """What `state_dict()` attached to its dictionary about each module, an attribute: a state of its pickled form."""
+    for state in getattr(state_dict, "states", ()):
+        found = state.get("_metadata") if isinstance(state, Mapping) else None
+        if isinstance(found, Mapping):
+            return {str(name): dict(noted) if isinstance(noted, Mapping) else noted for name, noted in found.items()}
+    return None
 
 
 def _text_metadata(comment: bytes) -> dict[str, str]:

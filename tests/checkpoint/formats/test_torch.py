@@ -348,3 +348,17 @@ def test_tuples_as_keys_and_shared_parts_are_read(tmp_path: Path) -> None:
         parts = [parts, parts]
     torch.save({"w": torch.zeros(3), "notes": {shared: 1, (shared, shared): 2}, "parts": parts}, tmp_path / "x.pt")
     assert [info.key for info in open_checkpoint(tmp_path / "x.pt").infos.values()] == ["w"]
+
+
+def test_the_versions_of_the_modules_are_read(tmp_path: Path) -> None:
+    """Load hooks decide by them how a file's tensors become the module's."""
+    module = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2))
+    wanted = {name: dict(noted) for name, noted in module.state_dict()._metadata.items()}  # type: ignore[attr-defined]
+    assert wanted["1"] == {"version": 2}
+    torch.save(module.state_dict(), tmp_path / "zip.pt")
+    torch.save({"state_dict": module.state_dict()}, tmp_path / "nested.pt")
+    torch.save(module.state_dict(), tmp_path / "legacy.pt", _use_new_zipfile_serialization=False)
+    torch.save(dict(module.state_dict()), tmp_path / "plain.pt")
+    for name in ("zip", "nested", "legacy"):
+        assert open_checkpoint(tmp_path / f"{name}.pt").versions == wanted
+    assert open_checkpoint(tmp_path / "plain.pt").versions is None
