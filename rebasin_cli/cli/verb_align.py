@@ -9,11 +9,12 @@ from dataclasses import replace
 from rebasin_cli.cli.command import VerbCommand
 from rebasin_cli.cli.output import Output
 from rebasin_cli.errors import DataError, OutputError, UsageError
-from rebasin_cli.options import command_line, option, options_class
+from rebasin_cli.options import command_line, option, options_class, options_of
 from rebasin_cli.verbs.align import AlignOptions, AlignResult, check_align_inputs, run_align
 from rebasin_cli.verbs.align_reports import result_beside
 from rebasin_cli.verbs.interpolate import InterpolateOptions, InterpolateResult, check_repair, run_interpolate
 from rebasin_cli.verbs.output_paths import check_outputs
+from rebasin_cli.verbs.shared_options import DataReading
 
 
 @options_class
@@ -31,6 +32,10 @@ class AlignCommandOptions(AlignOptions):
         "--recalibrate of 'rebasin interpolate'.", group="Interpolation", metavar="DATA", default=None
     )
     repair: bool = option("--repair of 'rebasin interpolate'.", group="Interpolation", default=False)
+
+    @property
+    def sweeps(self) -> bool:
+        return self.interpolate is not None
 
     def sweep(self) -> InterpolateOptions | None:
         """The options of the sweep that was asked for.
@@ -58,8 +63,7 @@ class AlignCommandOptions(AlignOptions):
             steps=self.steps,
             recalibrate=self.recalibrate,
             repair=self.repair,
-            limit=self.limit,
-            batch_size=self.batch_size,
+            **{entry.name: getattr(self, entry.name) for entry in options_of(DataReading)},
             device=self.device,
             seed=self.seed,
             key=key,

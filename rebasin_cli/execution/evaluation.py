@@ -16,15 +16,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rebasin_cli.data import Batch, BatchSource
+from rebasin_cli.data.contract import IGNORED
 from rebasin_cli.data.ranks import ALONE, Ranks
-from rebasin_cli.errors import DataError, one_line
+from rebasin_cli.errors import DataError, RebasinError, folded
 from rebasin_cli.execution.dataset_pass import RunningSums, run_pass
 from rebasin_cli.execution.model_slot import NO_ADJUSTMENT, Adjustment, ModelSlot, Network
+from rebasin_cli.execution.targets import Fit, fitted, fitted_or_refused, logits_of
 
 FIELDS = ("samples", "skipped", "loss", "loss_weight", "top1", "top5", "classified", "metric", "metric_weight")
-IGNORED = -100
-"""The target that cross-entropy and accuracies leave out, as in PyTorch."""
-
 Score = Callable[[Any, Any], Any]
 """`f(output, target)`: a mean over the batch, one value per sample, or a pair (sum, count)."""
 
@@ -60,25 +59,14 @@ class Measure:
         """
         found = dict.fromkeys(FIELDS, 0.0)
         found["samples"], found["skipped"] = float(batch.size), float(batch.skipped)
-        logits = logits_of(output)
-        target = batch.target.to(logits.device) if logits is not None and isinstance(batch.target, Tensor) else None
-        pair = (logits, target) if logits is not None and target is not None else None
-        if pair is not None and not _fit_together(*pair):
-            pair = None
+        pair = fitted_or_refused(output, batch) if self.loss is None else _fit_if_any(output, batch)
         if pair is not None:
-            _count_hits(*pair, found)
+            _count_hits(pair.scores, pair.target, found)
         if self.loss is not None:
             found["loss"], found["loss_weight"] = _score(self.loss, output, batch, "--loss")
         elif pair is not None:
-            each = F.cross_entropy(pair[0].float(), pair[1].long(), reduction="none", ignore_index=IGNORED)
+            each = F.cross_entropy(pair.scores.float(), pair.target, reduction="none", ignore_index=IGNORED)
             found["loss"], found["loss_weight"] = float(each.double().sum()), found["classified"]
-        else:
-            seen = f"outputs {_shape(output)} and targets {_shape(batch.target)}{_dtype(batch.target)}"
-            raise DataError(
-                f"cross-entropy needs outputs (n, classes, …) and class numbers (n, …), found {seen}",
-                hint="class numbers are integers of shape (n,); for other targets pass --loss file.py:function",
-                slug="loss",
-            )
         if self.metric is not None:
             found["metric"], found["metric_weight"] = _score(self.metric, output, batch, "--metric")
         return torch.tensor([found[name] for name in FIELDS], dtype=torch.float64)
@@ -136,31 +124,12 @@ def evaluate(
     return running.sums
 
 
-def logits_of(output: Any) -> Tensor | None:
-    """The tensor that scores classes: the output itself, its `logits` or `out`, or the first of several outputs."""
-    if isinstance(output, Tensor):
-        return output
-    for name in ("logits", "out"):
-        found = output.get(name) if isinstance(output, Mapping) else getattr(output, name, None)
-        if isinstance(found, Tensor):
-            return found
-    if isinstance(output, (list, tuple)) and output and isinstance(output[0], Tensor):
-        return output[0]
-    return None
-
-
-def class_count(output: Any, target: Any) -> int | None:
-    """The number of classes of a classifier's output (n, classes); None for outputs of another kind."""
-    logits = logits_of(output)
-    if logits is None or logits.dim() != 2 or not isinstance(target, Tensor) or target.dim() != 1:
+def _fit_if_any(output: Any, batch: Batch) -> Fit | None:
+    """Class numbers for accuracies, where the user's loss decides what targets are."""
+    try:
+        return fitted(output, batch)
+    except DataError:
         return None
-    return None if target.is_floating_point() else int(logits.shape[1])
-
-
-def _fit_together(logits: Tensor, target: Tensor) -> bool:
-    if target.is_floating_point() or target.is_complex() or logits.dim() < 2:
-        return False
-    return (logits.shape[0], *logits.shape[2:]) == tuple(target.shape)
 
 
 def _count_hits(logits: Tensor, target: Tensor, found: dict[str, float]) -> None:
@@ -176,20 +145,42 @@ def _count_hits(logits: Tensor, target: Tensor, found: dict[str, float]) -> None
 
 def _score(function: Score, output: Any, batch: Batch, option: str) -> tuple[float, float]:
     """The user's value as (sum, weight)."""
+    total, weight = _sum_and_weight(function, output, batch, option)
+    return float(total), float(weight)
+
+
+def mean_score(function: Score, output: Any, batch: Batch, option: str = "--loss") -> Tensor:
+    """The user's value as a mean over the batch, differentiable where the function is.
+
+    Raises:
+        DataError: the function fails, or returns no number.
+    """
+    total, weight = _sum_and_weight(function, output, batch, option)
+    mean: Tensor = torch.as_tensor(total) / weight
+    return mean
+
+
+def _sum_and_weight(function: Score, output: Any, batch: Batch, option: str) -> tuple[Any, Any]:
+    hint = "it takes (output, target) and returns a mean, one value per sample, or (sum, count)"
     try:
         value = function(output, _same_device(batch.target, output))
         if isinstance(value, tuple):
-            return float(value[0]), float(value[1])
-        scores = torch.as_tensor(value).detach().double()
-        if scores.dim() == 0:
-            return float(scores) * batch.size, float(batch.size)
-        return float(scores.sum()), float(scores.numel())
-    except Exception as error:  # the user's own code, so its message is quoted
+            total, weight = value
+            if not float(weight) > 0 and float(total) != 0:
+                raise ValueError(f"a sum of {float(total)} over a count of {float(weight)}")
+            return total, weight
+        scores = torch.as_tensor(value)
+    except RebasinError as error:  # of the user's function, with its file and line
+        raise DataError(f"{option}: the function failed: {error.message}", hint=hint, slug="user_function") from error
+    except Exception as error:
         raise DataError(
-            f"{option}: the function failed: {one_line(error)}",
-            hint="it takes (output, target) and returns a mean, one value per sample, or (sum, count)",
-            slug="user_function",
+            f"{option}: the function returned {type(error).__name__}: {folded(error)}", hint=hint, slug="user_function"
         ) from error
+    if scores.is_complex() or not scores.numel():
+        raise DataError(f"{option}: the function returned no real number", hint=hint, slug="user_function")
+    if scores.dim() == 0:
+        return scores.double() * batch.size, batch.size
+    return scores.double().sum(), scores.numel()
 
 
 def _same_device(target: Any, output: Any) -> Any:
@@ -203,11 +194,3 @@ def _mean(found: Mapping[str, float], total: str, weight: str) -> float | None:
 
 def _finite(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
-
-
-def _dtype(value: Any) -> str:
-    return f" of {str(value.dtype).removeprefix('torch.')}" if isinstance(value, Tensor) else ""
-
-
-def _shape(value: Any) -> str:
-    return str(tuple(value.shape)) if isinstance(value, Tensor) else type(value).__name__

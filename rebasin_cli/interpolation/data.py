@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rebasin_cli.data import Batch, BatchSource, ImageTransform, model_class_names
+from rebasin_cli.data import BatchSource
 from rebasin_cli.data.source import ModelView
-from rebasin_cli.data.transform import model_transform, user_transform
-from rebasin_cli.errors import DataError, ModelError
-from rebasin_cli.execution.evaluation import class_count
+from rebasin_cli.errors import ModelError
+from rebasin_cli.execution.chance import no_better_than_chance
+from rebasin_cli.execution.data_inputs import Classes, model_view
+from rebasin_cli.execution.model_slot import ModelSlot
 from rebasin_cli.execution.subject import ModelChoice, example_for
 from rebasin_cli.interpolation.models import SweepModels
+from rebasin_cli.interpolation.sweep import SweepPoint
+from rebasin_cli.model.example_input import ExampleInput
 
 
 @dataclass(frozen=True, slots=True)
 class SweepData:
-    """`statistics` is None where nothing is recalibrated."""
+    """`statistics` is None where nothing is recalibrated; `classes`, where the data have no class numbers."""
 
     evaluation: BatchSource
     statistics: BatchSource | None
+    classes: int | None = None
 
     def identity(self) -> dict[str, Any]:
         """Everything about the data that decides the numbers; as a digest, because a list of files can be long."""
@@ -34,44 +39,57 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
 
 
-def model_view(models: SweepModels, choice: ModelChoice, transform: str | None) -> ModelView:
+def classes_of(models: SweepModels, *, labelled: bool) -> Classes:
+    """Counts the classes of the first network of a sweep; `labelled` data must fit its outputs."""
+
+    def slot() -> ModelSlot:
+        models.slot.load(models.networks.first)
+        return models.slot
+
+    return Classes(slot, labelled=labelled)
+
+
+def chance_warnings(
+    curves: Mapping[str, Sequence[SweepPoint]], classes: int | None, *, cross_entropy: bool
+) -> list[str]:
+    """A sentence for the ends of the curves that classify no better than by chance; one for each curve at most.
+
+    Args:
+        cross_entropy: the loss is that, and not the user's.
+    """
+    found: list[str] = []
+    if classes is None:
+        return found
+    for points in curves.values():
+        for point in (point for point in points if point.lam in (0.0, 1.0)):
+            who = f"the checkpoint at lam {point.segment + point.lam:g}"
+            loss = point.loss if cross_entropy else None
+            said = no_better_than_chance(who, accuracy=point.accuracy, loss=loss, n=point.n, classes=classes)
+            if said is not None:
+                found.append(said)
+                break
+    return list(dict.fromkeys(found))
+
+
+def sweep_view(models: SweepModels, choice: ModelChoice, transform: str | None, classes: Classes) -> ModelView:
     """What reading the data needs to know about the model.
 
     Args:
         transform: the user's image transform; None for that of the model.
     """
-    module = models.slot.module
-    chosen, names = model_transform(choice.spec, module)
-    if transform is not None:
-        chosen = user_transform(transform, choice.spec)
-    input_stated = bool(choice.inputs) or choice.input_file is not None
-    return ModelView(
-        classes_of=lambda batch: _classes(models, batch),
-        names=model_class_names(module) or names,
-        transform=chosen,
-        input_shape=None if isinstance(chosen, ImageTransform) else _input_shape(models, choice),
-        input_certain=input_stated or _zoo_knows_input(models),
+    return model_view(
+        models.subject,
+        models.slot.module,
+        choice.spec,
+        example=_example(models, choice),
+        stated=bool(choice.inputs) or choice.input_file is not None,
+        transform=transform,
+        classes_of=classes,
     )
 
 
-def _classes(models: SweepModels, batch: Batch) -> int | None:
-    """The model's number of classes, found by running it on one sample."""
-    models.slot.load(models.networks.first)
-    for piece, output in models.slot.outputs(batch.rows(0, 1)):
-        return class_count(output, piece.target)
-    raise DataError("the data hold no sample")
-
-
-def _zoo_knows_input(models: SweepModels) -> bool:
-    factory = models.subject.factory
-    return factory.source.example(models.subject.module, factory.seed) is not None
-
-
-def _input_shape(models: SweepModels, choice: ModelChoice) -> tuple[int, ...] | None:
-    """The shape of the model's input where it is one image; None where it is unknown."""
+def _example(models: SweepModels, choice: ModelChoice) -> ExampleInput | None:
     try:
-        example = example_for(choice, models.subject)
-    except ModelError:  # then the images' own size decides
+        return example_for(choice, models.subject)
+    except ModelError:  # then the data alone decide
         return None
-    shapes = [tuple(tensor.shape) for _, tensor in example.tensors()]
-    return shapes[0] if len(shapes) == 1 and len(shapes[0]) == 4 else None

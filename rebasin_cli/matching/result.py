@@ -72,6 +72,16 @@ class Criterion:
 
 
 @dataclass(frozen=True, slots=True)
+class EndScore:
+    """How one of the two networks classifies `n` samples of `classes` classes; its cross-entropy is `loss`."""
+
+    accuracy: float
+    loss: float
+    n: int
+    classes: int
+
+
+@dataclass(frozen=True, slots=True)
 class MatchResult:
     """Permutations that match B to A, and the values of the objective.
 
@@ -88,6 +98,8 @@ class MatchResult:
         already_aligned: nothing better than leaving B as it is was found.
         start: the start that won. candidates: all that were tried.
         method: the matching method's name; empty where a search was called directly.
+        learned_on: what was learned from data, in words; None where nothing was.
+        ends: how A and B classify the data, where labels were learned from.
     """
 
     permutations: Permutations
@@ -110,3 +122,5 @@ class MatchResult:
     seconds: float
     timed_out: bool = False
     method: str = ""
+    learned_on: str | None = None
+    ends: tuple[EndScore, ...] = ()

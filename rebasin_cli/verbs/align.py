@@ -13,9 +13,17 @@ from rebasin_cli.matching.starts import STARTS
 from rebasin_cli.options import AnyPath, AnyTexts, OptionalPath, argument, option, options_class, verb
 from rebasin_cli.progress import Progress, Silent
 from rebasin_cli.verbs.document import Result
-from rebasin_cli.verbs.early_checks import check_inputs
+from rebasin_cli.verbs.early_checks import check_data_options, check_inputs
 from rebasin_cli.verbs.output_paths import OutputFiles
-from rebasin_cli.verbs.shared_options import DATA_HELP, Derivation, RequiredModel, Seed, StateOfEach, Writing
+from rebasin_cli.verbs.shared_options import (
+    DATA_HELP,
+    DataReading,
+    Derivation,
+    RequiredModel,
+    Seed,
+    StateOfEach,
+    Writing,
+)
 
 if TYPE_CHECKING:
     from rebasin_cli.execution.same_function import FunctionCheck
@@ -26,7 +34,7 @@ OBJECTIVES = ("plain", "matrices", "tensors", "rows")
 
 
 @options_class
-class AlignOptions(MethodOptions, RequiredModel, Derivation, StateOfEach, Writing, Seed):
+class AlignOptions(MethodOptions, RequiredModel, Derivation, DataReading, StateOfEach, Writing, Seed):
     """The options of `align`."""
 
     a: AnyPath = argument("Reference checkpoint. It is not modified.", metavar="A", kw_only=False)
@@ -91,14 +99,17 @@ class AlignOptions(MethodOptions, RequiredModel, Derivation, StateOfEach, Writin
     data: str | None = option(
         f"Inputs on which both networks run. {DATA_HELP}", group="Data", metavar="DATA", default=None
     )
-    limit: int | None = option("Use N samples of the data.", group="Data", metavar="N", at_least=1, default=None)
-    batch_size: int = option("Batch size.", group="Data", metavar="N", at_least=1, default=64)
     progress: Progress | None = field(default=None, repr=False, compare=False)
 
     @property
     def chosen_method(self) -> str:
         """The method that was named, or the default."""
         return self.method or ("weight" if self.data is None else "auto")
+
+    @property
+    def sweeps(self) -> bool:
+        """Whether a sweep over data follows, which the options of data are for too."""
+        return False
 
     @property
     def files(self) -> OutputFiles:
@@ -150,9 +161,10 @@ class AlignResult(Result):
 
     `cosine` and `distance` (L2) are over the model's parameters. `state` says for `a` and `b` which state dict of the
     file was read, as `key` and `ema` name it, and where it was found (`found`). `out`, `report` and `sha256["out"]` are
-    None after a dry run. Seconds are wall-clock, by phase; `peak_rss_bytes` counts mapped file pages too. `matched` has
-    the permutations themselves, int64 index tensors by axis group (`new[i] = old[perm[i]]`); they are not part of the
-    JSON.
+    None after a dry run. `data` says how the data were read and what was learned from them, None without data;
+    `settings` are those of the search; `timed_out` says that the time limit ended it. Seconds are wall-clock, by phase;
+    `peak_rss_bytes` counts mapped file pages too. `matched` has the permutations themselves, int64 index tensors by
+    axis group (`new[i] = old[perm[i]]`); they are not part of the JSON.
     """
 
     a: Path
@@ -169,6 +181,9 @@ class AlignResult(Result):
     state: Mapping[str, Mapping[str, Any]]
     siblings: tuple[Sibling, ...]
     method: str
+    data: Mapping[str, Any] | None
+    settings: Mapping[str, Any]
+    timed_out: bool
     start: str
     seed: int
     device: str
@@ -213,7 +228,10 @@ def check_align_inputs(options: AlignOptions) -> None:
         input_file=options.input_file,
         rules=options.rules,
         others=(options.spec,),
+        class_map=options.class_map,
     )
+    if not options.sweeps:
+        check_data_options(options, options.data)
 
 
 def run_align(options: AlignOptions) -> AlignResult:

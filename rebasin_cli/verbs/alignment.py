@@ -16,16 +16,19 @@ from torch import Tensor
 from rebasin_cli import __version__
 from rebasin_cli.checkpoint.atomic import write_text_atomically
 from rebasin_cli.checkpoint.write import check_output
+from rebasin_cli.data import BatchSource
 from rebasin_cli.data.ranks import ALONE, Ranks, launched, ranks_for
-from rebasin_cli.errors import RebasinError, few
+from rebasin_cli.errors import RebasinError, UsageError, few
+from rebasin_cli.execution.chance import no_better_than_chance
 from rebasin_cli.execution.closeness import Closeness
-from rebasin_cli.execution.data_inputs import sample_inputs_from_data
+from rebasin_cli.execution.data_inputs import PairData
 from rebasin_cli.execution.device import resolve_device
 from rebasin_cli.execution.pair import Pair, Source, check_all_finite, open_pair
 from rebasin_cli.execution.same_function import FunctionCheck
 from rebasin_cli.execution.subject import ModelChoice
 from rebasin_cli.execution.understanding import understand
 from rebasin_cli.execution.weights import Weights
+from rebasin_cli.matching.method import data_of
 from rebasin_cli.matching.methods import Matching, MatchTask, check_options_apply, find_method, match
 from rebasin_cli.matching.result import PassReport
 from rebasin_cli.matching.weighing import OBJECTIVES, PLAIN, check_objective, weigh
@@ -78,7 +81,16 @@ class Alignment:
             batch_size=options.batch_size,
             objective=options.objective,
             options=self.method.own_options(options),
+            transform=options.transform,
+            class_map=options.class_map,
+            class_order=options.class_order,
+            workers=options.workers,
+            skip_corrupt=options.skip_corrupt,
+            loss=options.loss,
+            input_stated=bool(options.inputs) or options.input_file is not None,
         )
+        self.data: PairData | None = None
+        self.source: BatchSource | None = None
         self.clock = PhaseClock("read", "trace", "match", "verify", "write")
         self.before, self.after = Closeness(), Closeness()
         self.function = FunctionCheck.not_run("nothing has been written yet")
@@ -125,6 +137,14 @@ class Alignment:
             )
         for sentence in self.understood.unused_rules:
             self.progress.note(sentence)
+        if self.matching.data is not None:
+            self._open_data()
+
+    def _open_data(self) -> None:
+        """Open the data before the long work, so that what does not fit is refused at once."""
+        self.data = data_of(self.pair, self.understood, self.matching, self.options.model, labelled=self.method.learns)
+        self.source = self.data.open()
+        self.progress.note(f"data: {self.source.description}")
 
     def _verify_spec(self) -> None:
         """Before the long work: the run ends here if the spec does not preserve the function."""
@@ -144,6 +164,8 @@ class Alignment:
         options = self.options
         self.method.check(self.matching)
         check_options_apply(options, self.method)
+        if options.loss is not None and not self.method.learns and not options.sweeps:
+            raise UsageError(f"--loss has no effect with method {self.method.name}", hint="use --method learned")
         check_objective(self.matching.objective)
         if not options.dry_run:
             inputs = [options.a, options.b]
@@ -188,6 +210,7 @@ class Alignment:
             self.device,
             self._show_pass,
             self.ranks,
+            data=self.data,
         )
 
     def _show_pass(self, done: PassReport) -> None:
@@ -243,17 +266,7 @@ class Alignment:
 
     def _data_samples(self) -> tuple[ExampleInput, ...]:
         """Inputs from the data, where there are some: they exercise the networks as they are used."""
-        data = self.matching.data
-        if data is None:
-            return ()
-        return sample_inputs_from_data(
-            self.pair,
-            self.understood,
-            data,
-            DATA_SAMPLES,
-            model=self.options.model,
-            seed=self.matching.seed,
-        )
+        return () if self.data is None else self.data.samples(DATA_SAMPLES)
 
     def _weighed(self, objective: str, b: Mapping[str, Tensor]) -> Closeness:
         """How close a network is to A, weighed as an objective weighs them."""
@@ -290,6 +303,9 @@ class Alignment:
             state={"a": self._state(self.a, self.pair.a), "b": self._state(self.b, self.pair.b)},
             siblings=tuple(Sibling(name, "tensors", False) for name in self.pair.b.checkpoint.others),
             method=match.method,
+            data=None if self.source is None else self._reading(),
+            settings=self._settings(),
+            timed_out=match.timed_out,
             start=match.start,
             seed=match.seed,
             device=str(self.device),
@@ -319,6 +335,28 @@ class Alignment:
             warnings=self._warnings(),
             matched=match.permutations,
         )
+
+    def _reading(self) -> dict[str, Any]:
+        """What was read of the data, and how."""
+        assert self.source is not None
+        options = self.options
+        return {
+            "name": options.data,
+            "description": self.source.description,
+            "transform": options.transform,
+            "class_map": options.class_map,
+            "class_order": options.class_order,
+            "limit": options.limit,
+            "batch_size": options.batch_size,
+            "learned_on": self.match.learned_on if options.loss is None else options.loss,
+        }
+
+    def _settings(self) -> dict[str, Any]:
+        """The settings of the search: those of every method, and the method's own."""
+        own = self.matching.options
+        mine = {} if own is None else vars(own)
+        names = ("objective", "effort", "starts", "restarts", "max_passes", "time_limit")
+        return {**{name: getattr(self.matching, name) for name in names}, **mine}
 
     @staticmethod
     def _state(source: Source, weights: Weights) -> dict[str, Any]:
@@ -364,6 +402,9 @@ class Alignment:
         said = []
         if self.pair.subject.note:
             said.append(self.pair.subject.note)
+        if self.source is not None:
+            said += self.source.notes
+        said += self._chance()
         said += [f"no rule for {op}: the axes it touches are not permuted" for op in self.understood.unknown_ops]
         for weights in (self.pair.a, self.pair.b):
             extra = weights.keys_in_file.extra
@@ -380,13 +421,24 @@ class Alignment:
         if not self.understood.spec.groups:
             pinned = " that is not pinned with --pin" if self.options.pins else ""
             said.append(f"no axis of this model{pinned} can be permuted without changing its function")
-        if not self.match.converged:
+        if self.match.timed_out:
+            said.append("the time limit ended the matching before it was done")
+        elif not self.match.converged:
             passes = "1 pass" if self.match.passes == 1 else f"{self.match.passes} passes"
             said.append(f"the matching stopped after {passes} without converging")
         if self.function.left_out:
             said.append(f"the function was not verified by running the networks: {self.function.left_out}")
         said += spec_warnings(self.soundness)
         return tuple(said)
+
+    def _chance(self) -> list[str]:
+        """The networks that classify the data no better than by chance."""
+        paths = (self.options.a, self.options.b)
+        said = [
+            no_better_than_chance(str(path), accuracy=end.accuracy, loss=end.loss, n=end.n, classes=end.classes)
+            for path, end in zip(paths, self.match.ends, strict=False)
+        ]
+        return [text for text in said if text is not None]
 
 
 def align_among_ranks(options: AlignOptions, progress: Progress) -> AlignResult:

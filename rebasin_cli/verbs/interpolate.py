@@ -17,9 +17,9 @@ from rebasin_cli.options import AnyPaths, OptionalPath, argument, option, option
 from rebasin_cli.progress import Progress, Silent
 from rebasin_cli.verbs.align_reports import newest_report, read_report, result_beside
 from rebasin_cli.verbs.document import Result, envelope, pretty
-from rebasin_cli.verbs.early_checks import check_inputs
+from rebasin_cli.verbs.early_checks import check_data_options, check_inputs
 from rebasin_cli.verbs.output_paths import check_outputs, optional_path
-from rebasin_cli.verbs.shared_options import DATA_HELP, MODEL_HELP, ModelInput, Seed, StateInFile, Writing
+from rebasin_cli.verbs.shared_options import DATA_HELP, MODEL_HELP, DataReading, ModelInput, Seed, StateInFile, Writing
 
 if TYPE_CHECKING:
     from rebasin_cli.data import BatchSource
@@ -31,13 +31,13 @@ if TYPE_CHECKING:
 
 IDENTITY_OPTIONS = (
     *("data", "steps", "mode", "loss", "metric", "recalibrate", "recalibrate_limit", "repair", "transform"),
-    *("limit", "batch_size", "skip_corrupt", "amp", "seed"),
+    *("class_order", "limit", "batch_size", "skip_corrupt", "amp", "seed"),
 )
 """Options that decide the numbers of a sweep, besides the checkpoints and the model."""
 
 
 @options_class
-class InterpolateOptions(ModelInput, StateInFile, Writing, Seed):
+class InterpolateOptions(ModelInput, DataReading, StateInFile, Writing, Seed):
     """The options of `interpolate`."""
 
     checkpoints: AnyPaths = argument(
@@ -77,13 +77,6 @@ class InterpolateOptions(ModelInput, StateInFile, Writing, Seed):
         choices=("lerp", "slerp"),
         default="lerp",
     )
-    loss: str | None = option(
-        "Loss: f(output, target).",
-        group="Interpolation",
-        metavar="FILE.py:FUNCTION",
-        default=None,
-        shown_default="cross-entropy",
-    )
     metric: str | None = option(
         "Additional metric: f(output, target).", group="Interpolation", metavar="FILE.py:FUNCTION", default=None
     )
@@ -101,17 +94,6 @@ class InterpolateOptions(ModelInput, StateInFile, Writing, Seed):
         group="Interpolation",
         default=False,
     )
-    transform: str | None = option(
-        "Image transform: resize=256,crop=224,mean=a/b/c,std=a/b/c, the name of a preset, or file.py:function.",
-        group="Data",
-        metavar="TEXT",
-        default=None,
-        shown_default="that of the model",
-    )
-    limit: int | None = option("Evaluate on N random samples.", group="Data", metavar="N", at_least=1, default=None)
-    batch_size: int = option("Batch size.", group="Data", metavar="N", at_least=1, default=64)
-    workers: int = option("Number of processes that decode images.", group="Data", metavar="N", at_least=0, default=0)
-    skip_corrupt: bool = option("Skip and count images that cannot be read.", group="Data", default=False)
     device: str = option("Device for the networks: cpu, cuda, cuda:1, mps.", group="Interpolation", default="cpu")
     amp: bool = option("Run in bfloat16 where PyTorch considers it safe.", group="Interpolation", default=False)
     out: OptionalPath = option(
@@ -254,7 +236,14 @@ def run_interpolate(options: InterpolateOptions) -> InterpolateResult:
     subjects = find_subjects(options)
     check_repair(options)
     data = (options.data, options.recalibrate)
-    check_inputs(subjects.checkpoints, model=subjects.model, data=data, input_file=options.input_file)
+    check_inputs(
+        subjects.checkpoints,
+        model=subjects.model,
+        data=data,
+        input_file=options.input_file,
+        class_map=options.class_map,
+    )
+    check_data_options(options, options.data)
     return _Run(options, subjects).run()
 
 
@@ -343,6 +332,7 @@ class _Run:
             "model": subjects.model,
         }
         found |= {name: getattr(options, name) for name in IDENTITY_OPTIONS}
+        found["class_map"] = None if options.class_map is None else str(options.class_map)
         return found if options.recalibrate else {**found, "recalibrate_limit": None}
 
     def _open(self) -> None:
@@ -391,23 +381,32 @@ class _Run:
         from rebasin_cli.data.batch_sources import load_callable
         from rebasin_cli.execution.evaluation import Measure
         from rebasin_cli.execution.recalibration import batch_norms
-        from rebasin_cli.interpolation.data import SweepData, model_view
+        from rebasin_cli.interpolation.data import SweepData, classes_of, sweep_view
 
         options = self.options
         loss, metric = (None if name is None else load_callable(name) for name in (options.loss, options.metric))
         self.measure = Measure(loss, metric)
-        view = model_view(self.models, self.choice, options.transform)
+        classes = classes_of(self.models, labelled=loss is None)
+        view = sweep_view(self.models, self.choice, options.transform, classes)
         reading = DataOptions(
-            options.limit, options.seed, options.batch_size, options.workers, options.skip_corrupt, shuffle=False
+            options.limit,
+            options.seed,
+            options.batch_size,
+            options.workers,
+            options.skip_corrupt,
+            class_map=options.class_map,
+            class_order=options.class_order,
         )
         evaluation, statistics = open_data(options.data, reading, view), None
+        labels = classes.found
         if options.recalibrate is not None:
             shuffled = replace(reading, limit=options.recalibrate_limit, shuffle=True)
             statistics = open_data(options.recalibrate, shuffled, view)
-        self.data = SweepData(evaluation, statistics)
+        self.data = SweepData(evaluation, statistics, labels)
         if self.models.subject.note:
             self.warnings.append(self.models.subject.note)
         self.progress.note(f"data: {evaluation.description}")
+        self.warnings += evaluation.notes
         norms = batch_norms(self.models.slot.module)
         if norms and options.recalibrate is None:
             self.warnings.append(
@@ -518,10 +517,13 @@ class _Run:
         )
 
     def _result(self, sweep: Sweep, saved: tuple[Path, ...]) -> InterpolateResult:
+        from rebasin_cli.interpolation.data import chance_warnings
+
         options, subjects, recalibration = self.options, self.subjects, None
         if self.data.statistics is not None:
             method = "REPAIR" if options.repair else "BatchNorm, cumulative average"
             recalibration = {"method": method, "data": self.data.statistics.description}
+        self.warnings += chance_warnings(sweep.curves, self.data.classes, cross_entropy=options.loss is None)
         if any(not point.finite for points in sweep.curves.values() for point in points):
             self.warnings.append("some networks on the line give values that are not finite")
         if sweep.skipped:
