@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map_only
+
+if TYPE_CHECKING:
+    from rebasin_cli.data.text import TextFacts
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +79,10 @@ class BatchSource(Protocol):
     @property
     def origin(self) -> str:
         """What the user named."""
+
+    @property
+    def text(self) -> TextFacts | None:
+        """The length of the data in tokens and bytes, where they are text."""
 
     @property
     def notes(self) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from numbers import Number
 from typing import Any
 
@@ -37,6 +37,7 @@ class Takes:
         inputs: how many tensors it is called with.
         names: its parameters that can be passed by name; None where it takes any.
         integers: whether its only input holds integers; None where that is unknown.
+        constants: its other arguments, such as `use_cache=False`, with which it was traced.
         shifts: it predicts the next token, and labels that repeat the input are meant to be shifted by one.
     """
 
@@ -44,9 +45,12 @@ class Takes:
     names: tuple[str, ...] | None
     integers: bool | None = None
     shifts: bool = False
+    constants: Mapping[str, Any] = field(default_factory=dict)
 
 
-def taken_by(module: nn.Module, example: Sequence[Tensor] | None) -> Takes | None:
+def taken_by(
+    module: nn.Module, example: Sequence[Tensor] | None, constants: Mapping[str, Any] | None = None
+) -> Takes | None:
     """What the model takes, by its signature and by the tensors that it is called with; None where neither tells."""
     try:
         parameters = list(inspect.signature(module.forward).parameters.values())
@@ -61,7 +65,8 @@ def taken_by(module: nn.Module, example: Sequence[Tensor] | None) -> Takes | Non
     integers = not example[0].is_floating_point() if example and len(example) == 1 else None
     kind = type(module).__name__
     shifts = hasattr(module, "config") and kind.endswith(("ForCausalLM", "LMHeadModel"))
-    return Takes(count, None if many or not named else tuple(one.name for one in named), integers, shifts)
+    names = None if many or not named else tuple(one.name for one in named)
+    return Takes(count, names, integers, shifts, dict(constants or {}))
 
 
 def batch_from(item: Any, index: int, origin: str, takes: Takes | None = None) -> Batch:
@@ -82,7 +87,8 @@ def batch_from(item: Any, index: int, origin: str, takes: Takes | None = None) -
         raise _breach(f"batch {index} is {_kind(item)}", origin, _hint_for(item))
     inputs, target = _split(list(item), takes)
     args = tuple(_input(value, index, origin) for value in inputs)
-    return _checked(Batch(index, args, target=_target(target), size=_samples(args)), origin, takes)
+    constants = {} if takes is None else takes.constants
+    return _checked(Batch(index, args, constants, _target(target), size=_samples(args)), origin, takes)
 
 
 def left_out(item: Any, takes: Takes | None) -> str | None:
@@ -139,7 +145,8 @@ def _from_mapping(item: Mapping[Any, Any], index: int, origin: str, takes: Takes
     given = {name: _single(value) for name, value in given.items()}
     args = tuple(map(_single, args))
     size = _samples((*args, *given.values()))
-    return _checked(Batch(index, args, given, target, size=size), origin, takes)
+    kwargs = given if takes is None else {**takes.constants, **given}
+    return _checked(Batch(index, args, kwargs, target, size=size), origin, takes)
 
 
 def _is_shifted(item: Mapping[Any, Any], takes: Takes) -> bool:

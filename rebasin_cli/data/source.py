@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,8 @@ from rebasin_cli.data.datasets import (
     looks_of,
     open_torchvision_set,
 )
+from rebasin_cli.data.outputs import logits_of
+from rebasin_cli.data.text import Blocks, Language, TextFacts, blocks_of
 from rebasin_cli.data.transform import SMALL, ImageTransform, choose_transform
 from rebasin_cli.errors import DataError, about, one_line
 
@@ -71,6 +73,9 @@ class ModelView:
         input_shape: of the example input, where that is one tensor.
         input_certain: whether the user or the zoo stated it.
         takes: the inputs of the model.
+        language: what a language model needs to know of text; None for other models.
+        run: runs the model on a batch and returns its output.
+        labelled: labels are used.
     """
 
     classes_of: Callable[[Batch], int | None]
@@ -80,6 +85,9 @@ class ModelView:
     input_certain: bool = True
     takes: Takes | None = None
     asked: bool = False
+    language: Language | None = None
+    run: Callable[[Batch], Any] | None = None
+    labelled: bool = True
 
     def transform_for(self, first_image: tuple[int, int] | None) -> ImageTransform:
         return self.transform or choose_transform(self.input_shape, first_image, certain=self.input_certain)
@@ -96,6 +104,8 @@ def open_data(spec: str, options: DataOptions, model: ModelView) -> BatchSource:
         DataError: it does not exist, is not of these kinds, or does not match the model.
     """
     path = Path(spec)
+    if model.language is not None and _is_text(path):
+        return _open_text(path, options, model, model.language)
     if options.limit is not None and options.limit < 1:
         raise DataError(f"--limit {options.limit}: at least one sample is needed")
     if path.is_dir() and not spec.startswith("torchvision:"):
@@ -112,8 +122,62 @@ def open_data(spec: str, options: DataOptions, model: ModelView) -> BatchSource:
     raise DataError(
         f"{spec}: unrecognised --data value",
         path=spec,
-        hint="give a folder of class folders, an .npz file with x and y, torchvision:NAME@root or file.py:loader",
+        hint="give a folder of class folders, an .npz file with x and y, torchvision:NAME@root, file.py:loader, or, "
+        "for a language model, a text file",
     )
+
+
+def _is_text(path: Path) -> bool:
+    return path.is_dir() or (path.is_file() and path.suffix not in ARRAY_FILES)
+
+
+def _open_text(path: Path, options: DataOptions, model: ModelView, language: Language) -> BatchSource:
+    _refuse_classes(str(path), options)
+    if model.asked:
+        raise DataError(f"--transform has no effect on {path}, which is text", path=path, slug="no_effect")
+    blocks, facts = blocks_of(path, language)
+    _check_causal(blocks, str(path), model)
+    if model.labelled:
+        _classes(model, _first_batch(blocks, str(path), model), str(path))
+    context = "" if language.context in (None, language.block) else f" (the model takes {language.context})"
+    said = (
+        f"{path}: {{}} blocks of {language.block} tokens{context}; {facts.tokens:,} tokens, {facts.bytes:,} bytes, by "
+        f"{facts.tokenizer}"
+    )
+    files = sorted(path.rglob("*")) if path.is_dir() else [path]
+    identity = "\n".join(file_identity(file) for file in files if file.is_file())
+    return _sampled(blocks, options, model, str(path), said, f"{said}|{identity}", (), text=facts)
+
+
+ROUNDING = 1e-5
+"""Differences of outputs, relative to the largest, that the same tokens may have beside other ones."""
+
+
+def _check_causal(blocks: Blocks, where: str, model: ModelView) -> None:
+    """Refuse a model that sees the token that it predicts: its loss on text would be close to nothing.
+
+    Raises:
+        DataError: an output changes when only tokens after its place do.
+    """
+    if model.run is None:
+        return
+    batch = _first_batch(blocks, where, model)
+    ids = batch.args[0]
+    half = ids.shape[1] // 2
+    other = torch.cat([ids[:, :half], ids[:, half:].flip(1) ^ 1], dim=1)
+    with torch.no_grad():
+        one, two = (logits_of(model.run(replace(batch, args=(tokens,)))) for tokens in (ids, other))
+    if one is None or two is None or one.dim() != 3 or one.shape[1] != ids.shape[1] or ids.shape[1] < 2:
+        return  # the labels do not fit either, and that is told where they are compared
+    before = (one[:, :half] - two[:, :half]).abs().max()
+    if float(before) > ROUNDING * float(one.abs().max()):
+        raise DataError(
+            f"{where}: the model is not causal: what it says of a token depends on the tokens after it, as in masked "
+            "language models, so that predicting the next token measures nothing",
+            path=where,
+            hint="give a loader of masked tokens with labels, file.py:loader",
+            slug="not_causal",
+        )
 
 
 def _refuse_classes(spec: str, options: DataOptions) -> None:
@@ -133,7 +197,11 @@ def _open_folder(root: Path, options: DataOptions, model: ModelView) -> BatchSou
         _refuse_classes(f"{root}, which has no class folders", options)
         said = f"{root}: {{}} images without labels; {transform.text}"
         return _sampled(unmapped, options, model, str(root), said, f"{transform.text}|{names}", notes)
-    classes = _classes(model, _first_batch(unmapped, str(root), model), str(root))
+    first = _first_batch(unmapped, str(root), model)
+    classes = _classes(model, first, str(root))
+    if not model.labelled:
+        said = f"{root}: {{}} images in {len(listing.folders)} class folders, labels not used; {transform.text}"
+        return _sampled(unmapped, options, model, str(root), said, f"{transform.text}|{names}", notes)
     mapped = map_classes(
         listing.folders,
         classes,
@@ -324,6 +392,7 @@ def _sampled(
     identity: str,
     notes: tuple[str, ...],
     classes: int | None = None,
+    text: TextFacts | None = None,
 ) -> MapSource:
     indices = choose(len(dataset), limit=options.limit, seed=options.seed, shuffle=options.shuffle)
     count = f"{len(indices)} of {len(dataset)}" if len(indices) < len(dataset) else str(len(dataset))
@@ -339,6 +408,7 @@ def _sampled(
         identity=identity,
         takes=model.takes,
         notes=notes,
+        text=text,
     )
 
 

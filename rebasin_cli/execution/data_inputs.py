@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +15,7 @@ from rebasin_cli.data import Batch, BatchSource, DataOptions, model_class_names,
 from rebasin_cli.data.contract import taken_by
 from rebasin_cli.data.ranks import ALONE, Ranks
 from rebasin_cli.data.source import ModelView
+from rebasin_cli.data.text import Language
 from rebasin_cli.data.transform import model_transform, user_transform
 from rebasin_cli.errors import DataError
 from rebasin_cli.execution.model_slot import ModelSlot
@@ -32,7 +35,8 @@ def model_view(
     example: ExampleInput | None,
     stated: bool,
     transform: str | None,
-    classes_of: Callable[[Batch], int | None],
+    classes: Classes,
+    folders: Sequence[Path] = (),
 ) -> ModelView:
     """What reading data needs to know about a model; the same for every verb.
 
@@ -42,21 +46,50 @@ def model_view(
         example: the input that it is run on, None where it is unknown.
         stated: the user stated the input.
         transform: `--transform`; None for that of the model.
-        classes_of: the number of classes, found by running a network on a sample.
+        classes: runs a network on samples.
+        folders: of checkpoints, where a tokenizer may lie.
     """
     chosen, names = model_transform(spec, module)
     if transform is not None:
         chosen = user_transform(transform, spec)
     tensors: Sequence[Tensor] = [] if example is None else [tensor for _, tensor in example.tensors()]
     return ModelView(
-        classes_of=classes_of,
+        classes_of=classes,
         names=model_class_names(module) or names,
         transform=chosen,
         asked=transform is not None,
         input_shape=tuple(tensors[0].shape) if len(tensors) == 1 else None,
         input_certain=stated or _zoo_knows_input(subject),
-        takes=taken_by(module, tensors),
+        takes=taken_by(module, tensors, {} if example is None else constants_of(example)),
+        language=_language(module, spec, tensors, stated, folders),
+        run=classes.output,
+        labelled=classes.used,
     )
+
+
+def constants_of(example: ExampleInput) -> dict[str, Any]:
+    """The arguments of the example that are no tensors."""
+    return {name: value for name, value in example.kwargs.items() if isinstance(value, (bool, int, float, str))}
+
+
+def _language(
+    module: nn.Module, spec: str, tensors: Sequence[Tensor], stated: bool, folders: Sequence[Path]
+) -> Language | None:
+    """What text for this model needs; None for a model whose input is not one row of integers for each sample."""
+    if len(tensors) != 1 or tensors[0].dim() != 2 or tensors[0].is_floating_point():
+        return None
+    config = getattr(module, "config", None)
+    tables = [child.num_embeddings for child in module.modules() if isinstance(child, nn.Embedding)]
+    vocabulary = getattr(config, "vocab_size", None) or (tables[0] if tables else None)
+    if not isinstance(vocabulary, int):
+        return None
+    names = ("max_position_embeddings", "n_positions", "n_ctx", "max_sequence_length")
+    known = (getattr(config, name, None) for name in names)
+    context = next((length for length in known if isinstance(length, int) and length > 0), None)
+    kind, _, target = spec.partition(":")
+    beside = [Path(target).expanduser()] if kind == "transformers" else []
+    places = tuple(folder for folder in (*beside, *folders) if folder.is_dir())
+    return Language(vocabulary, context, int(tensors[0].shape[1]) if stated else None, places)
 
 
 def _zoo_knows_input(subject: Subject) -> bool:
@@ -72,13 +105,14 @@ class Classes:
     Args:
         slot: returns the module with a network's weights in it.
         labelled: labels are compared with the outputs, and refused if they do not fit.
+        used: labels are used at all, if only by the user's functions.
 
     Attributes:
         found: the number of classes that the last labels were among, of whatever shape; None where there were none.
     """
 
-    def __init__(self, slot: Callable[[], ModelSlot], *, labelled: bool) -> None:
-        self._slot, self._labelled = slot, labelled
+    def __init__(self, slot: Callable[[], ModelSlot], *, labelled: bool, used: bool = True) -> None:
+        self._slot, self._labelled, self.used = slot, labelled, used
         self.found: int | None = None
 
     def __call__(self, batch: Batch) -> int | None:
@@ -91,8 +125,12 @@ class Classes:
             if self._labelled:
                 pair = fitted(output, piece)
                 self.found = None if pair is None else int(pair.scores.shape[1])
-            return class_count(output, piece.target)
+            return class_count(output, piece.target) if self.used else None
         raise DataError("the data hold no sample")
+
+    def output(self, batch: Batch) -> Any:
+        """What the network returns for a batch."""
+        return next(output for _, output in self._slot().outputs(batch))
 
 
 @dataclass(frozen=True)
@@ -105,7 +143,8 @@ class PairData:
         options: how it is read.
         transform: what `--transform` says.
         stated: the user stated the model's input.
-        labelled: labels are learned from, and so must fit the outputs.
+        labelled: labels are learned from.
+        loss: what `--loss` says; without it, labels must fit the outputs.
     """
 
     pair: Pair
@@ -116,6 +155,7 @@ class PairData:
     transform: str | None = None
     stated: bool = False
     labelled: bool = False
+    loss: str | None = None
     _opened: dict[tuple[int | None, int, bool], BatchSource] = field(default_factory=dict, repr=False, compare=False)
 
     @cached_property
@@ -127,7 +167,8 @@ class PairData:
             example=self.understood.example,
             stated=self.stated,
             transform=self.transform,
-            classes_of=Classes(self._slot, labelled=self.labelled),
+            classes=Classes(self._slot, labelled=self.labelled and self.loss is None, used=self.labelled),
+            folders=[weights.checkpoint.path for weights in (self.pair.a, self.pair.b)],
         )
 
     def _slot(self) -> ModelSlot:

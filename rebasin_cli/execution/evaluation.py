@@ -17,11 +17,12 @@ from torch.nn import functional as F
 
 from rebasin_cli.data import Batch, BatchSource
 from rebasin_cli.data.contract import IGNORED
+from rebasin_cli.data.outputs import logits_of
 from rebasin_cli.data.ranks import ALONE, Ranks
 from rebasin_cli.errors import DataError, RebasinError, folded
 from rebasin_cli.execution.dataset_pass import RunningSums, run_pass
 from rebasin_cli.execution.model_slot import NO_ADJUSTMENT, Adjustment, ModelSlot, Network
-from rebasin_cli.execution.targets import Fit, fitted, fitted_or_refused, logits_of
+from rebasin_cli.execution.targets import Fit, fitted, fitted_or_refused
 
 FIELDS = ("samples", "skipped", "loss", "loss_weight", "top1", "top5", "classified", "metric", "metric_weight")
 Score = Callable[[Any, Any], Any]

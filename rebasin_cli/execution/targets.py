@@ -15,6 +15,7 @@ from torch import Tensor
 
 from rebasin_cli.data import Batch
 from rebasin_cli.data.contract import IGNORED
+from rebasin_cli.data.outputs import logits_of
 from rebasin_cli.errors import DataError
 
 MASK_IGNORED = 255
@@ -28,19 +29,6 @@ class Fit:
 
     scores: Tensor
     target: Tensor
-
-
-def logits_of(output: Any) -> Tensor | None:
-    """The tensor that scores classes: the output itself, its `logits` or `out`, or the first of several outputs."""
-    if isinstance(output, Tensor):
-        return output
-    for name in ("logits", "out"):
-        found = output.get(name) if isinstance(output, Mapping) else getattr(output, name, None)
-        if isinstance(found, Tensor):
-            return found
-    if isinstance(output, (list, tuple)) and output and isinstance(output[0], Tensor):
-        return output[0]
-    return None
 
 
 def fitted(output: Any, batch: Batch) -> Fit | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import exp, log
 from typing import Any
 
 from rebasin_cli.data import BatchSource
@@ -15,7 +16,7 @@ from rebasin_cli.execution.data_inputs import Classes, model_view
 from rebasin_cli.execution.model_slot import ModelSlot
 from rebasin_cli.execution.subject import ModelChoice, example_for
 from rebasin_cli.interpolation.models import SweepModels
-from rebasin_cli.interpolation.sweep import SweepPoint
+from rebasin_cli.interpolation.sweep import Sweep, SweepPoint
 from rebasin_cli.model.example_input import ExampleInput
 
 
@@ -71,20 +72,57 @@ def chance_warnings(
     return list(dict.fromkeys(found))
 
 
-def sweep_view(models: SweepModels, choice: ModelChoice, transform: str | None, classes: Classes) -> ModelView:
+def language_figures(data: SweepData, sweep: Sweep) -> dict[str, Any] | None:
+    """Perplexity and bits per byte of every point, and the barriers in bits per byte; None where the data are no text.
+
+    The loss is in nats per token: `exp(loss)` is the perplexity, and `loss / ln 2` bits go for `bytes_per_token`.
+    """
+    facts = data.evaluation.text
+    if facts is None:
+        return None
+
+    def bits(loss: float | None) -> float | None:
+        return None if loss is None else loss / log(2) / facts.bytes_per_token
+
+    return {
+        "tokenizer": facts.tokenizer,
+        "tokens": facts.tokens,
+        "bytes": facts.bytes,
+        "bytes_per_token": facts.bytes_per_token,
+        "curves": {
+            curve: [
+                {
+                    "segment": point.segment,
+                    "lam": point.lam,
+                    "perplexity": None if point.loss is None or point.loss > 700 else exp(point.loss),
+                    "bits_per_byte": bits(point.loss),
+                }
+                for point in points
+            ]
+            for curve, points in sweep.curves.items()
+        },
+        "barrier_bits_per_byte": {curve: bits(barrier.loss) for curve, barrier in sweep.barrier.items()},
+    }
+
+
+def sweep_view(
+    models: SweepModels, choice: ModelChoice, transform: str | None, classes: Classes, *, stated: bool
+) -> ModelView:
     """What reading the data needs to know about the model.
 
     Args:
         transform: the user's image transform; None for that of the model.
+        stated: the user stated the input.
     """
     return model_view(
         models.subject,
         models.slot.module,
         choice.spec,
         example=_example(models, choice),
-        stated=bool(choice.inputs) or choice.input_file is not None,
+        stated=stated,
         transform=transform,
-        classes_of=classes,
+        classes=classes,
+        folders=[path for row in models.curves.values() for path in row],
     )
 
 

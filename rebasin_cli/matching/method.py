@@ -99,7 +99,8 @@ def data_of(
         how,
         matching.transform,
         matching.input_stated,
-        labelled=labelled and matching.loss is None,
+        labelled=labelled,
+        loss=matching.loss,
     )
 
 

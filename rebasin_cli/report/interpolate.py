@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from rebasin_cli.interpolation.sweep import Barrier, Best, SweepPoint
+from rebasin_cli.report.language import language_facts, language_table
 from rebasin_cli.report.layout import Document, Facts, Part, Rows, document, facts, rows, text
 from rebasin_cli.report.sparkline import sparkline
 from rebasin_cli.report.text import counted, number, printable, share
@@ -24,12 +25,14 @@ def interpolate_table(result: InterpolateResult, *, verbose: bool = False, plain
         entries.append(("aligned", result.aligned))
     entries += [("steps", f"{result.steps}, {result.mode}"), ("data", result.data), ("statistics", _treatment(result))]
     entries += [(_named("barrier", curve, result), _barrier(barrier)) for curve, barrier in result.barrier.items()]
+    entries += language_facts(result)
     best = result.best
     if best is not None:
         entries.append(("best", f"{_place(result, best)}: loss {number(best.loss)}{_accuracy_word(best.accuracy)}"))
     parts: list[Part | None] = [
         facts(entries),
         _curves(result, verbose),
+        language_table(result),
         _sparks(result, plain),
         text(verdict(result)),
         facts([("written", path) for path in (result.out, *result.saved)]),

@@ -17,7 +17,10 @@ LARGEST = 64 * 2**20
 
 @dataclass(frozen=True, slots=True)
 class AlignReport:
-    """The parts of a report that a later verb needs: the files, and the model with its arguments and input."""
+    """The parts of a report that a later verb needs: the files, and the model with its arguments and input.
+
+    `input_stated` says that the user stated the input, which otherwise was known or guessed.
+    """
 
     path: Path
     a: Path
@@ -26,6 +29,7 @@ class AlignReport:
     model: str
     model_args: Mapping[str, Any]
     inputs: tuple[str, ...]
+    input_stated: bool
     states: Mapping[Path, tuple[str | None, bool]]
     sha256: Mapping[Path, str]
 
@@ -66,6 +70,7 @@ def read_report(path: Path) -> AlignReport:
         model=str(data["model"]),
         model_args=dict(data.get("model_args") or {}),
         inputs=_inputs(str(data.get("input") or "")),
+        input_stated=bool(data.get("inputs") or data.get("input_file")),
         states={a: of_a, b: of_b, out: of_b},
         sha256={file: str(sha256[name]) for name, file in (("a", a), ("b", b), ("out", out)) if sha256.get(name)},
     )

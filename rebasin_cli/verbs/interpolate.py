@@ -119,7 +119,8 @@ class InterpolateResult(Result):
     """The outcome of one sweep, field for field the `data` of its JSON.
 
     `checkpoints` are the files along the naive curve; `a` is the first and `b` the last of them. `aligned` is B
-    aligned, at the end of the matched curve, or None. `recalibration` is None, or `{"method", "data"}`. `n` counts the
+    aligned, at the end of the matched curve, or None. `text` has perplexity and bits per byte of a language model on
+    text (see `language_figures`), None for other data. `recalibration` is None, or `{"method", "data"}`. `n` counts the
     samples that every network was run on, `skipped` those that could not be read. `resumed` says that sums of an
     earlier run were used. It is not part of the JSON, so that an interrupted run ends with the same file as any other.
     """
@@ -144,6 +145,7 @@ class InterpolateResult(Result):
     curves: Mapping[str, tuple[SweepPoint, ...]]
     barrier: Mapping[str, Barrier]
     best: Best | None
+    text: Mapping[str, Any] | None
     saved: tuple[Path, ...]
     sha256: Mapping[str, str]
     run: Mapping[str, Any]
@@ -169,6 +171,7 @@ class Subjects:
     Attributes:
         states: which state dict of each file was aligned, as (key, ema).
         sha256: of each file when it was aligned.
+        input_stated: the user stated the input, here or when the files were aligned.
     """
 
     checkpoints: tuple[Path, ...]
@@ -179,6 +182,7 @@ class Subjects:
     inputs: tuple[str, ...]
     states: Mapping[Path, tuple[str | None, bool]] = field(default_factory=dict)
     sha256: Mapping[Path, str] = field(default_factory=dict)
+    input_stated: bool = False
 
     @property
     def curves(self) -> dict[str, tuple[Path, ...]]:
@@ -194,6 +198,7 @@ def find_subjects(options: InterpolateOptions) -> Subjects:
         UsageError: one checkpoint only, checkpoints and a report, or no model and no report that names one.
     """
     checkpoints, model, model_args = options.checkpoints, options.model, dict(options.model_args or {})
+    stated = bool(options.inputs) or options.input_file is not None
     if checkpoints:
         if options.report is not None:
             raise UsageError("checkpoints and --report cannot both be given: the report names its own")
@@ -201,13 +206,21 @@ def find_subjects(options: InterpolateOptions) -> Subjects:
             raise UsageError(f"{checkpoints[0]}: need at least two checkpoints", hint="or none, to use an align report")
         if model is None:
             raise UsageError("--model is missing", hint="for instance --model torchvision:resnet50")
-        return Subjects(checkpoints, None, None, model, model_args, options.inputs)
+        return Subjects(checkpoints, None, None, model, model_args, options.inputs, input_stated=stated)
     found = newest_report(Path()) if options.report is None else read_report(options.report)
     model_args, inputs = {**found.model_args, **model_args}, options.inputs or found.inputs
     named = options.key is not None or options.ema
     states = dict.fromkeys(found.states, (options.key, options.ema)) if named else found.states
     return Subjects(
-        (found.a, found.b), found.out, found.path, model or found.model, model_args, inputs, states, found.sha256
+        (found.a, found.b),
+        found.out,
+        found.path,
+        model or found.model,
+        model_args,
+        inputs,
+        states,
+        found.sha256,
+        input_stated=stated or found.input_stated,
     )
 
 
@@ -289,7 +302,7 @@ class _Run:
                     raise NumericalError(
                         f"{path}: the loss is not finite on {self.options.data}",
                         path=path,
-                        hint="look for NaN or infinite numbers in the data",
+                        hint="the data hold no NaN: check their range and --transform, the model, and --loss",
                     )
 
     @cached_property
@@ -387,7 +400,7 @@ class _Run:
         loss, metric = (None if name is None else load_callable(name) for name in (options.loss, options.metric))
         self.measure = Measure(loss, metric)
         classes = classes_of(self.models, labelled=loss is None)
-        view = sweep_view(self.models, self.choice, options.transform, classes)
+        view = sweep_view(self.models, self.choice, options.transform, classes, stated=self.subjects.input_stated)
         reading = DataOptions(
             options.limit,
             options.seed,
@@ -517,7 +530,7 @@ class _Run:
         )
 
     def _result(self, sweep: Sweep, saved: tuple[Path, ...]) -> InterpolateResult:
-        from rebasin_cli.interpolation.data import chance_warnings
+        from rebasin_cli.interpolation.data import chance_warnings, language_figures
 
         options, subjects, recalibration = self.options, self.subjects, None
         if self.data.statistics is not None:
@@ -549,6 +562,7 @@ class _Run:
             curves=sweep.curves,
             barrier=sweep.barrier,
             best=sweep.best,
+            text=language_figures(self.data, sweep) if options.loss is None else None,
             saved=saved,
             sha256=self.models.sha256,
             run=self.identity,

@@ -69,10 +69,10 @@ def batches(place: Path, name: str) -> list[Batch]:
     return list(open_data(f"{place / 'mine.py'}:{name}", DataOptions(batch_size=4), view()).batches())
 
 
-ACCEPTED = "pairs lists named dicts other_name with_names meta arrays double y_list y_int32 dataset generator".split()
+ACCEPTED = "pairs lists named dicts other_name with_names meta arrays double y_list y_int32 dataset generator"
 
 
-@pytest.mark.parametrize("name", ACCEPTED)
+@pytest.mark.parametrize("name", ACCEPTED.split())
 def test_batches_of_every_accepted_form_give_the_same_samples(tmp_path: Path, name: str) -> None:
     found = batches(tmp_path, name)
     scope: dict[str, Tensor] = {}

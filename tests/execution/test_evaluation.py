@@ -22,7 +22,9 @@ from tests.interpolation.digits import batches, trained
 class Counting:
     """A source that counts how often each batch is read."""
 
-    description = fingerprint = "counting"
+    description = fingerprint = origin = "counting"
+    notes = ()
+    text = None
 
     def __init__(self, data: list[tuple[Tensor, Tensor]]) -> None:
         self.data = data
