@@ -65,7 +65,7 @@ def _exceeded(result: InterpolateResult, limit: float | None) -> GateExceeded | 
     barrier = result.gated_barrier
     if limit is None or (barrier is not None and barrier <= limit):
         return None
-    seen = "is not finite, so it" if barrier is None else f"of {barrier:.6g}"
+    seen = "is not finite or not known, so it" if barrier is None else f"of {barrier:.6g}"
     error = GateExceeded(f"the loss barrier {seen} exceeds --fail-above {limit:g}", path=result.out)
     error.result = result  # type: ignore[attr-defined]
     return error

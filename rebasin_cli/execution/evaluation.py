@@ -20,6 +20,7 @@ from rebasin_cli.data.contract import IGNORED
 from rebasin_cli.data.outputs import logits_of
 from rebasin_cli.data.ranks import ALONE, Ranks
 from rebasin_cli.errors import DataError, RebasinError, folded
+from rebasin_cli.execution.agreement import EndOutputs, Ends, agreement_sums
 from rebasin_cli.execution.dataset_pass import RunningSums, run_pass
 from rebasin_cli.execution.model_slot import NO_ADJUSTMENT, Adjustment, ModelSlot, Network
 from rebasin_cli.execution.targets import Fit, fitted, fitted_or_refused
@@ -60,6 +61,9 @@ class Measure:
         """
         found = dict.fromkeys(FIELDS, 0.0)
         found["samples"], found["skipped"] = float(batch.size), float(batch.skipped)
+        if isinstance(batch.target, Ends):
+            found.update(agreement_sums(output, batch.target))
+            return torch.tensor([found[name] for name in FIELDS], dtype=torch.float64)
         pair = fitted_or_refused(output, batch) if self.loss is None else _fit_if_any(output, batch)
         if pair is not None:
             _count_hits(pair.scores, pair.target, found)
@@ -96,6 +100,7 @@ def evaluate(
     running: RunningSums,
     *,
     adjustments: Mapping[str, Adjustment] | None = None,
+    unlabelled: bool = False,
     ranks: Ranks = ALONE,
     progress: Callable[[int, str], None] | None = None,
 ) -> Mapping[str, Tensor]:
@@ -103,10 +108,12 @@ def evaluate(
 
     Args:
         adjustments: changes of interpolated networks, by name; see `recalibration`.
+        unlabelled: compare the outputs with those of the ends, for want of labels; see `agreement`.
 
     Raises:
         DataError: a batch cannot be read or does not fit the model.
     """
+    ends = EndOutputs(slot, networks) if unlabelled else None
     by_name = {network.name: network for network in networks}
     changed = adjustments or {}
 
@@ -117,11 +124,21 @@ def evaluate(
         for batch in batches:
             if not batch.size:
                 total[FIELDS.index("skipped")] += batch.skipped
-            for piece, output in slot.outputs(batch):
+            beside = batch if ends is None else ends.beside(by_name[name], batch)
+            for piece, output in slot.outputs(beside):
                 total += measure.sums(output, piece)
         return total
 
-    run_pass(source, list(by_name), step, running, ranks, device=slot.device, progress=progress)
+    run_pass(
+        source,
+        list(by_name),
+        step,
+        running,
+        ranks,
+        prepare=None if ends is None else ends.observe,
+        device=slot.device,
+        progress=progress,
+    )
     return running.sums
 
 

@@ -22,11 +22,15 @@ from rebasin_cli.model.example_input import ExampleInput
 
 @dataclass(frozen=True, slots=True)
 class SweepData:
-    """`statistics` is None where nothing is recalibrated; `classes`, where the data have no class numbers."""
+    """`statistics` is None where nothing is recalibrated; `classes`, where the data have no class numbers.
+
+    `unlabelled` data have no target at all, so that outputs are compared with those of the ends.
+    """
 
     evaluation: BatchSource
     statistics: BatchSource | None
     classes: int | None = None
+    unlabelled: bool = False
 
     def identity(self) -> dict[str, Any]:
         """Everything about the data that decides the numbers; as a digest, because a list of files can be long."""
@@ -103,6 +107,12 @@ def language_figures(data: SweepData, sweep: Sweep) -> dict[str, Any] | None:
         },
         "barrier_bits_per_byte": {curve: bits(barrier.loss) for curve, barrier in sweep.barrier.items()},
     }
+
+
+def has_no_labels(source: BatchSource) -> bool:
+    """Whether the first batch that holds samples has no target."""
+    first = next((batch for batch in source.batches() if batch.size), None)
+    return first is not None and (first.target is None or isinstance(first.target, Mapping))
 
 
 def sweep_view(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
+from rebasin_cli.execution.agreement import DISTANCE
 from rebasin_cli.interpolation.sweep import Barrier, Best, SweepPoint
 from rebasin_cli.report.language import language_facts, language_table
 from rebasin_cli.report.layout import Document, Facts, Part, Rows, document, facts, rows, text
@@ -24,10 +25,12 @@ def interpolate_table(result: InterpolateResult, *, verbose: bool = False, plain
     if result.aligned is not None:
         entries.append(("aligned", result.aligned))
     entries += [("steps", f"{result.steps}, {result.mode}"), ("data", result.data), ("statistics", _treatment(result))]
-    entries += [(_named("barrier", curve, result), _barrier(barrier)) for curve, barrier in result.barrier.items()]
+    entries += [
+        (_named("barrier", curve, result), _barrier(barrier, result)) for curve, barrier in result.barrier.items()
+    ]
     entries += language_facts(result)
     best = result.best
-    if best is not None:
+    if best is not None and result.loss != DISTANCE:
         entries.append(("best", f"{_place(result, best)}: loss {number(best.loss)}{_accuracy_word(best.accuracy)}"))
     parts: list[Part | None] = [
         facts(entries),
@@ -42,6 +45,8 @@ def interpolate_table(result: InterpolateResult, *, verbose: bool = False, plain
 
 def verdict(result: InterpolateResult) -> str:
     """What the numbers mean, in one sentence; it goes no further than they do."""
+    if result.loss == DISTANCE:
+        return _without_labels(result)
     naive, matched = result.barrier["naive"].loss, result.barrier.get("matched", Barrier(None, None)).loss
     if naive is None and matched is None:
         if result.steps < 2:
@@ -63,6 +68,18 @@ def verdict(result: InterpolateResult) -> str:
     if matched < naive:
         return f"The alignment lowers the barrier from {number(naive)} to {number(matched)}."
     return f"The alignment does not lower the barrier: it was {number(naive)} and is {number(matched)}."
+
+
+def _without_labels(result: InterpolateResult) -> str:
+    """Nothing is said of barriers in the loss, which was not measured."""
+    said = []
+    for curve, points in result.curves.items():
+        known = [point.accuracy for point in points if point.accuracy is not None and point.lam not in (0.0, 1.0)]
+        if known:
+            said.append(f"{_named('', curve, result).strip()} {share(min(known))}".strip())
+    if not said:
+        return "Without labels, only distances between the outputs are known."
+    return f"Without labels: between the ends, the least agreement with their predictions is {', '.join(said)}."
 
 
 def _flat(result: InterpolateResult, curve: str) -> bool:
@@ -101,9 +118,11 @@ def _treatment(result: InterpolateResult) -> str:
     return f"{result.recalibration['method']}, estimated on {result.recalibration['data']}"
 
 
-def _barrier(barrier: Barrier) -> str:
-    accuracy = "" if barrier.accuracy is None else f", accuracy {100 * barrier.accuracy:.1f} points"
-    return f"loss {number(barrier.loss)}{accuracy}"
+def _barrier(barrier: Barrier, result: InterpolateResult) -> str:
+    accuracy = (
+        "" if barrier.accuracy is None else f", {_measure('accuracy', result)} {100 * barrier.accuracy:.1f} points"
+    )
+    return f"{_measure('loss', result)} {number(barrier.loss)}{accuracy}"
 
 
 def _accuracy_word(accuracy: float | None) -> str:
@@ -133,7 +152,7 @@ def _curves(result: InterpolateResult, verbose: bool) -> Rows:
     if any(point.metric is not None for row in points for point in row):
         measured.append("metric")
     headings = (["between"] if _many(result) else []) + ["lam"]
-    headings += [_named(_heading(field), name, result, SHORT) for field in measured for name in names]
+    headings += [_named(_measure(field, result), name, result, SHORT) for field in measured for name in names]
     places = {field: _decimals([getattr(point, field) for row in points for point in row]) for field in measured}
     fine = max(len(f"{point.lam:.3g}".partition(".")[2]) for point in points[0])
     lines, exact = [], []
@@ -148,6 +167,12 @@ def _curves(result: InterpolateResult, verbose: bool) -> Rows:
 
 def _heading(field: str) -> str:
     return {"top5": "top-5"}.get(field, field)
+
+
+def _measure(field: str, result: InterpolateResult) -> str:
+    """What a field of a point is called: without labels, it is no loss and no accuracy."""
+    names = {"loss": "distance", "accuracy": "agreement"} if result.loss == DISTANCE else {}
+    return names.get(field, _heading(field))
 
 
 def _decimals(values: Sequence[float | None]) -> int | None:
@@ -180,5 +205,5 @@ def _sparks(result: InterpolateResult, plain: bool) -> Facts:
             scale = f"{share(low)} to {share(high)}" if field == "accuracy" else f"{number(low)} to {number(high)}"
             for name, row in result.curves.items():
                 line = sparkline([getattr(point, field) for point in row], low=low, high=high, plain=plain)
-                lines.append((_named(field, name, result), f"{line}  {scale}"))
+                lines.append((_named(_measure(field, result), name, result), f"{line}  {scale}"))
     return facts(lines, for_terminal=True)

