@@ -1,9 +1,8 @@
 """Text for language models: files, folders and `.jsonl` as blocks of tokens, each predicting the token after it.
 
 The tokenizer is the one that lies beside the model's configuration; where there is none, the bytes of the text are the
-tokens. Documents follow each other, a new line between
-them; a block has as many tokens as the model's context, and the last one is filled up
-with places that do not count.
+tokens. Documents follow each other, a new line between them; a block has as many tokens as the model's context, and the
+last one is filled up with places that do not count.
 """
 
 from __future__ import annotations

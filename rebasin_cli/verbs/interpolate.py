@@ -145,7 +145,6 @@ class InterpolateResult(Result):
     curves: Mapping[str, tuple[SweepPoint, ...]]
     barrier: Mapping[str, Barrier]
     best: Best | None
-    text: Mapping[str, Any] | None
     saved: tuple[Path, ...]
     sha256: Mapping[str, str]
     run: Mapping[str, Any]
@@ -153,6 +152,7 @@ class InterpolateResult(Result):
     out: Path
     warnings: tuple[str, ...]
     resumed: bool
+    text: Mapping[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
         left_out = ("warnings", "resumed")
