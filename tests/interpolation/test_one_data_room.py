@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +15,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from tests.interpolation.conftest import Bench
+from tests.interpolation.conftest import ROOT, Bench
 from tests.interpolation.digits import digits
 
 PAIR = ("plain-a.safetensors", "plain-b.safetensors", "--model", "net.py:plain")
@@ -279,6 +282,22 @@ def test_a_model_that_raises_on_the_data_names_its_own_line(bench: Bench) -> Non
         assert found.code == 5, found.err
         assert f"picky.py:{line})" in found.err
         assert found.err.startswith("error: test.npz: ")
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
+def test_a_run_with_closed_streams_does_its_work(bench: Bench, closed: str) -> None:
+    words = " ".join((*LINE, "--data", "test.npz"))
+    done = subprocess.run(
+        ["bash", "-c", f"{sys.executable} -m rebasin_cli {words} {closed}"],
+        cwd=bench.path,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "internal error" not in done.stderr
+    assert len(data_of(bench.path / "found.json")["curves"]["naive"]) == 3
 
 
 def test_the_report_says_that_time_ran_out_and_with_which_settings(bench: Bench) -> None:
