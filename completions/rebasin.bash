@@ -41,6 +41,13 @@ _rebasin() {
         'align --key') :; return ;;
         'align --key-a') :; return ;;
         'align --key-b') :; return ;;
+        'align --transform') :; return ;;
+        'align --class-map') _rebasin_paths "$current"; return ;;
+        'align --class-order') _rebasin_words 'numeric text' "$current"; return ;;
+        'align --loss') :; return ;;
+        'align --limit') :; return ;;
+        'align --batch-size') :; return ;;
+        'align --workers') :; return ;;
         'align --spec') _rebasin_paths "$current"; return ;;
         'align --pin') :; return ;;
         'align --rules') _rebasin_paths "$current"; return ;;
@@ -66,8 +73,6 @@ _rebasin() {
         'align --time-limit') :; return ;;
         'align --device') :; return ;;
         'align --data') :; return ;;
-        'align --limit') :; return ;;
-        'align --batch-size') :; return ;;
         'align --interpolate') :; return ;;
         'align --steps') :; return ;;
         'align --recalibrate') :; return ;;
@@ -76,6 +81,13 @@ _rebasin() {
         'align --config') _rebasin_paths "$current"; return ;;
         'interpolate --seed') :; return ;;
         'interpolate --key') :; return ;;
+        'interpolate --transform') :; return ;;
+        'interpolate --class-map') _rebasin_paths "$current"; return ;;
+        'interpolate --class-order') _rebasin_words 'numeric text' "$current"; return ;;
+        'interpolate --loss') :; return ;;
+        'interpolate --limit') :; return ;;
+        'interpolate --batch-size') :; return ;;
+        'interpolate --workers') :; return ;;
         'interpolate --model-arg') :; return ;;
         'interpolate --input') :; return ;;
         'interpolate --input-file') _rebasin_paths "$current"; return ;;
@@ -85,14 +97,9 @@ _rebasin() {
         'interpolate --report') _rebasin_paths "$current"; return ;;
         'interpolate --model'|'interpolate -m') _rebasin_models "$written"; return ;;
         'interpolate --mode') _rebasin_words 'lerp slerp' "$current"; return ;;
-        'interpolate --loss') :; return ;;
         'interpolate --metric') :; return ;;
         'interpolate --recalibrate') :; return ;;
         'interpolate --recalibrate-limit') :; return ;;
-        'interpolate --transform') :; return ;;
-        'interpolate --limit') :; return ;;
-        'interpolate --batch-size') :; return ;;
-        'interpolate --workers') :; return ;;
         'interpolate --device') :; return ;;
         'interpolate --out'|'interpolate -o') _rebasin_paths "$current"; return ;;
         'interpolate --save') _rebasin_paths "$current"; return ;;
@@ -163,8 +170,8 @@ _rebasin() {
     esac
     if [[ $current == -* ]]; then
         case "$verb" in
-            align) _rebasin_words '--seed --force -f --mkdir --drop-siblings --key --ema --ignore-extra --key-a --key-b --ema-a --ema-b --spec --pin --rules --trace-call --also-input --strict --no-cache --save-spec --model-arg --trust-remote-code --input --input-file --model -m --learning-steps --learning-rate --keep-similarity --mix --out -o --save-alignment --ignore-mismatched-sizes --dry-run --method --objective --effort --start --restarts --max-passes --time-limit --device --data --limit --batch-size --interpolate --steps --recalibrate --no-recalibrate --repair --format --json --quiet -q --verbose -v --color --config --print-config --help' "$current" ;;
-            interpolate) _rebasin_words '--seed --force -f --mkdir --key --ema --ignore-extra --model-arg --trust-remote-code --input --input-file --data -d --steps --lam --report --model -m --mode --loss --metric --recalibrate --no-recalibrate --recalibrate-limit --repair --transform --limit --batch-size --workers --skip-corrupt --device --amp --out -o --save --save-best --best-by --save-all --plot --fail-above --format --json --quiet -q --verbose -v --color --config --print-config --help' "$current" ;;
+            align) _rebasin_words '--seed --force -f --mkdir --drop-siblings --key --ema --ignore-extra --key-a --key-b --ema-a --ema-b --transform --class-map --class-order --loss --limit --batch-size --workers --skip-corrupt --spec --pin --rules --trace-call --also-input --strict --no-cache --save-spec --model-arg --trust-remote-code --input --input-file --model -m --learning-steps --learning-rate --keep-similarity --mix --out -o --save-alignment --ignore-mismatched-sizes --dry-run --method --objective --effort --start --restarts --max-passes --time-limit --device --data --interpolate --steps --recalibrate --no-recalibrate --repair --format --json --quiet -q --verbose -v --color --config --print-config --help' "$current" ;;
+            interpolate) _rebasin_words '--seed --force -f --mkdir --key --ema --ignore-extra --transform --class-map --class-order --loss --limit --batch-size --workers --skip-corrupt --model-arg --trust-remote-code --input --input-file --data -d --steps --lam --report --model -m --mode --metric --recalibrate --no-recalibrate --recalibrate-limit --repair --device --amp --out -o --save --save-best --best-by --save-all --plot --fail-above --format --json --quiet -q --verbose -v --color --config --print-config --help' "$current" ;;
             verify) _rebasin_words '--seed --key --ema --ignore-extra --key-a --key-b --ema-a --ema-b --model-arg --trust-remote-code --input --input-file --model -m --samples --tolerance --rtol --atol --format --json --quiet -q --verbose -v --color --config --print-config --help' "$current" ;;
             apply) _rebasin_words '--force -f --mkdir --drop-siblings --key --ema --ignore-extra --model-arg --trust-remote-code --model -m --out -o --format --json --quiet -q --verbose -v --color --config --print-config --help' "$current" ;;
             trace) _rebasin_words '--seed --force -f --mkdir --spec --pin --rules --trace-call --also-input --strict --no-cache --save-spec --model-arg --trust-remote-code --input --input-file --model -m --out -o --no-verify --format --json --quiet -q --verbose -v --color --config --print-config --help' "$current" ;;

@@ -41,6 +41,14 @@ _rebasin() {
                 '--key-b=[--key for B alone]:NAME: ' \
                 '--ema-a[--ema for A alone]' \
                 '--ema-b[--ema for B alone]' \
+                '--transform=[Image transform: resize=256,crop=224,mean=a/b/c,std=a/b/c, the name of a preset, file.py:function, or raw]:TEXT: ' \
+                '--class-map=[File with the name of a class folder in each line, in the order of the model'\''s outputs]:FILE:_files' \
+                '--class-order=[Order of class folders: numeric (9, 10), or text (10, 9) as in torchvision'\''s ImageFolder]:ORDER:(numeric text)' \
+                '--loss=[Loss: f(output, target)]:FILE.py\:FUNCTION: ' \
+                '--limit=[Use N random samples of the data]:N: ' \
+                '--batch-size=[Batch size]:N: ' \
+                '--workers=[Number of processes that decode images]:N: ' \
+                '--skip-corrupt[Skip and count images that cannot be read]' \
                 '--spec=[Read the axis groups from this file instead of deriving them]:FILE:_files' \
                 '*--pin=[Do not permute the axes of tensors whose name matches, such as '\''head.*'\'']:PATTERN: ' \
                 '*--rules=[Python file with rules for your own operations]:FILE.py:_files' \
@@ -73,8 +81,6 @@ _rebasin() {
                 '--time-limit=[Time limit of the matching]:SECONDS: ' \
                 '--device=[Device for matching: cpu, cuda, cuda:1, mps]:value: ' \
                 '--data=[Inputs on which both networks run]:DATA: ' \
-                '--limit=[Use N samples of the data]:N: ' \
-                '--batch-size=[Batch size]:N: ' \
                 '--interpolate=[After the alignment, evaluate the line between the two checkpoints on this data]:DATA: ' \
                 '--steps=[--steps of '\''rebasin interpolate'\'']:N: ' \
                 '--recalibrate=[--recalibrate of '\''rebasin interpolate'\'']:DATA: ' \
@@ -103,29 +109,31 @@ _rebasin() {
                 '--key=[Where in the file the state dict is, such as ema.model]:NAME: ' \
                 '--ema[Use the exponential moving average of the weights, where the file has one]' \
                 '--ignore-extra[Copy tensors that the model does not have unchanged, without a warning]' \
+                '--transform=[Image transform: resize=256,crop=224,mean=a/b/c,std=a/b/c, the name of a preset, file.py:function, or raw]:TEXT: ' \
+                '--class-map=[File with the name of a class folder in each line, in the order of the model'\''s outputs]:FILE:_files' \
+                '--class-order=[Order of class folders: numeric (9, 10), or text (10, 9) as in torchvision'\''s ImageFolder]:ORDER:(numeric text)' \
+                '--loss=[Loss: f(output, target)]:FILE.py\:FUNCTION: ' \
+                '--limit=[Use N random samples of the data]:N: ' \
+                '--batch-size=[Batch size]:N: ' \
+                '--workers=[Number of processes that decode images]:N: ' \
+                '--skip-corrupt[Skip and count images that cannot be read]' \
                 '*--model-arg=[Argument of the model, such as num_classes=10]:NAME=VALUE: ' \
                 '--trust-remote-code[Run the Python code that lies in the directory of a transformers model]' \
                 '*--input=[Example input: a shape such as 1,3,224,224, or ids=1,16:int64]:SHAPE: ' \
                 '--input-file=[Example input from an .npz file]:FILE.npz:_files' \
-                '(--data -d)--data=[Data: a folder of class folders, an .npz file with x and y, torchvision:NAME@root or file.py:loader]:DATA: ' \
-                '(--data -d)-d+[Data: a folder of class folders, an .npz file with x and y, torchvision:NAME@root or file.py:loader]:DATA: ' \
+                '(--data -d)--data=[Data: a folder of class folders or of images, an .npz file with x and y, torchvision:NAME@root or file.py:loader]:DATA: ' \
+                '(--data -d)-d+[Data: a folder of class folders or of images, an .npz file with x and y, torchvision:NAME@root or file.py:loader]:DATA: ' \
                 '--steps=[Number of intervals between two checkpoints]:N: ' \
                 '*--lam=[Only these networks, instead of --steps: 0 is A, 1 is B, others extrapolate]:PATTERN=]NUMBER: ' \
                 '--report=[Report of '\''rebasin align'\'']:FILE:_files' \
                 '(--model -m)--model=[Model: torchvision:NAME, timm:NAME, open_clip:NAME, transformers:DIR, diffusers:DIR, path/to/file.py:function or package.module:function]:SPEC:_rebasin_models' \
                 '(--model -m)-m+[Model: torchvision:NAME, timm:NAME, open_clip:NAME, transformers:DIR, diffusers:DIR, path/to/file.py:function or package.module:function]:SPEC:_rebasin_models' \
                 '--mode=[Linear interpolation (lerp), or spherical interpolation of parameters (slerp)]:MODE:(lerp slerp)' \
-                '--loss=[Loss: f(output, target)]:FILE.py\:FUNCTION: ' \
                 '--metric=[Additional metric: f(output, target)]:FILE.py\:FUNCTION: ' \
                 '--recalibrate=[Training data]:DATA: ' \
                 '--no-recalibrate[Interpolate running statistics (BatchNorm) like weights, instead of re-estimating them]' \
                 '--recalibrate-limit=[Number of training samples for --recalibrate]:N: ' \
                 '--repair[REPAIR: restore the activation statistics of every unit, on the data of --recalibrate]' \
-                '--transform=[Image transform: resize=256,crop=224,mean=a/b/c,std=a/b/c, the name of a preset, or file.py:function]:TEXT: ' \
-                '--limit=[Evaluate on N random samples]:N: ' \
-                '--batch-size=[Batch size]:N: ' \
-                '--workers=[Number of processes that decode images]:N: ' \
-                '--skip-corrupt[Skip and count images that cannot be read]' \
                 '--device=[Device for the networks: cpu, cuda, cuda:1, mps]:value: ' \
                 '--amp[Run in bfloat16 where PyTorch considers it safe]' \
                 '(--out -o)--out=[Results file (JSON)]:FILE:_files' \

@@ -97,6 +97,13 @@ class GateExceeded(RebasinError):
     default_slug = "gate"
 
 
+def about(error: RebasinError, what: str) -> RebasinError:
+    """The error with the name of the file or object that it is about, where it names none."""
+    if error.path is not None or error.agreed or error.message.startswith("--"):
+        return error
+    return type(error)(f"{what}: {error.message}", path=what, hint=error.hint, slug=error.slug)
+
+
 _LONGEST_NAME = 200
 _LONGEST_TEXT = 400
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -77,9 +78,21 @@ def _parser() -> Any:
     return typer.main.get_command(app)
 
 
+def _replace_closed_streams() -> None:
+    """Where the caller has closed stdout or stderr (`>&-`), what goes there is dropped, and the work is done.
+
+    Python has None for such a stream. The null device takes the stream's number, which the next file that is opened
+    would get otherwise.
+    """
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 (for the process's lifetime)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program and return its exit code; nothing but the code, stdout and stderr gets out."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    _replace_closed_streams()
     only_the_first_speaks()
     Output.current = None
     code = 0

@@ -62,13 +62,26 @@ def _model_specs(columns: int) -> str:
 def _data(columns: int) -> str:
     forms = (
         ("imagenet/val", "a folder with one folder of images per class, named by class or by WordNet ID"),
-        ("samples.npz", "arrays x and y: inputs and labels (or targets)"),
+        ("images", "a folder of images without labels"),
+        ("samples.npz", "arrays x and y: inputs and labels (or targets); or x alone, as in samples.npy"),
+        ("text.txt", "text for a language model; also a folder, or .jsonl with a field text"),
         ("torchvision:CIFAR10@root", "a dataset of torchvision that is already in the directory root"),
-        ("file.py:loader", "your own function. It returns batches of (input, target)."),
+        ("file.py:loader", "your own function. It returns an iterable of batches, or a dataset."),
     )
     notes = (
-        "Images of a folder are transformed as the model's pretrained weights require; --transform changes that. Class "
-        "folders are matched with the model's classes by name. A mismatch is an error.\n\n"
+        "Images, also those in arrays as pixels, are transformed as the model's pretrained weights require; without "
+        "such, mean and deviation are a guess. --transform changes that; --transform raw takes the numbers as they "
+        "are.\n\n"
+        "Class folders are matched with the model's classes by name or number. --class-order numeric|text and "
+        "--class-map FILE state the order. A mismatch is an error.\n\n"
+        "A batch of a loader is (inputs, targets), with as many inputs as the model takes; or a mapping of inputs by "
+        "name, with the targets under labels, label, targets, target or y; or inputs alone. Batches are tensors (or "
+        "arrays of numpy) whose first axis is the batch. Class numbers are integers of shape (n,), from 0; -100, and "
+        "255 in masks, are left out. Other targets need --loss file.py:function, called as f(output, target).\n\n"
+        "Data without labels serve for activations, statistics, and learning by distance; a line is then compared with "
+        "its ends.\n\n"
+        "Text is read with the tokenizer in the model's directory, or byte by byte, in blocks of the model's "
+        "context.\n\n"
         "--limit N uses N random samples, drawn with --seed. --batch-size sets the batch size."
     )
     return "\n".join(["Values of --data:", *rows(forms, columns, indent=30), "", wrapped(notes, columns)])

@@ -9,9 +9,10 @@ from dataclasses import replace
 from rebasin_cli.cli.command import VerbCommand
 from rebasin_cli.cli.output import Output
 from rebasin_cli.errors import DataError, OutputError, UsageError
-from rebasin_cli.options import command_line, option, options_class
+from rebasin_cli.options import command_line, option, options_class, options_of
 from rebasin_cli.verbs.align import AlignOptions, AlignResult, check_align_inputs, run_align
 from rebasin_cli.verbs.align_reports import result_beside
+from rebasin_cli.verbs.early_checks import check_data_options
 from rebasin_cli.verbs.interpolate import InterpolateOptions, InterpolateResult, check_repair, run_interpolate
 from rebasin_cli.verbs.output_paths import check_outputs
 
@@ -35,6 +36,10 @@ class AlignCommandOptions(AlignOptions):
     )
     repair: bool = option("--repair of 'rebasin interpolate'.", group="Interpolation", default=False)
 
+    @property
+    def sweeps(self) -> bool:
+        return self.interpolate is not None
+
     def sweep(self) -> InterpolateOptions | None:
         """The options of the sweep that was asked for.
 
@@ -51,31 +56,30 @@ class AlignCommandOptions(AlignOptions):
             return None
         if self.dry_run:
             raise UsageError("--interpolate needs the aligned checkpoint, which --dry-run does not write")
-        return InterpolateOptions(
-            report=self.files.report,
-            data=self.interpolate,
-            steps=self.steps,
-            recalibrate=self.recalibrate,
-            recalibration=self.recalibration,
-            repair=self.repair,
-            limit=self.limit,
-            batch_size=self.batch_size,
-            device=self.device,
-            seed=self.seed,
-            ignore_extra=self.ignore_extra,
-            force=self.force,
-        )
+        carried = {name: getattr(self, name) for name in _carried()}
+        return InterpolateOptions(**carried, report=self.files.report, data=self.interpolate)
+
+
+OF_THE_ALIGNMENT = frozenset({"data", "out", "report", "model", "model_args", "inputs", "input_file", "key", "ema"})
+"""Options of both verbs that the sweep does not take over: of other files, or read from the alignment's report."""
+
+
+def _carried() -> list[str]:
+    """The options of `interpolate` that the sweep takes over from `align`, where they have the same meaning."""
+    ours, theirs = ({entry.name for entry in options_of(kind)} for kind in (AlignCommandOptions, InterpolateOptions))
+    return sorted((ours & theirs) - OF_THE_ALIGNMENT)
 
 
 def _check_sweep(sweep: InterpolateOptions, align: AlignCommandOptions) -> None:
     """Refuse before the long alignment what the sweep would refuse after it.
 
     Raises:
-        UsageError: REPAIR without data.
+        UsageError: REPAIR without data, or options of data that contradict each other.
         DataError: there is no data at a path.
         OutputError: the result of the sweep exists.
     """
     check_repair(sweep)
+    check_data_options(sweep, sweep.data)
     for data in (sweep.data, sweep.recalibrate):
         if data is not None and ":" not in data and not os.path.exists(data):
             raise DataError(f"{data}: no such file or directory", path=data)

@@ -78,7 +78,7 @@ def _exceeded(result: InterpolateResult, limit: float | None) -> GateExceeded | 
     if height is not None and height - 2 * (deviation or 0.0) <= limit:
         return None
     if height is None:
-        seen = "is not finite, so it exceeds"
+        seen = "is not finite or not known, so it exceeds"
     elif deviation is None:
         seen = f"of {height:.6g} exceeds"
     else:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from rebasin_cli.errors import DataError
+if TYPE_CHECKING:
+    from rebasin_cli.data.text import TextFacts
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +77,18 @@ class BatchSource(Protocol):
         """The data in words: their name, the number of samples, the transform."""
 
     @property
+    def origin(self) -> str:
+        """What the user named."""
+
+    @property
+    def text(self) -> TextFacts | None:
+        """The length of the data in tokens and bytes, where they are text."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was guessed, left out or changed in reading them, a sentence each, for the user."""
+
+    @property
     def fingerprint(self) -> str:
         """Text that differs when the samples, their order or their batches differ."""
 
@@ -85,35 +98,3 @@ class BatchSource(Protocol):
 
     def batches(self, first: int = 0, *, rank: int = 0, world: int = 1) -> Iterator[Batch]:
         """The batches numbered `first` and up whose number is `rank` modulo `world`, in order."""
-
-
-def batch_from(item: Any, index: int, origin: str) -> Batch:
-    """A batch from what a user's loader yields.
-
-    `(x, y)` and longer sequences: the last is the target, the others are positional inputs. A mapping: keyword inputs,
-    with `labels`, `label`, `targets`, `target` or `y` taken out as the target; without one of these, the mapping itself
-    is the target. A single tensor: the input, without a target.
-
-    Raises:
-        DataError: none of these.
-    """
-    if isinstance(item, Tensor):
-        return Batch(index, (item,), size=item.shape[0] if item.dim() else 1)
-    if isinstance(item, Mapping):
-        names = [name for name in ("labels", "label", "targets", "target", "y") if name in item]
-        kwargs = {str(name): value for name, value in item.items() if name not in names[:1]}
-        return Batch(index, (), kwargs, item[names[0]] if names else dict(item), size=_samples(kwargs.values()))
-    if isinstance(item, (list, tuple)) and len(item) >= 2:
-        return Batch(index, tuple(item[:-1]), target=item[-1], size=_samples(item))
-    raise DataError(
-        f"{origin}: batch {index} is a {type(item).__name__}",
-        path=origin,
-        hint="a loader yields (inputs, targets), a mapping of keyword inputs, or a tensor",
-    )
-
-
-def _samples(values: Any) -> int:
-    for value in values:
-        if isinstance(value, Tensor) and value.dim():
-            return int(value.shape[0])
-    return 1

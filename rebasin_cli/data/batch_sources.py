@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, default_collate
 
-from rebasin_cli.data.batch import Batch, batch_from
+from rebasin_cli.data.batch import Batch
+from rebasin_cli.data.contract import IGNORED, Takes, batch_from
 from rebasin_cli.data.datasets import Unreadable
-from rebasin_cli.errors import DataError, ModelError, one_line
+from rebasin_cli.data.text import TextFacts
+from rebasin_cli.errors import DataError, ModelError, RebasinError, one_line
 from rebasin_cli.model import user_function
 
 
@@ -54,15 +57,21 @@ class MapSource:
         origin: str,
         description: str,
         identity: str,
+        takes: Takes | None = None,
+        notes: tuple[str, ...] = (),
+        text: TextFacts | None = None,
     ) -> None:
+        self.text = text
         self._dataset = dataset
         self._indices = indices
         self._batch_size = batch_size
         self._workers = workers
         self._skip_corrupt = skip_corrupt
         self._classes = classes
-        self._origin = origin
+        self.origin = origin
+        self._takes = takes
         self.description = description
+        self.notes = notes
         digest = hashlib.sha256(np.ascontiguousarray(indices, dtype=np.int64).tobytes()).hexdigest()[:16]
         self.fingerprint = f"{identity}|{digest}|{batch_size}"
 
@@ -82,9 +91,11 @@ class MapSource:
             self._dataset,
             batch_sampler=[self._indices[number * size : (number + 1) * size].tolist() for number in numbers],
             num_workers=min(self._workers, len(numbers)),
-            collate_fn=_collate,
+            collate_fn=partial(_collate, origin=self.origin),
         )
-        for number, (item, bad) in zip(numbers, loader, strict=True):
+        for number, (item, bad) in zip(numbers, self._loaded(loader), strict=True):
+            if isinstance(item, DataError):
+                raise item
             if bad and not self._skip_corrupt:
                 raise DataError(
                     f"{bad[0].path}: this image cannot be read: {bad[0].reason}",
@@ -94,18 +105,57 @@ class MapSource:
                 )
             yield self._finish(item, number, len(bad))
 
+    def _loaded(self, loader: DataLoader[Any]) -> Iterator[Any]:
+        try:
+            yield from loader
+        except RebasinError:
+            raise
+        except Exception as error:  # the code of the data set
+            raise DataError(
+                f"{self.origin}: a sample cannot be read: {one_line(error)}", path=self.origin, slug="loader"
+            ) from error
+
     def _finish(self, item: Any, number: int, skipped: int) -> Batch:
         if item is None:
             return Batch(number, (), skipped=skipped)
-        batch = batch_from(item, number, self._origin)
-        check_labels(batch.target, self._classes, self._origin)
+        batch = batch_from(item, number, self.origin, self._takes)
+        check_labels(batch.target, self._classes, self.origin)
         return Batch(number, batch.args, batch.kwargs, batch.target, batch.size, skipped)
 
 
-def _collate(samples: Sequence[Any]) -> tuple[Any, list[Unreadable]]:
+def _collate(samples: Sequence[Any], origin: str) -> tuple[Any, list[Unreadable]]:
+    """A batch of the samples that could be read, or the error that forbids one; errors of worker processes come with a
+    long trace, so it is not raised here."""
     good = [sample for sample in samples if not isinstance(sample, Unreadable)]
     bad = [sample for sample in samples if isinstance(sample, Unreadable)]
-    return (default_collate(good) if good else None), bad
+    try:
+        return (collate(good, origin) if good else None), bad
+    except DataError as error:
+        return error, bad
+
+
+def collate(samples: Sequence[Any], origin: str) -> Any:
+    """Samples as a batch, by torch's rules.
+
+    Raises:
+        DataError: they are of different shapes, or of a kind that is no tensor.
+    """
+    try:
+        return default_collate(list(samples))
+    except RuntimeError as error:
+        raise DataError(
+            f"{origin}: samples of a batch have different shapes: {one_line(error)}",
+            path=origin,
+            hint="bring images to one size with --transform resize=HxW,…; pad other samples, or return batches",
+            slug="sample_shapes",
+        ) from error
+    except TypeError as error:
+        raise DataError(
+            f"{origin}: samples cannot be put into a batch: {one_line(error)}",
+            path=origin,
+            hint="a sample is (input, target) of tensors, arrays or numbers, or a mapping of them",
+            slug="loader",
+        ) from error
 
 
 def check_labels(target: Any, classes: int | None, origin: str) -> None:
@@ -113,6 +163,9 @@ def check_labels(target: Any, classes: int | None, origin: str) -> None:
     if classes is None or not isinstance(target, Tensor) or target.dim() != 1 or not target.numel():
         return
     if target.dtype.is_floating_point or target.dtype == torch.bool:
+        return
+    target = target[target != IGNORED]
+    if not target.numel():
         return
     low, high = int(target.min()), int(target.max())
     if low < 0 or high >= classes:
@@ -133,14 +186,24 @@ class IterableSource:
     """
 
     def __init__(
-        self, make: Callable[[], Any], first: Any, *, limit: int | None, seed: int, classes: int | None, origin: str
+        self,
+        make: Callable[[], Any],
+        first: Any,
+        *,
+        limit: int | None,
+        seed: int,
+        classes: int | None,
+        origin: str,
+        takes: Takes | None = None,
+        notes: tuple[str, ...] = (),
     ) -> None:
-        self._make = make
+        self._make, self._takes, self.notes = make, takes, notes
+        self.text: TextFacts | None = None
         self.kept = None if isinstance(first, Iterator) else first
         self._limit = limit
         self._seed = seed
         self._classes = classes
-        self._origin = origin
+        self.origin = origin
         bound = "" if limit is None else f", the first {limit} samples"
         self.description = f"{origin}{bound}"
         self.fingerprint = f"{origin}|{limit}|{seed}"
@@ -160,16 +223,23 @@ class IterableSource:
             DataError: the user's code raises, or yields something that is not a batch.
         """
         seen = 0
-        for number, item in enumerate(self._items()):
-            batch = batch_from(item, number, self._origin)
+        for number, item in enumerate(self.items()):
+            batch = batch_from(item, number, self.origin, self._takes)
             seen += batch.size
             if number >= first and number % world == rank:
-                check_labels(batch.target, self._classes, self._origin)
+                check_labels(batch.target, self._classes, self.origin)
                 yield batch
             if self._limit is not None and seen >= self._limit:
                 return
+        if not seen:
+            raise DataError(
+                f"{self.origin}: the loader yields no batch when it is read again",
+                path=self.origin,
+                hint="make a new iterator in the function, or return a list or a DataLoader",
+                slug="loader",
+            )
 
-    def _items(self) -> Iterator[Any]:
+    def items(self) -> Iterator[Any]:
         """What the user's iterable yields, with a random state of its own."""
         theirs = torch.Generator().manual_seed(self._seed).get_state()
         iterator: Iterator[Any] | None = None
@@ -181,10 +251,19 @@ class IterableSource:
                 item = next(iterator)
             except StopIteration:
                 return
-            except DataError:
+            except RebasinError:
                 raise
+            except TypeError as error:
+                if iterator is None:
+                    raise DataError(
+                        f"{self.origin}: the function returned {type(self.kept).__name__}, which is not iterable",
+                        path=self.origin,
+                        hint="return an iterable of batches, such as a DataLoader or a list, or a dataset",
+                        slug="loader",
+                    ) from error
+                raise DataError(f"{self.origin}: the loader failed: {one_line(error)}", path=self.origin) from error
             except Exception as error:  # the user's own code
-                raise DataError(f"{self._origin}: the loader failed: {one_line(error)}", path=self._origin) from error
+                raise DataError(f"{self.origin}: the loader failed: {one_line(error)}", path=self.origin) from error
             finally:
                 theirs = torch.random.get_rng_state()
                 torch.random.set_rng_state(ours)

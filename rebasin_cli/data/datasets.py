@@ -1,7 +1,7 @@
-"""Data sets with a length and an index: a folder of class folders, an `.npz` file, a torchvision data set.
+"""Data sets of images with a length and an index: a folder of class folders, of images alone, a torchvision data set.
 
-Files of a folder are listed once and decoded on access. Headers of arrays are checked before anything is read, and
-pickled objects are never loaded. torchvision data sets must exist already; nothing is downloaded.
+Files of a folder are listed once and decoded on access. torchvision data sets must exist already; nothing is
+downloaded.
 """
 
 from __future__ import annotations
@@ -9,19 +9,16 @@ from __future__ import annotations
 import difflib
 import inspect
 import warnings
-import zipfile
+from collections.abc import Iterable
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor
 
 from rebasin_cli.data.classes import ClassMap
 from rebasin_cli.data.transform import ImageTransform
-from rebasin_cli.errors import DataError, folded
+from rebasin_cli.errors import DataError, few, folded
 from rebasin_cli.model import import_torchvision
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif")
@@ -35,9 +32,18 @@ class Unreadable:
     reason: str
 
 
+PARTS = frozenset({"train", "training", "val", "valid", "validation", "test", "testing", "eval"})
+"""Names of folders that are parts of a data set, and never classes where all folders have such names."""
+LOOKED_AT = 256
+"""How many images of a folder are opened, by their headers, to see whether they are alike."""
+
+
 @dataclass(frozen=True, slots=True)
 class FolderListing:
-    """The images of a folder: class folders sorted, and (path, number of its class folder) sorted within each."""
+    """The images of a folder: class folders sorted, and (path, number of its class folder) sorted within each.
+
+    A folder of images without class folders has no `folders`; the number is 0 then.
+    """
 
     root: Path
     folders: tuple[str, ...]
@@ -48,11 +54,18 @@ def list_folder(root: Path) -> FolderListing:
     """List the images in the class folders of `root`.
 
     Raises:
-        DataError: there are no class folders, or one holds no image.
+        DataError: there are no images, a class folder holds none, or the folders are parts of a data set.
     """
     accepted = ", ".join(EXTENSIONS)
     try:
         folders = sorted(entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+        if folders and all(folder.lower() in PARTS for folder in folders):
+            raise DataError(
+                f"{root}: {few(folders)} {'are parts' if len(folders) > 1 else 'is a part'} of a data set, not classes",
+                path=root,
+                hint=f"name one of them, such as --data {root / folders[-1]}",
+                slug="parts",
+            )
         files: list[tuple[str, int]] = []
         for number, folder in enumerate(folders):
             found = sorted(
@@ -68,16 +81,20 @@ def list_folder(root: Path) -> FolderListing:
     except OSError as error:
         raise DataError(f"{root}: cannot be listed: {error.strerror}", path=root) from error
     if not folders:
-        raise DataError(
-            f"{root}: no class folders in this folder",
-            path=root,
-            hint=f"expected one folder a class, with images in it ({accepted})",
-        )
+        loose = sorted(str(path) for path in root.iterdir() if path.suffix.lower() in EXTENSIONS and path.is_file())
+        if not loose:
+            raise DataError(
+                f"{root}: no class folders and no images in this folder",
+                path=root,
+                hint=f"expected one folder a class, with images in it, or images alone ({accepted})",
+            )
+        return FolderListing(root, (), tuple((path, 0) for path in loose))
     return FolderListing(root, tuple(folders), tuple(files))
 
 
 class FolderDataset:
-    """Images and class numbers of a listing; sample i is `(tensor, class number)` or `Unreadable`."""
+    """Images and class numbers of a listing; sample i is `(tensor, class number)`, `(tensor,)` without classes, or
+    `Unreadable`."""
 
     def __init__(self, listing: FolderListing, classes: ClassMap, transform: ImageTransform) -> None:
         self.listing = listing
@@ -87,12 +104,65 @@ class FolderDataset:
     def __len__(self) -> int:
         return len(self.listing.files)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int] | Unreadable:
+    def __getitem__(self, index: int) -> tuple[Tensor, int] | tuple[Tensor] | Unreadable:
         path, folder = self.listing.files[index]
         image = decode(path)
         if isinstance(image, Unreadable):
             return image
-        return self.transform(image), self.classes.numbers[folder]
+        try:
+            found = self.transform(image)
+        except ValueError as error:
+            return Unreadable(path, folded(error))
+        return (found, self.classes.numbers[folder]) if self.listing.folders else (found,)
+
+
+@dataclass(frozen=True, slots=True)
+class Looks:
+    """What the headers of some images tell: (height, width) and an image of each size, modes, and rotated ones."""
+
+    sizes: dict[tuple[int, int], str]
+    modes: frozenset[str]
+    rotated: int
+    seen: int
+
+
+_ORIENTATION = 0x0112
+
+
+def look_at(paths: list[str]) -> Looks:
+    """Open up to `LOOKED_AT` images, spread over all of them, by their headers."""
+    from PIL import Image
+
+    step = max(1, len(paths) // LOOKED_AT)
+    sizes: dict[tuple[int, int], str] = {}
+    modes: set[str] = set()
+    rotated = seen = 0
+    for path in paths[::step]:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                with Image.open(path) as image:
+                    sizes.setdefault((int(image.size[1]), int(image.size[0])), path)
+                    modes.add(image.mode)
+                    rotated += image.getexif().get(_ORIENTATION, 1) not in (0, 1)
+                    seen += 1
+        except Exception:  # noqa: PERF203 (reported when it is read)
+            continue
+    return Looks(sizes, frozenset(modes), rotated, seen)
+
+
+def looks_of(images: Iterable[Any]) -> Looks:
+    """The same of images in memory."""
+    sizes: dict[tuple[int, int], str] = {}
+    modes: set[str] = set()
+    seen = 0
+    for number, image in enumerate(images):
+        extent = getattr(image, "size", None)
+        if isinstance(extent, tuple):
+            sizes.setdefault((int(extent[1]), int(extent[0])), f"image {number}")
+            modes.add(str(getattr(image, "mode", "RGB")))
+            seen += 1
+    return Looks(sizes, frozenset(modes), 0, seen)
 
 
 def decode(path: str) -> Any:
@@ -110,82 +180,6 @@ def decode(path: str) -> Any:
         return Unreadable(path, folded(error) or type(error).__name__)
 
 
-class ArrayDataset:
-    """Samples `(x[i], y[i])`; uint8 images are scaled to [0, 1], channels are moved first if they are last."""
-
-    def __init__(self, x: np.ndarray, y: np.ndarray, transform: ImageTransform | None) -> None:
-        self.x = x
-        self.y = y
-        self.transform = transform
-
-    def __len__(self) -> int:
-        return len(self.x)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        return self.input(index), torch.as_tensor(self.y[index])
-
-    def input(self, index: int) -> Tensor:
-        value = torch.as_tensor(np.array(self.x[index]))
-        if value.dtype == torch.uint8:
-            value = value.to(torch.float32) / 255
-            if value.dim() == 3 and value.shape[-1] in (1, 3) and value.shape[0] not in (1, 3):
-                value = value.permute(2, 0, 1).contiguous()
-        if value.dtype == torch.float64:
-            value = value.to(torch.float32)
-        return value if self.transform is None else self.transform.normalize(value)
-
-
-def read_arrays(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """The arrays `x` (samples first) and `y` of an `.npz` file; labels that are whole numbers come as int64.
-
-    Raises:
-        DataError: not such a file, an array is missing or holds Python objects, or the lengths differ.
-    """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            for name in ("x", "y"):
-                _check_header(archive, path, name)
-        with np.load(path, allow_pickle=False) as arrays:
-            x, y = arrays["x"], arrays["y"]
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zipfile.LargeZipFile, NotImplementedError) as error:
-        raise DataError(f"{path}: not a readable .npz file: {folded(error)}", path=path) from error
-    if x.ndim == 0 or y.ndim == 0 or len(x) != len(y):
-        sizes = f"x holds {len(x) if x.ndim else 1} samples and y {len(y) if y.ndim else 1} labels"
-        raise DataError(f"{path}: {sizes}; the lengths must be equal", path=path, slug="length_mismatch")
-    if not len(x):
-        raise DataError(f"{path}: x and y are empty", path=path)
-    return x, y.astype(np.int64) if y.dtype.kind in "iu" else y
-
-
-def _check_header(archive: zipfile.ZipFile, path: Path, name: str) -> None:
-    """Refuse, from the header alone, pickled objects and arrays larger than what the file can hold."""
-    try:
-        info = archive.getinfo(f"{name}.npy")
-    except KeyError:
-        present = ", ".join(sorted(entry.removesuffix(".npy") for entry in archive.namelist())) or "nothing"
-        raise DataError(
-            f"{path}: no array {name!r} in this file; it holds {present}",
-            path=path,
-            hint="save with numpy.savez(path, x=inputs, y=labels)",
-        ) from None
-    with archive.open(info) as stream:
-        version = np.lib.format.read_magic(stream)
-        read: Any = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, _, dtype = read(stream)
-    if dtype.hasobject:
-        raise DataError(
-            f"{path}: array {name!r} holds pickled Python objects, which are never loaded",
-            path=path,
-            hint="save plain numeric arrays of one shape",
-            slug="object_array",
-        )
-    if prod(shape) * dtype.itemsize > info.file_size:
-        claimed = prod(shape) * dtype.itemsize
-        raise DataError(
-            f"{path}: array {name!r} claims {claimed} bytes, but the file holds {info.file_size}", path=path
-        )
-
-
 class TransformedSet:
     """A data set of (PIL image, target) pairs with the transform applied to each image."""
 
@@ -199,10 +193,10 @@ class TransformedSet:
 
     def __getitem__(self, index: int) -> tuple[Tensor, Any] | Unreadable:
         try:
-            image, target = self._dataset[index]
+            image, target, *_ = self._dataset[index]
+            return self.transform(image), target
         except (OSError, SyntaxError, ValueError) as error:
             return Unreadable(f"{self._name}[{index}]", folded(error))
-        return self.transform(image), target
 
 
 def open_torchvision_set(spec: str) -> Any:

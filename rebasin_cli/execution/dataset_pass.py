@@ -21,7 +21,7 @@ from torch import Tensor
 
 from rebasin_cli.data import Batch, BatchSource
 from rebasin_cli.data.ranks import Ranks
-from rebasin_cli.errors import DataError, RebasinError
+from rebasin_cli.errors import DataError, RebasinError, about
 
 CHUNK_BYTES = 128 * 2**20
 
@@ -139,7 +139,7 @@ def run_pass(
         for name in names:
             if running.batches.get(name, 0) >= stop:
                 continue
-            running.add(name, _sums_of_all_ranks(step, name, batches, ranks), stop)
+            running.add(name, _sums_of_all_ranks(step, name, batches, ranks, source.origin), stop)
             if progress is not None:
                 progress(stop, name)
         if not more:
@@ -213,12 +213,14 @@ def _read(
     return batches, bool(ranks.total(torch.tensor([float(more)], dtype=torch.float64)).item())
 
 
-def _sums_of_all_ranks(step: Step, name: str, batches: Sequence[Batch], ranks: Ranks) -> Tensor:
+def _sums_of_all_ranks(step: Step, name: str, batches: Sequence[Batch], ranks: Ranks, origin: str) -> Tensor:
     """One network's sums over the chunk, added over all processes; a failure in one of them is raised in all."""
     sums: Tensor | None = None
     error: RebasinError | None = None
     try:
         sums = step(name, batches)
+    except DataError as caught:
+        error = about(caught, origin)
     except RebasinError as caught:
         error = caught
     ranks.agree(error)

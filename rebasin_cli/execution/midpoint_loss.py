@@ -1,13 +1,14 @@
 """What a network between A and B is worth on data: its loss, differentiable in its parameters.
 
 BatchNorm layers normalise by the batch, because their running statistics belong to A or to B and to nothing between;
-everything else runs in eval mode. Cross-entropy where the data have class numbers that fit the outputs; elsewhere the
-distance of the outputs from the mean of A's and B's, in units of their own spread, which needs no labels.
+everything else runs in eval mode. The user's loss where there is one; cross-entropy where the data have class numbers
+that fit the outputs; elsewhere, for data without labels or with real numbers as targets, the distance of the outputs
+from the mean of A's and B's, in units of their own spread, which needs no labels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,10 +18,29 @@ from torch.nn import functional as F
 from torch.utils._pytree import tree_leaves
 
 from rebasin_cli.data import Batch
+from rebasin_cli.data.contract import IGNORED
 from rebasin_cli.errors import DataError, one_line
-from rebasin_cli.execution.evaluation import IGNORED, class_count, logits_of
+from rebasin_cli.execution.evaluation import Measure
+from rebasin_cli.execution.scores import FIELDS, Values, values
+from rebasin_cli.execution.targets import fitted
+from rebasin_cli.execution.user_score import Score, mean_score
+from rebasin_cli.model.foreign_code import own_line
 
 Tensors = Mapping[str, Tensor]
+
+CROSS_ENTROPY = "cross-entropy"
+DISTANCE = "distance from the mean of A's and B's outputs (no labels)"
+LOSS = "the given loss"
+
+
+def _differentiable(value: Tensor) -> Tensor:
+    if torch.is_grad_enabled() and not value.requires_grad:
+        raise DataError(
+            "--loss: its value does not depend differentiably on the output, so that nothing can be learned from it",
+            hint="use torch's operations, without detach(), item() or argmax",
+            slug="user_function",
+        )
+    return value
 
 
 class MidpointLoss:
@@ -30,9 +50,13 @@ class MidpointLoss:
         module: built for this alone; its own weights are not looked at.
         ends: the tensors of A and of B by state-dict key, float32.
         device: where networks run.
+        loss: the user's, `f(output, target)`; it must be differentiable.
     """
 
-    def __init__(self, module: nn.Module, ends: tuple[Tensors, Tensors], device: torch.device) -> None:
+    def __init__(
+        self, module: nn.Module, ends: tuple[Tensors, Tensors], device: torch.device, loss: Score | None = None
+    ) -> None:
+        self._loss = loss
         self._module, self._ends, self.device = module.eval().requires_grad_(False), ends, device
         self._by_batch = [one for one in module.modules() if isinstance(one, nn.modules.batchnorm._BatchNorm)]
         self._synchronised = [one for one in self._by_batch if isinstance(one, nn.SyncBatchNorm)]
@@ -49,17 +73,11 @@ class MidpointLoss:
         """
         batch = batch.to(self.device)
         output = self._run(network, batch, by_batch=True)
-        if class_count(output, batch.target) is not None:
-            logits = logits_of(output)
-            assert logits is not None
-            classes, target = logits.shape[1], batch.target.long()
-            wrong = target[(target != IGNORED) & ((target < 0) | (target >= classes))]
-            if len(wrong):
-                raise DataError(
-                    f"class number {int(wrong[0])} in the data, but the model has {classes} classes, from 0",
-                    slug="labels",
-                )
-            return F.cross_entropy(logits.float(), target, ignore_index=IGNORED)
+        if self._loss is not None:
+            return _differentiable(mean_score(self._loss, output, batch))
+        pair = fitted(output, batch)
+        if pair is not None:
+            return F.cross_entropy(pair.scores.float(), pair.target, ignore_index=IGNORED)
         with torch.no_grad():
             wanted = [self._run(end, batch, by_batch=False) for end in self._ends]
         return _distance(output, wanted)
@@ -71,7 +89,34 @@ class MidpointLoss:
         try:
             return functional_call(self._module, _own_buffers(self._module, state), batch.args, dict(batch.kwargs))
         except Exception as error:  # the model is the user's code: what it says is told in its words
-            raise DataError(f"the model does not accept the data: {one_line(error)}", slug="input_shape") from error
+            raise DataError(
+                f"the model does not accept the data: {one_line(error)}{own_line(error)}", slug="input_shape"
+            ) from error
+
+    def kind(self, batch: Batch) -> str:
+        """What is learned from data such as this batch: the user's loss, cross-entropy, or a distance.
+
+        Raises:
+            DataError: as `of` does; labels that do not fit the model among them.
+        """
+        with torch.no_grad():
+            self.of(self._ends[0], batch)
+            if self._loss is not None:
+                return LOSS
+            output = self._run(self._ends[0], batch.to(self.device), by_batch=False)
+            return DISTANCE if fitted(output, batch.to(self.device)) is None else CROSS_ENTROPY
+
+    def score(self, end: int, batches: Sequence[Batch]) -> Values | None:
+        """The cross-entropy and accuracy of A (0) or B (1); None where the data have no class numbers."""
+        total = torch.zeros(len(FIELDS), dtype=torch.float64)
+        with torch.no_grad():
+            for batch in batches:
+                moved = batch.to(self.device)
+                output = self._run(self._ends[end], moved, by_batch=False)
+                if fitted(output, moved) is None:
+                    return None
+                total += Measure().sums(output, moved)
+        return values(total)
 
 
 def _own_buffers(module: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from rebasin_cli.data import Batch
 from rebasin_cli.errors import DataError, ModelError, ResourceError, one_line
+from rebasin_cli.model.foreign_code import own_line
 
 
 class Network(Protocol):
@@ -158,10 +159,13 @@ class ModelSlot:
         except Exception as error:  # the model is the user's code, so its own message is quoted
             if _is_out_of_memory(error):
                 raise
-            shapes = ", ".join(str(tuple(value.shape)) for value in args if isinstance(value, Tensor))
+            given = [*args, *moved.kwargs.values()]
+            shapes = ", ".join(str(tuple(value.shape)) for value in given if isinstance(value, Tensor))
+            images = any(isinstance(value, Tensor) and value.dim() == 4 for value in given)
             raise DataError(
-                f"the model does not accept inputs of shape {shapes or 'unknown'}: {one_line(error)}",
-                hint="check shape and dtype of the data; --transform changes the size of images",
+                f"the model does not accept inputs of shape {shapes or 'unknown'}: {one_line(error)}{own_line(error)}",
+                hint="check shape, dtype and range of the data"
+                + ("; --transform changes the size of images" if images else ""),
                 slug="input_shape",
             ) from error
 

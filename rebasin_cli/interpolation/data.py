@@ -3,24 +3,34 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import exp, log
+from pathlib import Path
 from typing import Any
 
-from rebasin_cli.data import Batch, BatchSource, ImageTransform, model_class_names
+from rebasin_cli.data import BatchSource
 from rebasin_cli.data.source import ModelView
-from rebasin_cli.data.transform import model_transform, user_transform
-from rebasin_cli.errors import DataError, ModelError
-from rebasin_cli.execution.evaluation import class_count
+from rebasin_cli.errors import ModelError
+from rebasin_cli.execution.chance import no_better_than_chance
+from rebasin_cli.execution.data_inputs import Classes, model_view
+from rebasin_cli.execution.model_slot import ModelSlot
 from rebasin_cli.execution.subject import ModelChoice, example_for
 from rebasin_cli.interpolation.models import SweepModels
+from rebasin_cli.interpolation.sweep import Sweep, SweepPoint
+from rebasin_cli.model.example_input import ExampleInput
 
 
 @dataclass(frozen=True, slots=True)
 class SweepData:
-    """`evaluation` is None where networks are only saved, `statistics` where nothing is recalibrated."""
+    """`evaluation` is None where networks are only saved, `statistics` where nothing is recalibrated.
+
+    `unlabelled` data have no target at all, so that outputs are compared with those of the ends.
+    """
 
     evaluation: BatchSource | None
     statistics: BatchSource | None
+    unlabelled: bool = False
 
     def identity(self) -> dict[str, Any]:
         """Everything about the data that decides the numbers; as a digest, because a list of files can be long."""
@@ -36,44 +46,98 @@ def _digest(source: BatchSource | None) -> str | None:
     return hashlib.sha256(source.fingerprint.encode("utf-8", "surrogateescape")).hexdigest()
 
 
-def model_view(models: SweepModels, choice: ModelChoice, transform: str | None) -> ModelView:
+def classes_of(models: SweepModels, *, labelled: bool) -> Classes:
+    """Counts the classes of the first network of a sweep; `labelled` data must fit its outputs."""
+
+    def slot() -> ModelSlot:
+        models.slot.load(models.networks.first)
+        return models.slot
+
+    return Classes(slot, labelled=labelled)
+
+
+def chance_warnings(
+    curves: Mapping[str, Sequence[SweepPoint]], files: Mapping[str, Sequence[Path]], *, cross_entropy: bool
+) -> list[str]:
+    """A sentence for each curve whose ends classify no better than by chance, about the first such end.
+
+    Args:
+        files: along each curve.
+        cross_entropy: the loss is that, and not the user's.
+    """
+    found: dict[str, None] = {}
+    for curve, points in curves.items():
+        ends = [(files[curve][point.segment + int(point.lam)], point) for point in points if point.at_end]
+        said = (no_better_than_chance(str(path), point, cross_entropy=cross_entropy) for path, point in ends)
+        found |= dict.fromkeys([text for text in said if text is not None][:1])
+    return list(found)
+
+
+def language_figures(data: SweepData, sweep: Sweep) -> dict[str, Any] | None:
+    """Perplexity and bits per byte of every point, and the barriers in bits per byte; None where the data are no text.
+
+    The loss is in nats per token: `exp(loss)` is the perplexity, and `loss / ln 2` bits go for `bytes_per_token`.
+    """
+    facts = None if data.evaluation is None else data.evaluation.text
+    if facts is None:
+        return None
+
+    def bits(loss: float | None) -> float | None:
+        return None if loss is None else loss / log(2) / facts.bytes_per_token
+
+    return {
+        "tokenizer": facts.tokenizer,
+        "tokens": facts.tokens,
+        "bytes": facts.bytes,
+        "bytes_per_token": facts.bytes_per_token,
+        "curves": {
+            curve: [
+                {
+                    "segment": point.segment,
+                    "lam": point.lam,
+                    "perplexity": None if point.loss is None or point.loss > 700 else exp(point.loss),
+                    "bits_per_byte": bits(point.loss),
+                }
+                for point in points
+            ]
+            for curve, points in sweep.curves.items()
+        },
+        "barrier_bits_per_byte": {curve: bits(barrier.loss) for curve, barrier in sweep.barrier.items()},
+        "barrier_bits_per_byte_standard_error": {
+            curve: bits(barrier.loss_standard_error) for curve, barrier in sweep.barrier.items()
+        },
+    }
+
+
+def has_no_labels(source: BatchSource) -> bool:
+    """Whether the first batch that holds samples has no target."""
+    first = next((batch for batch in source.batches() if batch.size), None)
+    return first is not None and (first.target is None or isinstance(first.target, Mapping))
+
+
+def sweep_view(
+    models: SweepModels, choice: ModelChoice, transform: str | None, classes: Classes, *, stated: bool
+) -> ModelView:
     """What reading the data needs to know about the model.
 
     Args:
         transform: the user's image transform; None for that of the model.
+        stated: the user stated the input.
     """
-    module = models.slot.module
-    chosen, names = model_transform(choice.spec, module)
-    if transform is not None:
-        chosen = user_transform(transform, choice.spec)
-    input_stated = bool(choice.inputs) or choice.input_file is not None
-    return ModelView(
-        classes_of=lambda batch: _classes(models, batch),
-        names=model_class_names(module) or names,
-        transform=chosen,
-        input_shape=None if isinstance(chosen, ImageTransform) else _input_shape(models, choice),
-        input_certain=input_stated or _zoo_knows_input(models),
+    return model_view(
+        models.subject,
+        models.slot.module,
+        choice.spec,
+        example=_example(models, choice),
+        stated=stated,
+        transform=transform,
+        classes=classes,
+        folders=[path for row in models.curves.values() for path in row],
     )
 
 
-def _classes(models: SweepModels, batch: Batch) -> int | None:
-    """The model's number of classes, found by running it on one sample."""
-    models.slot.load(models.networks.first)
-    for piece, output in models.slot.outputs(batch.rows(0, 1)):
-        return class_count(output, piece.target)
-    raise DataError("the data hold no sample")
-
-
-def _zoo_knows_input(models: SweepModels) -> bool:
-    factory = models.subject.factory
-    return factory.source.example(models.subject.module, factory.seed) is not None
-
-
-def _input_shape(models: SweepModels, choice: ModelChoice) -> tuple[int, ...] | None:
-    """The shape of the model's input where it is one image; None where it is unknown."""
+def _example(models: SweepModels, choice: ModelChoice) -> ExampleInput | None:
     try:
-        example = example_for(choice, models.subject)
-    except ModelError:  # then the images' own size decides
+        return example_for(choice, models.subject)
+    except ModelError:  # then the data alone decide
         return None
-    shapes = [tuple(tensor.shape) for _, tensor in example.tensors()]
-    return shapes[0] if len(shapes) == 1 and len(shapes[0]) == 4 else None

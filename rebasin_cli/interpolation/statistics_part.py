@@ -118,7 +118,8 @@ class _Part:
     def __init__(self, source: BatchSource, share: int, chosen: int, count: int | None, *, apart: bool) -> None:
         self._source, self._share, self._chosen, self._apart = source, share, chosen, apart
         self.batch_count = None if count is None else chosen if apart else count - chosen
-        self.description = source.description
+        self.description, self.origin, self.notes = source.description, source.origin, source.notes
+        self.text = source.text
         part = "apart" if apart else "rest"
         self.fingerprint = f"{source.fingerprint}|{part}|{share}|{chosen}"
 

@@ -15,7 +15,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from rebasin_cli.execution.evaluation import FIELDS, Values, values
+from rebasin_cli.execution.scores import FIELDS, Values, values
 from rebasin_cli.interpolation.line import Point, SweepNetworks
 
 BestBy = Literal["loss", "accuracy"]

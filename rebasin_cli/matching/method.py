@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from enum import Enum
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from rebasin_cli.errors import UsageError
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
     from rebasin_cli.data import Batch
     from rebasin_cli.data.ranks import Ranks
+    from rebasin_cli.execution.data_inputs import PairData
     from rebasin_cli.execution.pair import Pair
     from rebasin_cli.execution.understanding import Understanding
     from rebasin_cli.matching.plan import Effort
@@ -45,6 +47,9 @@ class Matching:
         time_limit: seconds.
         data, limit, batch_size: the data set for methods and starts that run the networks.
         options: the method's own options; None for their defaults.
+        transform, class_map, class_order, workers, skip_corrupt: how the data are read.
+        loss: the user's function that learning minimises; None for cross-entropy, or a distance without labels.
+        input_stated: the user stated the input of the model.
     """
 
     method: str
@@ -60,6 +65,43 @@ class Matching:
     batch_size: int = 64
     objective: str = "plain"
     options: object | None = None
+    transform: str | None = None
+    class_map: Path | None = None
+    class_order: str | None = None
+    workers: int = 0
+    skip_corrupt: bool = False
+    loss: str | None = None
+    input_stated: bool = False
+
+
+def data_of(
+    pair: Pair, understood: Understanding, matching: Matching, model: str, *, labelled: bool = False
+) -> PairData:
+    """The data set of a matching, which must name one; `labelled` if labels are learned from."""
+    from rebasin_cli.data import DataOptions
+    from rebasin_cli.execution.data_inputs import PairData
+
+    assert matching.data is not None
+    how = DataOptions(
+        limit=matching.limit,
+        seed=matching.seed,
+        batch_size=matching.batch_size,
+        workers=matching.workers,
+        skip_corrupt=matching.skip_corrupt,
+        class_map=matching.class_map,
+        class_order=matching.class_order,
+    )
+    return PairData(
+        pair,
+        understood,
+        matching.data,
+        model,
+        how,
+        matching.transform,
+        matching.input_stated,
+        labelled=labelled,
+        loss=matching.loss,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +114,7 @@ class MatchTask:
         on_pass: called after every pass of a search.
         ranks: the processes that take part; all but the first run only the method's `assist`.
         shuffle: read the data in a random order that the seed decides.
+        data: the data set, where it is open already.
     """
 
     pair: Pair
@@ -82,6 +125,7 @@ class MatchTask:
     on_pass: OnPass
     ranks: Ranks
     shuffle: bool = False
+    data: PairData | None = None
 
     def options(self, kind: type[Options]) -> Options:
         """The method's own options, which are of this class.
@@ -102,20 +146,12 @@ class MatchTask:
         Raises:
             DataError: there is no such data, or it does not fit the model.
         """
-        from rebasin_cli.execution.data_inputs import data_batches
+        return self.room.batches(shuffle=self.shuffle, ranks=self.ranks)
 
-        assert self.matching.data is not None
-        return data_batches(
-            self.pair,
-            self.understood,
-            self.matching.data,
-            model=self.model,
-            limit=self.matching.limit,
-            batch_size=self.matching.batch_size,
-            seed=self.matching.seed,
-            shuffle=self.shuffle,
-            ranks=self.ranks,
-        )
+    @property
+    def room(self) -> PairData:
+        """The data set of the task."""
+        return self.data or data_of(self.pair, self.understood, self.matching, self.model)
 
     def inputs(self) -> Iterator[ExampleInput]:
         """Inputs to record activations on: the data, or noise where there is none.
@@ -144,6 +180,7 @@ class Method:
         aliases: other accepted names.
         needs: checked before the method is called.
         options: the class of its own options, made with `options_class`; every option has a default.
+        learns: it compares permutations by a loss on the data.
         assist: what the other processes run under `torchrun`, while the first runs `match`; None for nothing.
     """
 
@@ -154,6 +191,7 @@ class Method:
     needs: frozenset[Need] = frozenset()
     options: type | None = None
     assist: Callable[[MatchTask], None] | None = None
+    learns: bool = False
 
     def own_options(self, given: object) -> Any:
         """The method's own options out of an object that has them among others; None where it has none."""

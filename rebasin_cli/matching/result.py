@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from rebasin_cli.execution.scores import Values
 from rebasin_cli.permutation import Permutations
 
 
@@ -88,6 +89,8 @@ class MatchResult:
         already_aligned: nothing better than leaving B as it is was found.
         start: the start that won. candidates: all that were tried.
         method: the matching method's name; empty where a search was called directly.
+        learned_on: what was learned from data, in words; None where nothing was.
+        ends: how A and B classify the data, where labels were learned from.
     """
 
     permutations: Permutations
@@ -110,3 +113,5 @@ class MatchResult:
     seconds: float
     timed_out: bool = False
     method: str = ""
+    learned_on: str | None = None
+    ends: tuple[Values, ...] = ()

@@ -20,9 +20,11 @@ import torch
 from torch import Tensor
 
 from rebasin_cli.data import Batch
-from rebasin_cli.errors import DataError, NumericalError
-from rebasin_cli.execution.midpoint_loss import MidpointLoss
+from rebasin_cli.data.batch_sources import load_callable
+from rebasin_cli.errors import DataError, NumericalError, about
+from rebasin_cli.execution.midpoint_loss import CROSS_ENTROPY, MidpointLoss
 from rebasin_cli.execution.pair import Pair
+from rebasin_cli.execution.scores import Values
 from rebasin_cli.execution.weights import Weights
 from rebasin_cli.matching.arrangement import Arrangement
 from rebasin_cli.matching.descent import Descent
@@ -87,6 +89,19 @@ def learn(
         DataError: there are no data, or the model does not accept them.
         NumericalError: the midpoint's loss is not finite from the start.
     """
+    try:
+        return _learned(task, start, further, learning, method)
+    except DataError as error:
+        raise about(error, str(task.matching.data)) from error
+
+
+def _learned(
+    task: MatchTask,
+    start: MatchResult,
+    further: Mapping[str, Callable[[], Permutations]],
+    learning: Learning,
+    method: str,
+) -> MatchResult:
     began = time.monotonic()
     run = _LearningRun(task, start, further, learning)
     while not run.finished:
@@ -113,8 +128,12 @@ class _LearningRun:
         self.found, self.learning, self.spec = start, learning, task.understood.spec
         self.a, self.b = (_widened(weights, pair) for weights in (pair.a, pair.b))
         module = load_state(pair.subject.factory.build_weightless(), self.a)
-        self.loss = MidpointLoss(module, (self.a, self.b), task.device)
+        loss = None if task.matching.loss is None else load_callable(task.matching.loss)
+        self.loss = MidpointLoss(module, (self.a, self.b), task.device, loss)
         self.held = _first(filter(self.loss.fits, task.batches()))
+        self.kind = self.loss.kind(self.held[0])
+        self.ends = self._score_ends() if self.kind == CROSS_ENTROPY else ()
+        self.cut_short = False
         self.stream = filter(self.loss.fits, chain.from_iterable(task.batches() for _ in repeat(None)))
         self.learner = StraightThrough(
             self.spec,
@@ -138,10 +157,16 @@ class _LearningRun:
         if not isfinite(self.best_loss):
             raise NumericalError("the midpoint's loss is not finite, neither with B as it is nor after weight matching")
         for name, make in further.items():
-            if not self.out_of_time:
-                self._offer(name, make())
+            if self.out_of_time:
+                self.cut_short = True
+                break
+            self._offer(name, make())
         if self.start != "weight matching":
             self.learner.begin(self.best, HOLD)
+
+    def _score_ends(self) -> tuple[Values, ...]:
+        found = (self.loss.score(end, self.held) for end in (0, 1))
+        return tuple(score for score in found if score is not None)
 
     @property
     def out_of_time(self) -> bool:
@@ -189,7 +214,7 @@ class _LearningRun:
         return mean if isfinite(mean) else inf
 
     def result(self, seconds: float) -> MatchResult:
-        late = self.done < self.learning.steps
+        late = self.done < self.learning.steps or self.cut_short
         return replace(
             evaluated(self.learner.problem, self.found, self.best),
             criterion=Criterion(CRITERION, self.identity, self.best_loss, self.weight_matching),
@@ -199,6 +224,8 @@ class _LearningRun:
             start=self.start,
             timed_out=late,
             seconds=seconds,
+            learned_on=self.kind,
+            ends=self.ends,
         )
 
 

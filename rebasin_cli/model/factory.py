@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import re
 import weakref
 from collections.abc import Callable, Mapping
@@ -27,7 +26,7 @@ from rebasin_cli.model.timm_zoo import timm_source
 from rebasin_cli.model.torchvision_zoo import torchvision_source
 from rebasin_cli.model.transformers_zoo import transformers_source
 from rebasin_cli.model.user_code import user_source
-from rebasin_cli.model.weightless import leaked, weightless_construction, without_weights
+from rebasin_cli.model.weightless import copied, leaked, weightless_construction, without_weights
 
 # A user's callable may return the same module every time; every build must give a new one.
 _handed_out: weakref.WeakSet[nn.Module] = weakref.WeakSet()
@@ -148,7 +147,7 @@ class ModelFactory:
                 slug="not-a-module",
             )
         if made in _handed_out:
-            made = copy.deepcopy(made)
+            made = copied(made)
         _handed_out.add(made)
         return made
 
@@ -235,4 +234,4 @@ def _with_memory(module: nn.Module) -> nn.Module:
             else:
                 values.zero_()
             memo[id(parameter)] = nn.Parameter(values, requires_grad=parameter.requires_grad)
-    return copy.deepcopy(module, memo)
+    return copied(module, memo)

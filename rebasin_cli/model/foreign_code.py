@@ -111,6 +111,22 @@ def place_in(error: BaseException, root: Path) -> str | None:
     return place
 
 
+def own_line(error: BaseException) -> str:
+    """` (file:line)` of the innermost frame that belongs neither to an installed package nor to this one, else nothing.
+
+    For a model that raises as it runs: the line is the user's.
+    """
+    ours = Path(__file__).resolve().parents[1]
+    place = ""
+    for frame in traceback.extract_tb(error.__traceback__):
+        if frame.filename.startswith("<") or "site-packages" in frame.filename or "dist-packages" in frame.filename:
+            continue
+        file = Path(frame.filename).resolve()
+        if ours not in file.parents and file.is_file():
+            place = f" ({frame.filename}:{frame.lineno})"
+    return place
+
+
 def failed(what: str, error: BaseException, root: Path | None) -> RebasinError:
     """The error for an exception of the user's code, with file and line."""
     if isinstance(error, RebasinError):

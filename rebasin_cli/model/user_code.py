@@ -7,7 +7,6 @@ a dotted name, the current directory is. Relative imports work inside a package 
 from __future__ import annotations
 
 import contextlib
-import copy
 import importlib
 import inspect
 from collections.abc import Callable, Mapping
@@ -25,6 +24,7 @@ from rebasin_cli.model.model_spec import CLASS_COUNT_NAMES, ModelSpec, existing_
 from rebasin_cli.model.source import ModelSource
 from rebasin_cli.model.torchvision_import import declare_missing_operators
 from rebasin_cli.model.transformers_zoo import transformers_input
+from rebasin_cli.model.weightless import copied
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,7 @@ class UserCallable(ModelSource):
     def construct(self, args: Mapping[str, Any]) -> object:
         with importable(self.folder):
             if isinstance(self.target, nn.Module):
-                return copy.deepcopy(self.target)
+                return copied(self.target)
             return self.target(**args)
 
     def signature(self) -> inspect.Signature | None:

@@ -133,13 +133,21 @@ def without_weights(module: nn.Module, *, buffers: bool = False) -> nn.Module:
         id(tensor): twins.parameter(tensor) if isinstance(tensor, nn.Parameter) else twins.twin(tensor.detach())
         for tensor in tensors
     }
-    # A tensor computed from parameters (a pruned weight, a cache) cannot be copied as it is, but its numbers can.
-    memo |= {
-        id(value): value.detach()
-        for child in module.modules()
-        for key, attribute in vars(child).items()
-        if key not in {"_parameters", "_buffers", "_modules"}
-        for value in _tensors_in(attribute)
-        if not value.is_leaf
-    }
-    return copy.deepcopy(module, memo)
+    return copied(module, memo)
+
+
+def copied(module: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
+    """A deep copy, also of a module that keeps tensors which it computed: features for a plot, a norm of its weights.
+
+    torch refuses to copy a tensor that has a gradient function; the copy has its values alone.
+
+    Args:
+        memo: as `copy.deepcopy` takes it.
+    """
+    known = {} if memo is None else memo
+    for owner in module.modules():
+        for value in list(vars(owner).values()):
+            for tensor in _tensors_in(value):
+                if not tensor.is_leaf and id(tensor) not in known:
+                    known[id(tensor)] = tensor.detach().clone()
+    return copy.deepcopy(module, known)

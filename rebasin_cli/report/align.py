@@ -25,6 +25,7 @@ def align_table(result: AlignResult, *, verbose: bool = False, swept: bool = Fal
         ("distance", f"{number(result.distance.before)} -> {number(result.distance.after)} (L2 norm)"),
         *_groups_verified(result.verified),
         ("function", function_in_words(result.verified)),
+        *_data(result),
         ("matching", _search(result)),
         ("time", f"{seconds(result.seconds['total'])}, peak memory {size(result.peak_rss_bytes)}"),
     ]
@@ -138,10 +139,33 @@ def _search(result: AlignResult) -> str:
             if result.passes
             else "best candidate"
         )
-        return f"{result.method}: {learned} ({result.start}); seed {result.seed}"
+        return f"{result.method}: {learned} ({result.start}){_settings(result)}; seed {result.seed}"
     end = "converged" if result.converged else "stopped before convergence"
     passes = counted(result.passes, "pass", "passes")
-    return f"{result.method}: {end} after {passes} from the best start ({result.start}); seed {result.seed}"
+    start = f"{result.start}{_settings(result)}; seed {result.seed}".replace(result.start, f"({result.start})", 1)
+    return f"{result.method}: {end} after {passes} from the best start {start}"
+
+
+def _data(result: AlignResult) -> list[tuple[str, object]]:
+    """What the networks were run on, and what was learned from it."""
+    if result.data is None:
+        return []
+    learned = result.data["learned_on"]
+    return [("data", result.data["description"]), *([("learned by", learned)] if learned is not None else [])]
+
+
+def _settings(result: AlignResult) -> str:
+    """The settings that the method worked with."""
+    said = []
+    if result.method == "activation" and result.settings["mix"] < 1:
+        said.append(f"mix {result.settings['mix']:g}")
+    if result.method == "learned":
+        said.append(f"rate {result.settings['learning_rate']:g}")
+    if result.method != "activation" or result.settings.get("mix", 1.0) < 1:
+        said.append(f"effort {result.settings['effort']}")
+    if result.timed_out:
+        said.append("time ran out")
+    return "".join(f", {words}" for words in said)
 
 
 def _groups(result: AlignResult) -> Rows:

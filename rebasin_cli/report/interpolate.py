@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from rebasin_cli.interpolation.sweep import Barrier, Best, SweepPoint
+from rebasin_cli.report.language import language_facts, language_table
 from rebasin_cli.report.layout import Document, Facts, Part, Rows, document, facts, rows, text
 from rebasin_cli.report.sparkline import sparkline
 from rebasin_cli.report.text import counted, number, printable, share, with_error
@@ -27,16 +28,20 @@ def interpolate_table(result: InterpolateResult, *, verbose: bool = False, plain
     if result.data is not None:
         entries.append(("data", result.data))
     entries += _treatment(result)
-    entries += [(_named("barrier", curve, result), _barrier(barrier)) for curve, barrier in result.barrier.items()]
+    entries += [
+        (_named("barrier", curve, result), _barrier(barrier, result)) for curve, barrier in result.barrier.items()
+    ]
+    entries += language_facts(result)
     if any(point.batch_means for points in result.curves.values() for point in points):
         entries.append(("standard errors", "over batches: the loss gives no values of single samples"))
     best = result.best
-    if best is not None:
+    if best is not None and result.labelled:
         values = f"loss {number(best.loss)}{_accuracy_word(best.accuracy)}"
         entries.append((f"best by {result.best_by}", f"{_place(result, best)}: {values}"))
     parts: list[Part | None] = [
         facts(entries),
         _curves(result, verbose) if result.curves else None,
+        language_table(result),
         _sparks(result, plain),
         text(verdict(result)),
         facts([("written", path) for path in (result.out, *result.saved) if path is not None]),
@@ -86,25 +91,27 @@ def _treatment(result: InterpolateResult) -> list[tuple[str, object]]:
         else (("as loaded", ends.as_loaded), ("as treated", ends.as_treated))
     ):
         entries += [
-            (_named(f"ends {name}", curve, result), "; ".join(map(_end, points)))
+            (_named(f"ends {name}", curve, result), "; ".join(_end(point, result) for point in points))
             for curve, points in (curves or {}).items()
         ]
     return entries
 
 
-def _end(point: SweepPoint) -> str:
-    return f"loss {number(point.loss)}{_accuracy_word(point.accuracy)}"
+def _end(point: SweepPoint, result: InterpolateResult) -> str:
+    accuracy = "" if point.accuracy is None else f", {_measure('accuracy', result)} {share(point.accuracy)}"
+    return f"{_measure('loss', result)} {number(point.loss)}{accuracy}"
 
 
-def _barrier(barrier: Barrier) -> str:
+def _barrier(barrier: Barrier, result: InterpolateResult) -> str:
+    loss = f"{_measure('loss', result)} {shown(barrier)}"
     if barrier.accuracy is None:
-        return f"loss {shown(barrier)}"
+        return loss
     drop = (
         f"{100 * barrier.accuracy:.1f}"
         if barrier.accuracy_standard_error is None
         else with_error(barrier.accuracy, barrier.accuracy_standard_error, scale=100)
     )
-    return f"loss {shown(barrier)}, accuracy {drop} points"
+    return f"{loss}, {_measure('accuracy', result)} {drop} points"
 
 
 def _accuracy_word(accuracy: float | None) -> str:
@@ -134,7 +141,7 @@ def _curves(result: InterpolateResult, verbose: bool) -> Rows:
     if any(point.metric is not None for row in points for point in row):
         measured.append("metric")
     headings = (["between"] if _many(result) else []) + ["lam"]
-    headings += [_named(_heading(field), name, result, SHORT) for field in measured for name in names]
+    headings += [_named(_measure(field, result), name, result, SHORT) for field in measured for name in names]
     places = {field: _decimals([getattr(point, field) for row in points for point in row]) for field in measured}
     fine = max(len(f"{point.lam:.3g}".partition(".")[2]) for point in points[0])
     errors = [field for field in measured if field in ERRORS and _has_errors(points, field)]
@@ -151,7 +158,9 @@ def _curves(result: InterpolateResult, verbose: bool) -> Rows:
         )
         cells = [_with_error(point, field, places[field]) for field in measured for point in across]
         printed.append([*lead, lam, *cells])
-    more = [_named(f"{field} standard error", name, result, SHORT) for field in errors for name in names]
+    more = [
+        _named(f"{_measure(field, result)} standard error", name, result, SHORT) for field in errors for name in names
+    ]
     numbers = range(int(_many(result)), len(headings))
     return rows(headings, lines, numbers=numbers, exact=exact, exact_headings=[*headings, *more], printed=printed)
 
@@ -168,8 +177,10 @@ def _with_error(point: SweepPoint, field: str, decimals: int | None) -> str:
     return f"({with_error(value, error, scale=100)}) %" if field == "accuracy" else with_error(value, error)
 
 
-def _heading(field: str) -> str:
-    return {"top5": "top-5"}.get(field, field)
+def _measure(field: str, result: InterpolateResult) -> str:
+    """What a field of a point is called: without labels, it is no loss and no accuracy."""
+    names = {"top5": "top-5"} if result.labelled else {"loss": "distance", "accuracy": "agreement"}
+    return names.get(field, field)
 
 
 def _decimals(values: Sequence[float | None]) -> int | None:
@@ -202,5 +213,5 @@ def _sparks(result: InterpolateResult, plain: bool) -> Facts:
             scale = f"{share(low)} to {share(high)}" if field == "accuracy" else f"{number(low)} to {number(high)}"
             for name, row in result.curves.items():
                 line = sparkline([getattr(point, field) for point in row], low=low, high=high, plain=plain)
-                lines.append((_named(field, name, result), f"{line}  {scale}"))
+                lines.append((_named(_measure(field, result), name, result), f"{line}  {scale}"))
     return facts(lines, for_terminal=True)

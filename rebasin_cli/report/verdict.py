@@ -3,6 +3,7 @@
 | sentence | condition |
 |---|---|
 | nothing was evaluated | there are no data |
+| without labels | the data have none; nothing is said of barriers in the loss, which was not measured |
 | the barrier is unknown: one step | nothing between the checkpoints was evaluated |
 | the barrier is unknown: not finite | a value on the line is missing or not finite |
 | no better than guessing | the accuracy of an end, less two standard errors, is not above 1 / classes |
@@ -18,6 +19,7 @@ from __future__ import annotations
 import math
 from typing import Literal
 
+from rebasin_cli.execution.chance import ADVICE, may_guess
 from rebasin_cli.interpolation.sweep import Barrier, SweepPoint
 from rebasin_cli.report.text import counted, share, with_error
 from rebasin_cli.verbs.interpolate_result import InterpolateResult
@@ -31,6 +33,8 @@ def verdict(result: InterpolateResult) -> str:
     """The sentences for this result."""
     if result.data is None:
         return "Nothing was evaluated: --data was not given."
+    if not result.labelled:
+        return _without_labels(result)
     curve = "matched" if "matched" in result.barrier else "naive"
     found = finding(result, curve)
     if found == "one step":
@@ -55,7 +59,7 @@ def finding(result: InterpolateResult, curve: str) -> Finding:
     if barrier.loss is None:
         return "not finite"
     ends = _ends(points)
-    if any(_guesses(point) for point in ends):
+    if any(may_guess(point) for point in ends):
         return "guessing"
     losses = [abs(point.loss) for point in ends if point.loss is not None]
     rounding = ROUNDING * sum(losses) / max(1, len(losses))
@@ -67,21 +71,27 @@ def _ends(points: tuple[SweepPoint, ...]) -> list[SweepPoint]:
     return [point for point in points if point.at_end]
 
 
-def _guesses(point: SweepPoint) -> bool:
-    """Whether its accuracy may be that of guessing; unknown without classes, which is not that."""
-    if point.accuracy is None or point.chance is None:
-        return False
-    return point.accuracy - 2 * (point.accuracy_standard_error or 0.0) <= point.chance
-
-
 def _guessing(result: InterpolateResult, curve: str) -> str:
     ends = _ends(result.curves[curve])
     seen = " and ".join(share(point.accuracy) for point in ends)
     guessed = share(next(point.chance for point in ends if point.chance is not None))
     return (
         f"The barrier says nothing: on {_samples(result)} the checkpoints' accuracy is {seen}, and guessing gives "
-        f"{guessed}. Check the labels, the order of the classes and the transform of the data."
+        f"{guessed}. {ADVICE[0].upper()}{ADVICE[1:]}."
     )
+
+
+def _without_labels(result: InterpolateResult) -> str:
+    least = {}
+    for curve, points in result.curves.items():
+        known = [point.accuracy for point in points if point.accuracy is not None and point.between]
+        if known:
+            least[curve] = share(min(known))
+    if not least:
+        return "Without labels, only distances between the outputs are known."
+    when = {"naive": " before alignment", "matched": " after alignment"} if len(result.curves) > 1 else {}
+    said = " and ".join(f"{value}{when.get(curve, '')}" for curve, value in least.items())
+    return f"Without labels: between the ends, the least agreement with their predictions is {said}."
 
 
 def _one_curve(result: InterpolateResult, found: Finding) -> str:

@@ -13,9 +13,18 @@ from rebasin_cli.matching.starts import STARTS
 from rebasin_cli.options import AnyPath, AnyTexts, OptionalPath, argument, option, options_class, verb
 from rebasin_cli.progress import Progress, Silent
 from rebasin_cli.verbs.document import Result
-from rebasin_cli.verbs.early_checks import check_inputs
+from rebasin_cli.verbs.early_checks import check_data_options, check_inputs
 from rebasin_cli.verbs.output_paths import OutputFiles
-from rebasin_cli.verbs.shared_options import DATA_HELP, Derivation, RequiredModel, Seed, Siblings, StateOfEach, Writing
+from rebasin_cli.verbs.shared_options import (
+    DATA_HELP,
+    DataReading,
+    Derivation,
+    RequiredModel,
+    Seed,
+    Siblings,
+    StateOfEach,
+    Writing,
+)
 from rebasin_cli.verbs.siblings import Sibling
 
 if TYPE_CHECKING:
@@ -28,7 +37,7 @@ OBJECTIVES = ("plain", "matrices", "tensors", "rows")
 
 
 @options_class
-class AlignOptions(MethodOptions, RequiredModel, Derivation, StateOfEach, Siblings, Writing, Seed):
+class AlignOptions(MethodOptions, RequiredModel, Derivation, DataReading, StateOfEach, Siblings, Writing, Seed):
     """The options of `align`."""
 
     a: AnyPath = argument("Reference checkpoint. It is not modified.", metavar="A", kw_only=False)
@@ -98,14 +107,17 @@ class AlignOptions(MethodOptions, RequiredModel, Derivation, StateOfEach, Siblin
     data: str | None = option(
         f"Inputs on which both networks run. {DATA_HELP}", group="Data", metavar="DATA", default=None
     )
-    limit: int | None = option("Use N samples of the data.", group="Data", metavar="N", at_least=1, default=None)
-    batch_size: int = option("Batch size.", group="Data", metavar="N", at_least=1, default=64)
     progress: Progress | None = field(default=None, repr=False, compare=False)
 
     @property
     def chosen_method(self) -> str:
         """The method that was named, or the default."""
         return self.method or ("weight" if self.data is None else "auto")
+
+    @property
+    def sweeps(self) -> bool:
+        """Whether a sweep over data follows, which the options of data are for too."""
+        return False
 
     @property
     def files(self) -> OutputFiles:
@@ -162,10 +174,11 @@ class AlignResult(Result):
     `chance` compares the gain of the cosine with that of chance (None: not measured). `cosine` and `distance` (L2) are
     over the model's parameters. `state` says for `a` and `b` which state dict of the file was read, as `key` and `ema`
     name it, and where it was found (`found`). `places` has the files' paths relative to the report's directory, `code`
-    the SHA-256 of the user's Python files. `out`, `report` and `sha256["out"]` are None after a dry run. Seconds are
-    wall-clock, by phase; `peak_rss_bytes` counts mapped file pages too. `matched` has the permutations themselves,
-    int64 index tensors by axis group (`new[i] = old[perm[i]]`); they are not part of the
-    JSON.
+    the SHA-256 of the user's Python files. `out`, `report` and `sha256["out"]` are None after a dry run. `data` says
+    how the data were read and what was learned from them, None without data; `settings` are those of the search;
+    `timed_out` says that the time limit ended it. Seconds are wall-clock, by phase; `peak_rss_bytes` counts mapped file
+    pages too. `matched` has the permutations themselves, int64 index tensors by axis group (`new[i] = old[perm[i]]`);
+    they are not part of the JSON.
     """
 
     a: Path
@@ -184,6 +197,9 @@ class AlignResult(Result):
     code: Mapping[str, Mapping[str, str]]
     siblings: tuple[Sibling, ...]
     method: str
+    data: Mapping[str, Any] | None
+    settings: Mapping[str, Any]
+    timed_out: bool
     start: str
     seed: int
     device: str
@@ -230,7 +246,10 @@ def check_align_inputs(options: AlignOptions) -> None:
         input_file=options.input_file,
         rules=options.rules,
         others=(options.spec,),
+        class_map=options.class_map,
     )
+    if not options.sweeps:
+        check_data_options(options, options.data)
 
 
 def run_align(options: AlignOptions) -> AlignResult:

@@ -30,6 +30,8 @@ class AlignReport:
     model_args: Mapping[str, Any]
     inputs: tuple[str, ...]
     input_file: Path | None
+    input_stated: bool
+    """The user stated the input, which otherwise was known or guessed."""
     states: Mapping[Path, tuple[str | None, bool]]
     sha256: Mapping[Path, str]
     code: Mapping[Path, str]
@@ -75,6 +77,7 @@ def read_report(path: Path) -> AlignReport:
         model_args=dict(data.get("model_args") or {}),
         inputs=() if input_file else _inputs(str(data.get("input") or "")),
         input_file=_existing(path, str(input_file), places.get("input_file")) if input_file else None,
+        input_stated=bool(data.get("inputs") or data.get("input_file")),
         states={a: of_a, b: of_b, out: of_b},
         sha256={file: str(sha256[name]) for name, file in (("a", a), ("b", b), ("out", out)) if sha256.get(name)},
         code={

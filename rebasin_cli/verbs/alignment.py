@@ -16,10 +16,12 @@ from torch import Tensor
 from rebasin_cli import __version__
 from rebasin_cli.checkpoint.atomic import write_text_atomically
 from rebasin_cli.checkpoint.write import bytes_needed, check_output, keeps_siblings, notes_on_output
+from rebasin_cli.data import BatchSource
 from rebasin_cli.data.ranks import ALONE, Ranks, launched, ranks_for
 from rebasin_cli.errors import RebasinError, UsageError, few
+from rebasin_cli.execution.chance import no_better_than_chance
 from rebasin_cli.execution.closeness import Closeness
-from rebasin_cli.execution.data_inputs import sample_inputs_from_data
+from rebasin_cli.execution.data_inputs import PairData
 from rebasin_cli.execution.device import resolve_device
 from rebasin_cli.execution.pair import Pair, Source, check_all_finite, open_pair
 from rebasin_cli.execution.recalibration import batch_norms
@@ -29,6 +31,7 @@ from rebasin_cli.execution.subject import ModelChoice
 from rebasin_cli.execution.understanding import understand
 from rebasin_cli.execution.weights import Weights
 from rebasin_cli.matching.chance import MOST_ELEMENTS, Chance, gain_against_chance
+from rebasin_cli.matching.method import data_of
 from rebasin_cli.matching.methods import Matching, MatchTask, check_options_apply, find_method, match
 from rebasin_cli.matching.result import PassReport
 from rebasin_cli.matching.starts.identity import START as IDENTITY
@@ -96,7 +99,16 @@ class Alignment:
             batch_size=options.batch_size,
             objective=options.objective,
             options=self.method.own_options(options),
+            transform=options.transform,
+            class_map=options.class_map,
+            class_order=options.class_order,
+            workers=options.workers,
+            skip_corrupt=options.skip_corrupt,
+            loss=options.loss,
+            input_stated=bool(options.inputs) or options.input_file is not None,
         )
+        self.data: PairData | None = None
+        self.source: BatchSource | None = None
         self.clock = PhaseClock("read", "trace", "match", "verify", "write")
         self.before, self.after = Closeness(), Closeness()
         self.function = FunctionCheck.not_run("nothing has been written yet")
@@ -146,6 +158,8 @@ class Alignment:
         for sentence in self.understood.unused_rules:
             self.progress.note(sentence)
         self._check_leftovers()
+        if self.matching.data is not None:
+            self._open_data()
 
     def _check_leftovers(self) -> None:
         """Judge the tensors that no pass reaches, now that it is known what can be permuted."""
@@ -170,6 +184,12 @@ class Alignment:
             path = self.pair.a.checkpoint.path
             self.progress.note(f"{path}: not read, because the model does not have them: {few(unknown, shown=8)}")
 
+    def _open_data(self) -> None:
+        """Open the data before the long work, so that what does not fit is refused at once."""
+        self.data = data_of(self.pair, self.understood, self.matching, self.options.model, labelled=self.method.learns)
+        self.source = self.data.open()
+        self.progress.note(f"data: {self.source.description}")
+
     def _verify_spec(self) -> None:
         """Before the long work: the run ends here if the spec does not preserve the function."""
         self.progress.phase("verifying the groups")
@@ -193,6 +213,8 @@ class Alignment:
                 "--ignore-mismatched-sizes compares weights alone: a network with another head has other outputs",
                 hint="leave --data and --method out",
             )
+        if options.loss is not None and not self.method.learns and not options.sweeps:
+            raise UsageError(f"--loss has no effect with method {self.method.name}", hint="use --method learned")
         check_objective(self.matching.objective)
         if not options.dry_run:
             inputs = [options.a, options.b]
@@ -283,6 +305,7 @@ class Alignment:
             self.device,
             self._show_pass,
             self.ranks,
+            data=self.data,
         )
 
     def _show_pass(self, done: PassReport) -> None:
@@ -341,17 +364,7 @@ class Alignment:
 
     def _data_samples(self) -> tuple[ExampleInput, ...]:
         """Inputs from the data, where there are some: they exercise the networks as they are used."""
-        data = self.matching.data
-        if data is None:
-            return ()
-        return sample_inputs_from_data(
-            self.pair,
-            self.understood,
-            data,
-            DATA_SAMPLES,
-            model=self.options.model,
-            seed=self.matching.seed,
-        )
+        return () if self.data is None else self.data.samples(DATA_SAMPLES)
 
     def _weighed(self, objective: str, b: Mapping[str, Tensor]) -> Closeness:
         """How close a network is to A, weighed as an objective weighs them."""
@@ -397,6 +410,9 @@ class Alignment:
             code=code_of(files.report, filter(None, (python_file(options.model), *options.rules))),
             siblings=self.siblings.siblings,
             method=match.method,
+            data=None if self.source is None else self._reading(),
+            settings=self._settings(),
+            timed_out=match.timed_out,
             start=match.start,
             seed=match.seed,
             device=str(self.device),
@@ -428,6 +444,28 @@ class Alignment:
             warnings=self._warnings(),
             matched=match.permutations,
         )
+
+    def _reading(self) -> dict[str, Any]:
+        """What was read of the data, and how."""
+        assert self.source is not None
+        options = self.options
+        return {
+            "name": options.data,
+            "description": self.source.description,
+            "transform": options.transform,
+            "class_map": options.class_map,
+            "class_order": options.class_order,
+            "limit": options.limit,
+            "batch_size": options.batch_size,
+            "learned_on": self.match.learned_on if options.loss is None else options.loss,
+        }
+
+    def _settings(self) -> dict[str, Any]:
+        """The settings of the search: those of every method, and the method's own."""
+        own = self.matching.options
+        mine = {} if own is None else vars(own)
+        names = ("objective", "effort", "starts", "restarts", "max_passes", "time_limit")
+        return {**{name: getattr(self.matching, name) for name in names}, **mine}
 
     @staticmethod
     def _state(source: Source, weights: Weights) -> dict[str, Any]:
@@ -489,7 +527,7 @@ class Alignment:
 
     def _warnings(self) -> tuple[str, ...]:
         """Warnings about a run that succeeded."""
-        said = self._notes()
+        said = [*self._notes(), *(() if self.source is None else self.source.notes), *self._guessing_ends()]
         said += [f"no rule for {op}: the axes it touches are not permuted" for op in self.understood.unknown_ops]
         for weights in (self.pair.a, self.pair.b):
             if weights.note:
@@ -501,13 +539,21 @@ class Alignment:
         if not self.understood.spec.groups:
             pinned = " that is not pinned with --pin" if self.options.pins else ""
             said.append(f"no axis of this model{pinned} can be permuted without changing its function")
-        if not self.match.converged:
+        if self.match.timed_out:
+            said.append("the time limit ended the matching before it was done")
+        elif not self.match.converged:
             passes = "1 pass" if self.match.passes == 1 else f"{self.match.passes} passes"
             said.append(f"the matching stopped after {passes} without converging")
         if self.function.left_out:
             said.append(f"the function was not verified by running the networks: {self.function.left_out}")
         said += spec_warnings(self.soundness)
         return tuple(said)
+
+    def _guessing_ends(self) -> list[str]:
+        """The networks that classify the data no better than by chance."""
+        paths = (self.options.a, self.options.b)
+        said = [no_better_than_chance(str(path), end) for path, end in zip(paths, self.match.ends, strict=False)]
+        return [text for text in said if text is not None]
 
 
 def align_among_ranks(options: AlignOptions, progress: Progress) -> AlignResult:

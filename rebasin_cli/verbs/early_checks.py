@@ -8,6 +8,8 @@ from pathlib import Path
 from rebasin_cli.checkpoint import check_present
 from rebasin_cli.errors import CheckpointError, DataError, RebasinError, UsageError
 from rebasin_cli.model import check_model, parse_model_spec
+from rebasin_cli.options import options_of
+from rebasin_cli.verbs.shared_options import DataReading
 
 
 def check_inputs(
@@ -18,6 +20,7 @@ def check_inputs(
     input_file: Path | None = None,
     rules: Iterable[Path] = (),
     others: Iterable[Path | None] = (),
+    class_map: Path | None = None,
 ) -> None:
     """Check that all inputs of a verb exist.
 
@@ -26,6 +29,7 @@ def check_inputs(
         model: a model spec; its file, or the name in its zoo, must exist.
         data: values of `--data` and its like; None and data of other kinds than files are not checked.
         input_file, rules, others: files of the options `--input-file`, `--rules` and of further ones.
+        class_map: the file of `--class-map`.
 
     Raises:
         CheckpointError, ModelError, DataError, UsageError: for the first that does not exist.
@@ -34,12 +38,28 @@ def check_inputs(
     for path in others:
         _check_file(path, CheckpointError)
     _check_file(input_file, DataError)
+    _check_file(class_map, DataError)
     for path in rules:
         _check_file(path.expanduser(), UsageError)
     if model is not None:
         check_model(model)
     for text in data:
         _check_data(text)
+
+
+def check_data_options(options: DataReading, data: str | None) -> None:
+    """Refuse options of data that have no effect.
+
+    Raises:
+        UsageError: naming the option.
+    """
+    if options.class_map is not None and options.class_order is not None:
+        raise UsageError("--class-map and --class-order cannot both be given: the file states the order")
+    if data is not None:
+        return
+    for entry in options_of(DataReading):
+        if getattr(options, entry.name) != entry.default:
+            raise UsageError(f"{entry.flag} has no effect without data", hint="give --data")
 
 
 def _check_file(path: Path | None, kind: type[RebasinError]) -> None:

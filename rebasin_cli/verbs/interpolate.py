@@ -13,15 +13,15 @@ from rebasin_cli.errors import UsageError
 from rebasin_cli.interpolation.lams import Lams, parse_lams
 from rebasin_cli.options import AnyPaths, AnyTexts, OptionalPath, argument, option, options_class, verb
 from rebasin_cli.progress import Progress
-from rebasin_cli.verbs.early_checks import check_inputs
+from rebasin_cli.verbs.early_checks import check_data_options, check_inputs
 from rebasin_cli.verbs.interpolate_result import InterpolateResult as InterpolateResult
 from rebasin_cli.verbs.interpolation import InterpolationRun
 from rebasin_cli.verbs.line_subjects import find_subjects
-from rebasin_cli.verbs.shared_options import DATA_HELP, MODEL_HELP, ModelInput, Seed, StateInFile, Writing
+from rebasin_cli.verbs.shared_options import DATA_HELP, MODEL_HELP, DataReading, ModelInput, Seed, StateInFile, Writing
 
 
 @options_class
-class InterpolateOptions(ModelInput, StateInFile, Writing, Seed):
+class InterpolateOptions(ModelInput, DataReading, StateInFile, Writing, Seed):
     """The options of `interpolate`."""
 
     checkpoints: AnyPaths = argument(
@@ -74,13 +74,6 @@ class InterpolateOptions(ModelInput, StateInFile, Writing, Seed):
         choices=("lerp", "slerp"),
         default="lerp",
     )
-    loss: str | None = option(
-        "Loss: f(output, target).",
-        group="Interpolation",
-        metavar="FILE.py:FUNCTION",
-        default=None,
-        shown_default="cross-entropy",
-    )
     metric: str | None = option(
         "Additional metric: f(output, target).", group="Interpolation", metavar="FILE.py:FUNCTION", default=None
     )
@@ -105,17 +98,6 @@ class InterpolateOptions(ModelInput, StateInFile, Writing, Seed):
         group="Interpolation",
         default=False,
     )
-    transform: str | None = option(
-        "Image transform: resize=256,crop=224,mean=a/b/c,std=a/b/c, the name of a preset, or file.py:function.",
-        group="Data",
-        metavar="TEXT",
-        default=None,
-        shown_default="that of the model",
-    )
-    limit: int | None = option("Evaluate on N random samples.", group="Data", metavar="N", at_least=1, default=None)
-    batch_size: int = option("Batch size.", group="Data", metavar="N", at_least=1, default=64)
-    workers: int = option("Number of processes that decode images.", group="Data", metavar="N", at_least=0, default=0)
-    skip_corrupt: bool = option("Skip and count images that cannot be read.", group="Data", default=False)
     device: str = option("Device for the networks: cpu, cuda, cuda:1, mps.", group="Interpolation", default="cpu")
     amp: bool = option("Run in bfloat16 where PyTorch considers it safe.", group="Interpolation", default=False)
     out: OptionalPath = option(
@@ -156,7 +138,7 @@ def check_repair(options: InterpolateOptions) -> None:
         raise UsageError("--repair needs data to measure on", hint="pass training data with --recalibrate DATA")
 
 
-NEED_DATA = ("save_best", "loss", "metric", "limit", "out", "transform")
+NEED_DATA = ("save_best", "loss", "metric", "limit", "out")
 """Options that say something about an evaluation."""
 
 
@@ -202,7 +184,14 @@ def run_interpolate(options: InterpolateOptions) -> InterpolateResult:
     if lams is not None and len(subjects.checkpoints) > 2:
         raise UsageError(f"--lam is for a line between two checkpoints, and there are {len(subjects.checkpoints)}")
     data = (options.data, options.recalibrate)
-    check_inputs(subjects.checkpoints, model=subjects.model, data=data, input_file=subjects.input_file)
+    check_inputs(
+        subjects.checkpoints,
+        model=subjects.model,
+        data=data,
+        input_file=subjects.input_file,
+        class_map=options.class_map,
+    )
+    check_data_options(options, options.data or options.recalibrate)
     return InterpolationRun(options, subjects, lams).run()
 
 

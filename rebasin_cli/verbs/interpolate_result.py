@@ -20,7 +20,8 @@ class InterpolateResult(Result):
     `checkpoints` are the files along the naive curve; `a` is the first and `b` the last of them. `aligned` is B
     aligned, at the end of the matched curve, or None. `recalibration` is None, or `{"method", "data"}`, and
     `running_statistics` counts the layers that have any, `spectral_norms` the weights under spectral norm. The ends of
-    curves are treated like the networks between, and `ends` has the checkpoints both ways. `n` counts the samples that
+    curves are treated like the networks between, and `ends` has the checkpoints both ways. `text` has perplexity and
+    bits per byte of a language model on text (see `language_figures`), None for other data. `n` counts the samples that
     every network was run on, `skipped` those that could not be read. `resumed` says that sums of an earlier run were
     used. It is not part of the JSON, so that an interrupted run ends with the same file as any other.
     """
@@ -57,6 +58,14 @@ class InterpolateResult(Result):
     lam: tuple[str, ...] = ()
     ends: Ends | None = None
     best_by: str = "loss"
+    text: Mapping[str, Any] | None = None
+
+    @property
+    def labelled(self) -> bool:
+        """Whether losses were measured, and not distances from the outputs of the ends."""
+        from rebasin_cli.execution.agreement import DISTANCE
+
+        return self.loss != DISTANCE
 
     def to_json(self) -> dict[str, Any]:
         left_out = ("warnings", "resumed")
@@ -64,5 +73,12 @@ class InterpolateResult(Result):
 
     @property
     def gated_barrier(self) -> Barrier:
-        """The barrier that `--fail-above` applies to: that of the matched curve, or else of the naive one."""
+        """The barrier that `--fail-above` applies to: that of the matched curve, or else of the naive one.
+
+        Nothing is known of it where the data have no labels.
+        """
+        from rebasin_cli.interpolation.sweep import Barrier
+
+        if not self.labelled:
+            return Barrier(None, None)
         return self.barrier["matched" if "matched" in self.barrier else "naive"]

@@ -44,7 +44,7 @@ IDENTITY_OPTIONS = (
         "repair",
         "transform",
     ),
-    *("limit", "batch_size", "skip_corrupt", "amp", "seed"),
+    *("class_order", "limit", "batch_size", "skip_corrupt", "amp", "seed"),
 )
 """Options that decide the numbers of a sweep, besides the checkpoints and the model."""
 
@@ -102,7 +102,7 @@ class InterpolationRun:
                     raise NumericalError(
                         f"{path}: the loss is not finite on {self.options.data}",
                         path=path,
-                        hint="look for NaN or infinite numbers in the data",
+                        hint="the data hold no NaN: check their range and --transform, the model, and --loss",
                     )
 
     @cached_property
@@ -154,6 +154,7 @@ class InterpolationRun:
             "states": {str(path): list(state) for path, state in subjects.states.items()},
         }
         found |= {name: getattr(options, name) for name in IDENTITY_OPTIONS} | {"lam": list(options.lam)}
+        found["class_map"] = None if options.class_map is None else str(options.class_map)
         return found if options.recalibrate or options.recalibration else {**found, "recalibrate_limit": None}
 
     def _open(self) -> None:
@@ -209,14 +210,21 @@ class InterpolationRun:
         from rebasin_cli.data.batch_sources import load_callable
         from rebasin_cli.execution.evaluation import Measure
         from rebasin_cli.execution.recalibration import batch_norms
-        from rebasin_cli.interpolation.data import SweepData, model_view
+        from rebasin_cli.interpolation.data import SweepData, classes_of, has_no_labels, sweep_view
 
         options = self.options
         loss, metric = (None if name is None else load_callable(name) for name in (options.loss, options.metric))
         self.measure = Measure(loss, metric)
-        view = model_view(self.models, self.choice, options.transform)
+        classes = classes_of(self.models, labelled=loss is None)
+        view = sweep_view(self.models, self.choice, options.transform, classes, stated=self.subjects.input_stated)
         reading = DataOptions(
-            options.limit, options.seed, options.batch_size, options.workers, options.skip_corrupt, shuffle=False
+            options.limit,
+            options.seed,
+            options.batch_size,
+            options.workers,
+            options.skip_corrupt,
+            class_map=options.class_map,
+            class_order=options.class_order,
         )
 
         def evaluation() -> BatchSource | None:
@@ -243,8 +251,31 @@ class InterpolationRun:
             self.models.treat_ends()
         if self.models.subject.note:
             self.warnings.append(self.models.subject.note)
-        if self.data.evaluation is not None:
-            self.progress.note(f"data: {self.data.evaluation.description}")
+        source = self.data.evaluation
+        if source is not None:
+            self.progress.note(f"data: {source.description}")
+            self.warnings += source.notes
+            if loss is None and has_no_labels(source):
+                self._compare_with_ends()
+
+    def _compare_with_ends(self) -> None:
+        """The data have no labels: outputs are compared with those of the ends.
+
+        Raises:
+            DataError: something that labels are needed for was asked for.
+        """
+        options = self.options
+        for flag, given in (("--metric", options.metric), ("--save-best", options.save_best)):
+            if given is not None:
+                raise DataError(
+                    f"{flag} needs targets, and {options.data} has none",
+                    path=options.data,
+                    hint="give labels, or --loss file.py:function",
+                )
+        self.data = replace(self.data, unlabelled=True)
+        self.warnings.append(
+            "the data have no labels: the networks on the line are compared with the outputs of its ends"
+        )
 
     def _set_apart(self, open_source: Callable[[DataOptions], BatchSource], reading: DataOptions) -> SweepData:
         """The data without a part of them that gives statistics; all of them where they are too few."""
@@ -328,6 +359,7 @@ class InterpolationRun:
             self.measure,
             file.evaluation,
             adjustments=self.adjustments,
+            unlabelled=self.data.unlabelled,
             ranks=self.ranks,
             progress=self._counter(file.evaluation, len(networks.all), source),
         )
@@ -409,6 +441,9 @@ class InterpolationRun:
         )
 
     def _result(self, sweep: Sweep, saved: tuple[Path, ...]) -> InterpolateResult:
+        from rebasin_cli.execution.agreement import AGREEMENT, DISTANCE
+        from rebasin_cli.interpolation.data import chance_warnings, language_figures
+
         options, subjects, recalibration = self.options, self.subjects, None
         file = None if options.data is None else self.file
         if self.data.statistics is not None:
@@ -416,6 +451,7 @@ class InterpolationRun:
             recalibration = {"method": method, "data": self.data.statistics.description}
             if self.statistics_samples is not None:
                 recalibration["data"] = f"{self.statistics_samples} samples of {options.data} that are not evaluated"
+        self.warnings += chance_warnings(sweep.curves, subjects.curves, cross_entropy=options.loss is None)
         if any(not point.finite for points in sweep.curves.values() for point in points):
             self.warnings.append("some networks on the line give values that are not finite")
         if sweep.skipped:
@@ -432,8 +468,8 @@ class InterpolationRun:
             mode=options.mode,
             steps=options.steps,
             lam=options.lam,
-            loss=options.loss or "cross-entropy",
-            metric=options.metric or "accuracy",
+            loss=DISTANCE if self.data.unlabelled else options.loss or "cross-entropy",
+            metric=AGREEMENT if self.data.unlabelled else options.metric or "accuracy",
             recalibration=recalibration,
             running_statistics=len(self.norms),
             spectral_norms=self.models.spectral_norms,
@@ -446,6 +482,7 @@ class InterpolationRun:
             ends=sweep.ends,
             best=sweep.best,
             best_by=options.best_by,
+            text=language_figures(self.data, sweep) if options.loss is None else None,
             saved=saved,
             sha256=self.models.sha256,
             run={} if file is None else self.identity,

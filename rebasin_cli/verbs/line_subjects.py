@@ -23,6 +23,7 @@ class Subjects:
         states: which state dict of each file was aligned, as (key, ema).
         sha256: of each file when it was aligned.
         code: SHA-256 of the Python files that the alignment depended on.
+        input_stated: the user stated the input, here or when the files were aligned.
     """
 
     checkpoints: tuple[Path, ...]
@@ -35,6 +36,7 @@ class Subjects:
     sha256: Mapping[Path, str] = field(default_factory=dict)
     code: Mapping[Path, str] = field(default_factory=dict)
     input_file: Path | None = None
+    input_stated: bool = False
 
     @property
     def curves(self) -> dict[str, tuple[Path, ...]]:
@@ -50,6 +52,7 @@ def find_subjects(options: InterpolateOptions) -> Subjects:
         UsageError: one checkpoint only, checkpoints and a report, or no model and no report that names one.
     """
     checkpoints, model, model_args = options.checkpoints, options.model, dict(options.model_args or {})
+    stated = bool(options.inputs) or options.input_file is not None
     if checkpoints:
         if options.report is not None:
             raise UsageError("checkpoints and --report cannot both be given: the report names its own")
@@ -59,7 +62,15 @@ def find_subjects(options: InterpolateOptions) -> Subjects:
             raise UsageError("--model is missing", hint="for instance --model torchvision:resnet50")
         states = states_of(checkpoints, options.key, options.ema)
         return Subjects(
-            checkpoints, None, None, model, model_args, options.inputs, states, input_file=options.input_file
+            checkpoints,
+            None,
+            None,
+            model,
+            model_args,
+            options.inputs,
+            states,
+            input_file=options.input_file,
+            input_stated=stated,
         )
     found = newest_report(Path()) if options.report is None else read_report(options.report)
     model_args, inputs, input_file = {**found.model_args, **model_args}, options.inputs, options.input_file
@@ -78,6 +89,7 @@ def find_subjects(options: InterpolateOptions) -> Subjects:
         found.sha256,
         found.code,
         input_file,
+        stated or found.input_stated,
     )
 
 

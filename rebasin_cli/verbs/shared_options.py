@@ -12,7 +12,8 @@ MODEL_HELP = (
     "package.module:function. See 'rebasin help model-specs'."
 )
 DATA_HELP = (
-    "Data: a folder of class folders, an .npz file with x and y, torchvision:NAME@root or file.py:loader. "
+    "Data: a folder of class folders or of images, an .npz file with x and y, torchvision:NAME@root or "
+    "file.py:loader. "
     "See 'rebasin help data'."
 )
 
@@ -99,6 +100,44 @@ class Derivation:
     save_spec: OptionalPath = option(
         "Save the axis groups, as --spec reads them.", group="Output", metavar="FILE", default=None
     )
+
+
+@options_class
+class DataReading:
+    """How data are read; the same for every verb that takes data."""
+
+    transform: str | None = option(
+        "Image transform: resize=256,crop=224,mean=a/b/c,std=a/b/c, the name of a preset, file.py:function, or raw.",
+        group="Data",
+        metavar="TEXT",
+        default=None,
+        shown_default="that of the model",
+    )
+    class_map: OptionalPath = option(
+        "File with the name of a class folder in each line, in the order of the model's outputs.",
+        group="Data",
+        metavar="FILE",
+        default=None,
+    )
+    class_order: str | None = option(
+        "Order of class folders: numeric (9, 10), or text (10, 9) as in torchvision's ImageFolder.",
+        group="Data",
+        metavar="ORDER",
+        choices=("numeric", "text"),
+        default=None,
+        shown_default="by name or number where the folders have such names",
+    )
+    loss: str | None = option(
+        "Loss: f(output, target).",
+        group="Data",
+        metavar="FILE.py:FUNCTION",
+        default=None,
+        shown_default="cross-entropy",
+    )
+    limit: int | None = option("Use N random samples of the data.", group="Data", metavar="N", at_least=1, default=None)
+    batch_size: int = option("Batch size.", group="Data", metavar="N", at_least=1, default=64)
+    workers: int = option("Number of processes that decode images.", group="Data", metavar="N", at_least=0, default=0)
+    skip_corrupt: bool = option("Skip and count images that cannot be read.", group="Data", default=False)
 
 
 @options_class

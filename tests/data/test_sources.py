@@ -11,6 +11,7 @@ from PIL import Image
 
 from rebasin_cli.data import Batch, BatchSource, DataOptions, open_data
 from rebasin_cli.data.source import ModelView
+from rebasin_cli.data.transform import CIFAR
 from rebasin_cli.errors import DataError
 
 
@@ -106,7 +107,9 @@ def test_arrays_are_read_and_scaled(tmp_path: Path) -> None:
     source = open_data(str(path), DataOptions(batch_size=2), view())
     first = next(iter(source.batches()))
     assert first.args[0].shape == (2, 3, 4, 4)
-    assert first.args[0].max() == 1.0
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in CIFAR)
+    torch.testing.assert_close(first.args[0][0], ((1 - mean) / std).expand(3, 4, 4))
+    assert "uint8, pixels from 0 to 255, channels last; resize 4x4, guessed CIFAR-10" in source.description
     assert labels(source) == [0, 1, 2, 0, 1]
 
 
@@ -116,7 +119,7 @@ def test_arrays_are_read_and_scaled(tmp_path: Path) -> None:
         ({"x": np.zeros((5, 2)), "y": np.zeros(4, np.int64)}, r"5 .*4"),
         ({"x": np.zeros((5, 2)), "y": np.array([0, 1, 2, 7, 1])}, r"7 .*3 classes"),
         ({"x": np.zeros((5, 2)), "y": np.array([0, 1, -1, 2, 1])}, r"-1 .*3 classes"),
-        ({"x": np.zeros((5, 2))}, "'y'"),
+        ({"inputs": np.zeros((5, 2))}, "'x'.*'inputs'"),
     ],
 )
 def test_arrays_that_do_not_fit_name_both_numbers(tmp_path: Path, arrays: dict[str, np.ndarray], words: str) -> None:

@@ -14,15 +14,18 @@ from rebasin_cli.compat import LineOfModels
 from rebasin_cli.data import Batch
 from rebasin_cli.errors import DataError
 from rebasin_cli.execution.dataset_pass import RunningSums
-from rebasin_cli.execution.evaluation import FIELDS, Measure, evaluate, values
+from rebasin_cli.execution.evaluation import Measure, evaluate
 from rebasin_cli.execution.model_slot import ModelSlot
+from rebasin_cli.execution.scores import FIELDS, values
 from tests.interpolation.digits import batches, trained
 
 
 class Counting:
     """A source that counts how often each batch is read."""
 
-    description = fingerprint = "counting"
+    description = fingerprint = origin = "counting"
+    notes = ()
+    text = None
 
     def __init__(self, data: list[tuple[Tensor, Tensor]]) -> None:
         self.data = data

@@ -128,7 +128,9 @@ def test_a_loader_with_one_class_in_each_batch_gives_no_statistics(bench: Bench)
 class Numbered:
     """A source of so many batches of eight samples, the last of three; each batch's input is its number."""
 
-    description, fingerprint = "numbers", "numbers"
+    description = fingerprint = origin = "numbers"
+    notes = ()
+    text = None
 
     def __init__(self, count: int, known: bool) -> None:
         self.count, self.batch_count = count, count if known else None

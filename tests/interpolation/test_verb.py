@@ -185,7 +185,7 @@ def wrong_size(bench: Bench) -> str:
         (lambda bench: "nowhere", "nowhere"),
         (truncated_image, "5/2.jpg"),
         (wrong_labels, "12"),
-        (wrong_size, "(1, 1, 9, 9)"),
+        (wrong_size, "bad.npz: the model does not accept inputs of shape (4, 1, 9, 9)"),
     ],
 )
 def test_bad_data_is_5_in_one_line_and_leaves_nothing(bench: Bench, make: Callable[[Bench], str], words: str) -> None:

@@ -219,3 +219,25 @@ def test_the_users_own_example_input_is_used(tmp_path: Path) -> None:
     assert plain.example_input().describe() == "2x3, 3"
     assert named.example_input().describe() == "x=2x3, scale=1"
     torch.testing.assert_close(plain.example_input().args, plain.example_input().args, rtol=0, atol=0)
+
+
+def test_a_module_that_keeps_what_it_computed_is_copied(tmp_path: Path) -> None:
+    source = (
+        "import torch\nfrom torch import nn\n\n\nclass Net(nn.Module):\n    def __init__(self):\n"
+        "        super().__init__()\n        self.layer, self.store = nn.Linear(3, 4), {}\n"
+        "        self.scale = self.layer.weight.norm(dim=1)\n\n    def forward(self, x):\n"
+        "        self.features = self.layer(x)\n        self.store['last'] = [self.features.relu()]\n"
+        "        return self.features\n\n\n"
+        "def warm():\n    made = Net()\n    made(torch.zeros(1, 3))\n    return made\n\n\nKEPT = warm()\n\n\n"
+        "def kept():\n    return KEPT\n"
+    )
+    (tmp_path / "keeps.py").write_text(source)
+    for name in ("warm", "kept"):
+        factory = load_factory(f"{tmp_path / 'keeps.py'}:{name}")
+        first, second = factory.build(), factory.build()
+        weightless = factory.build_weightless()
+        assert first is not second
+        assert isinstance(first.scale, torch.Tensor)
+        assert isinstance(second.scale, torch.Tensor)
+        assert torch.equal(first.scale, second.scale)
+        assert all(parameter.is_meta for parameter in weightless.parameters())

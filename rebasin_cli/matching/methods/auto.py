@@ -35,4 +35,5 @@ METHOD = Method(
     name="auto",
     help="Without data like weight; with data the best of several matchings by the loss of the midpoint.",
     match=_match,
+    learns=True,
 )

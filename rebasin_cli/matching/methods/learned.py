@@ -61,6 +61,7 @@ METHOD = Method(
     name="learned",
     help="Learn from data the permutations whose midpoint with A has the lowest loss (straight-through estimator).",
     match=_match,
+    learns=True,
     aliases=("straight-through",),
     needs=frozenset({Need.DATA, Need.GRADIENTS}),
     options=LearnedOptions,
