@@ -17,7 +17,7 @@ from torch import Tensor
 from rebasin_cli.matching.search import search
 from rebasin_cli.spec import PermutationSpec
 
-MOST_ELEMENTS = 1 << 24
+MOST_ELEMENTS = 1 << 22
 """Parameters of the largest network on which this is measured: two short searches, and a copy of its weights."""
 
 

@@ -83,6 +83,9 @@ def test_transformers(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="takes no argument 'n_layers'; did you mean n_layer"):
         factory.with_args(n_layers=2).build_weightless()
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "mine", "auto_map": {"AutoModel": "evil.Model"}}))
+    with pytest.raises(ModelError, match="Python code in the directory"):
+        load_factory(f"transformers:{tmp_path}")
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "mine"}))
     with pytest.raises(ModelError, match=r"model_type 'mine', which transformers .* does not know"):
         load_factory(f"transformers:{tmp_path}")
     (tmp_path / "config.json").write_text("{")
