@@ -7,7 +7,7 @@ code that finds copies of the weights in it needs no format. The key of an entry
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
@@ -30,7 +30,7 @@ Leaf = TensorInfo | Unreadable
 
 
 def neutral_tree(
-    root: Any, is_tensor: Callable[[Any], bool], described: Callable[[str, Any], Leaf], left_out: object
+    root: Any, is_tensor: Callable[[Any], bool], described: Callable[[str, Any], Leaf], left_out: Iterable[object]
 ) -> Any:
     """`root` as mappings, lists, plain values and leaves; whatever else is in it becomes None.
 
@@ -38,13 +38,14 @@ def neutral_tree(
 
     Args:
         described: from a path, unique in the tree, and a tensor to its leaf.
-        left_out: the state dict that was chosen; None stands in its place.
+        left_out: what the chosen state dict consists of; None stands in the place of each.
     """
+    chosen = {id(one) for one in left_out}
     done: dict[int, Any] = {}
     paths: set[str] = set()
 
     def visit(value: Any, path: tuple[str, ...]) -> Any:
-        if value is left_out or len(path) > _DEEPEST:
+        if id(value) in chosen or len(path) > _DEEPEST:
             return None
         if isinstance(value, (str, int, float, bool)) or value is None:
             return value

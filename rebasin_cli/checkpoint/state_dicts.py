@@ -6,7 +6,7 @@ their names decide; if the names do not, the user has to choose.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,13 @@ class Joined(dict[Any, Any]):
         every = ((top, name, value) for top, part in parts.items() for name, value in part.items())
         super().__init__((f"{top}.{name}", value) for top, name, value in every if isinstance(name, str))
         self.parts = tuple(parts.values())
+
+
+def pieces_of(chosen: Mapping[Any, Any]) -> Iterable[object]:
+    """The objects of a file that a chosen state dict consists of: its mapping, several, or some tensors of one."""
+    if isinstance(chosen, Part):
+        return chosen.values()
+    return chosen.parts if isinstance(chosen, Joined) else (chosen,)
 
 
 def find_state_dict(

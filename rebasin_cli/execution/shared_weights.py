@@ -91,7 +91,7 @@ def shared_weights(
     """
     try:
         own = open_subject(choice, {key: tuple(info.shape) for key, info in a.infos.items()})
-        found = Weights.of(a, own, ignore_extra=ignore_extra)
+        found, apart_in_a = Weights.of(a, own, ignore_extra=ignore_extra), 0
     except ModelError:  # the model has no argument for the size of its head
         apart = {one.key for one in mismatches}
         shapes = {key: shape for key, shape in subject.shapes.items() if key not in apart}
@@ -99,9 +99,9 @@ def shared_weights(
             keys = match_keys(a, shapes, ties=subject.ties, ignore_extra=True)
         except ModelError as error:
             raise sizes_differ(a, mismatches, error.message) from error
-        if len(keys.extra) > len(mismatches) and not ignore_extra:
-            raise sizes_differ(a, mismatches, "the networks differ in more than their heads") from None
-        found = Weights(a, keys)
+        found, apart_in_a = Weights(a, keys), len(mismatches)
+    if len(found.keys_in_file.extra) > apart_in_a and not ignore_extra:
+        raise sizes_differ(a, mismatches, "the networks differ in more than their heads")
     return SharedWeights(found, b, mismatches)
 
 

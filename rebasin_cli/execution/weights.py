@@ -54,6 +54,8 @@ class Weights(Mapping[str, Tensor]):
             found = load_map(checkpoint, subject, ignore_extra=ignore_extra)
         except ModelError as error:
             raise checkpoint.ambiguity or error from error
+        if checkpoint.ambiguity is not None and (found.keys.extra or found.keys.copies):
+            raise checkpoint.ambiguity  # only together all of them may be one model's
         return Weights(checkpoint, found.keys, found.parts, found.made, found.note)
 
     def __getitem__(self, key: str) -> Tensor:

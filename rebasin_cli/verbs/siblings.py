@@ -235,9 +235,18 @@ class _Planner:
             self._note_network(path, shapes)
             return True
         moved: dict[str, Follow] = {}
+        other: set[str] = set()
         paths = {name: leaf.key for name, leaf in infos.items()}
         for copy in find_copies(shapes, self._file_shapes, self._file_ties):
-            moved |= self._copy(copy, paths)
+            first = _first_part(copy)
+            if not path and self._is_other_role(first):  # in one flat file, the first part of the names is the entry
+                self._twins.append(first[0])
+                self._note_network(first, {name: shapes[name] for name in copy})
+                other.update(copy)
+            else:
+                moved |= self._copy(copy, paths)
+        if other and not moved:
+            return True
         if not moved:
             for copy in find_copies(shapes, self.network.shapes, self.network.ties):
                 moved |= {name: Follow(key, False, self.network.shapes[key]) for name, key in copy.items()}
@@ -245,8 +254,9 @@ class _Planner:
         if part:
             moved = self._copy(part, paths)
         if moved:
-            self._move(path, kind_of((*path, *_first_part(moved)), "copy"), {infos[n].key: f for n, f in moved.items()})
-            left = [leaf for name, leaf in flat.items() if str(name) not in moved]
+            kind = kind_of((*path, *_first_part(moved)), "copy")
+            self._move(path or _first_part(moved), kind, {infos[n].key: f for n, f in moved.items()})
+            left = [leaf for name, leaf in flat.items() if str(name) not in moved and str(name) not in other]
             self._note_tensors((*path, "…") if path else ("…",), left)
             return True
         if len(shapes) < 2 or not any("." in name for name in shapes):

@@ -34,10 +34,13 @@ def test_the_state_that_was_taken_is_said_always(run: Runner, place: Path) -> No
     torch.save({"state_dict": state(1), "state_dict_ema": state(2)}, place / "b.pt")
     done = run("align", "a.safetensors", "b.pt", *MODEL, "--ema-b")
     assert done.code == 0, done.err
-    assert "state       A: the whole file; B: state_dict_ema" in done.out
+    assert "state       the whole file of A, state_dict_ema of B; permuted with it: state_dict (copy)" in done.out
     read = torch.load(place / "b-aligned.pt", weights_only=True)
-    assert all(read["state_dict"][key].equal(tensor) for key, tensor in state(1).items())
     assert not all(read["state_dict_ema"][key].equal(tensor) for key, tensor in state(2).items())
+    torch.save(read["state_dict"], place / "raw.pt")
+    torch.save(state(1), place / "raw-before.pt")
+    assert not all(read["state_dict"][key].equal(tensor) for key, tensor in state(1).items())
+    assert run("verify", "raw-before.pt", "raw.pt", *MODEL).code == 0
 
 
 def test_a_part_of_a_gan_in_one_flat_file(run: Runner, place: Path) -> None:
@@ -45,7 +48,7 @@ def test_a_part_of_a_gan_in_one_flat_file(run: Runner, place: Path) -> None:
     torch.save({**{f"generator.{key}": tensor for key, tensor in state(1).items()}, **other}, place / "gan.pt")
     done = run("align", "a.safetensors", "gan.pt", *MODEL, "--key-b", "generator")
     assert done.code == 0, done.err
-    assert "B: generator" in done.out
+    assert "state       the whole file of A, generator of B; not permuted: discriminator (network)" in done.out
     read = torch.load(place / "gan-aligned.pt", weights_only=True)
     assert all(read[key].equal(tensor) for key, tensor in other.items())
     assert run("verify", "gan.pt", "gan-aligned.pt", *MODEL, "--key", "generator").code == 0

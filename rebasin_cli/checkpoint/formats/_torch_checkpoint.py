@@ -36,7 +36,7 @@ from rebasin_cli.checkpoint.formats._pickle_writer import leading_to_tensors, pa
 from rebasin_cli.checkpoint.formats._pickled_names import Refused
 from rebasin_cli.checkpoint.formats._torch_pickle import StorageRef, TensorRef, Unpickled, skipped
 from rebasin_cli.checkpoint.mapped_file import MappedFile
-from rebasin_cli.checkpoint.state_dicts import find_state_dict, other_entries
+from rebasin_cli.checkpoint.state_dicts import find_state_dict, other_entries, pieces_of
 from rebasin_cli.errors import CheckpointError, ModelError, few, quoted, size
 
 if TYPE_CHECKING:
@@ -143,7 +143,7 @@ class TorchCheckpoint(OneFileCheckpoint):
         self.versions = _versions(found)
         self._read_beside(root, found)
 
-    def _read_beside(self, root: Any, chosen: object) -> None:
+    def _read_beside(self, root: Any, chosen: Mapping[Any, Any]) -> None:
         """Describe what lies beside the state dict; what cannot be read there is no reason to refuse the file."""
         views: dict[str, StorageView] = {}
 
@@ -154,7 +154,7 @@ class TorchCheckpoint(OneFileCheckpoint):
                 return Unreadable(path, error.message)
             return TensorInfo(path, views[path].dtype, views[path].shape, views[path].nbytes)
 
-        self.beside = neutral_tree(root, _is_tensor, described, chosen)
+        self.beside = neutral_tree(root, _is_tensor, described, pieces_of(chosen))
         self._beside_views = views
         self.beside_infos = {leaf.key: leaf for leaf in leaves(self.beside) if isinstance(leaf, TensorInfo)}
         storages = {view.record.name for view in self._views.values()}
