@@ -358,19 +358,26 @@ def command_line(verb_name: str, options: Any) -> list[str]:
     words: list[str] = []
     for entry in options_of(cast("Hashable", type(options))):
         value = getattr(options, entry.name)
-        if value is None or (not entry.required and value == entry.default):
-            continue
-        if entry.mapping:
-            items = [f"{name}={json.dumps(item)}" for name, item in value.items()]
-        else:
-            items = [str(item) for item in (value if entry.many else (value,))]
         if entry.positional:
-            arguments += items
-        elif entry.kind == "flag":
-            words.append(entry.flag)
+            arguments += words_of(entry, value)
         else:
-            words += [word for item in items for word in (entry.flag, item)]
+            words += words_of(entry, value)
     return ["rebasin", verb_name, *arguments, *words]
+
+
+def words_of(entry: Option, value: Any) -> list[str]:
+    """How an option is given on a command line; no words where it is at its default."""
+    if value is None or (not entry.required and value == entry.default):
+        return []
+    if entry.mapping:
+        items = [f"{name}={json.dumps(item)}" for name, item in value.items()]
+    else:
+        items = [str(item) for item in (value if entry.many else (value,))]
+    if entry.positional:
+        return items
+    if entry.kind == "flag":
+        return [entry.flag]
+    return [word for item in items for word in (entry.flag, item)]
 
 
 P = ParamSpec("P")

@@ -142,7 +142,7 @@ def _search(result: AlignResult) -> str:
         return f"{result.method}: {learned} ({result.start}){_settings(result)}; seed {result.seed}"
     end = "converged" if result.converged else "stopped before convergence"
     passes = counted(result.passes, "pass", "passes")
-    start = f"{result.start}{_settings(result)}; seed {result.seed}".replace(result.start, f"({result.start})", 1)
+    start = f"({result.start}){_settings(result)}; seed {result.seed}"
     return f"{result.method}: {end} after {passes} from the best start {start}"
 
 

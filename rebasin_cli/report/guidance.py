@@ -7,13 +7,19 @@ figures behind the advice are in docs/matching.md and docs/interpolation.md.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from rebasin_cli.checkpoint import split_name
+from rebasin_cli.options import options_of, words_of
 from rebasin_cli.report.layout import Lines, text
 from rebasin_cli.report.text import counted, number, shell
+from rebasin_cli.report.verdict import finding
 from rebasin_cli.verbs.align import AlignResult
+from rebasin_cli.verbs.interpolate_result import InterpolateResult
+from rebasin_cli.verbs.shared_options import DataReading
 
 LITTLE_MORE_THAN_CHANCE = 1.25
 """Weights say little where the gain of the similarity is less than this many times the gain by chance.
@@ -35,18 +41,34 @@ class Advice:
         return [*([self.reason] if self.reason else []), f"next: {shell(self.command)}"]
 
 
-def after_align(result: AlignResult, data: str | None = None) -> Lines:
-    """What this pair needs next.
-
-    Args:
-        data: the value of `--data`, where there was one.
-    """
+def after_align(result: AlignResult) -> Lines:
+    """What this pair needs next, on the data of the run where it had some."""
     if result.out is None:
         return text("Nothing was written (dry run).")
-    return text(*(line for one in (_the_line(result, data), _other_method(result, data)) if one for line in one.lines))
+    return _said([_the_line(result), _other_method(result)])
 
 
-def _other_method(result: AlignResult, data: str | None) -> Advice | None:
+def after_interpolate(result: InterpolateResult) -> Lines | None:
+    """What the line suggests: to keep its middle where that is as good as the ends, else another alignment."""
+    if result.data is None or not result.labelled:
+        return None
+    curve = "matched" if "matched" in result.curves else "naive"
+    found = finding(result, curve)
+    if found == "none":
+        return _said([_average(result)])
+    height, error = result.barrier[curve].loss, result.barrier[curve].loss_standard_error
+    fits = result.recalibration is not None or not result.running_statistics
+    above = found == "there" and height is not None and error is not None and height > 2 * error
+    if curve == "matched" and above and fits and result.aligned_by != "learned":
+        return _said([_learned(result)])
+    return None
+
+
+def _said(advice: Sequence[Advice | None]) -> Lines:
+    return text(*(line for one in advice if one is not None for line in one.lines))
+
+
+def _other_method(result: AlignResult) -> Advice | None:
     """Another method, where this one had little to go by."""
     if not result.groups:
         words = [*_model(["rebasin", "trace", "--model", result.model], result), "-v"]
@@ -55,44 +77,98 @@ def _other_method(result: AlignResult, data: str | None) -> Advice | None:
         return None
     if result.architecture.attention:
         reason = "On the transformers in docs/matching.md, permutations learned from data merge better than by weights."
-        return Advice([*_align(result), "--method", "learned", "--data", data or TRAINING_DATA, "--force"], reason)
+        data = _on(result.data) or ["--data", TRAINING_DATA]
+        return Advice([*_align(result), "--method", "learned", *data, "--force"], reason)
     chance = result.chance
     if chance is not None and chance.ratio < LITTLE_MORE_THAN_CHANCE:
-        given = [] if data is None else ["--data", data]
         reason = (
             f"The weights say little: matching raised the cosine by {number(chance.gain)} in a short search, and by "
             f"{number(chance.gain_by_chance)} on shuffled weights. Activations may match the units better."
         )
-        return Advice([*_align(result), "--method", "activation", "--mix", "0.2", *given, "--force"], reason)
+        data = _on(result.data, without=("loss",))
+        return Advice([*_align(result), "--method", "activation", "--mix", "0.2", *data, "--force"], reason)
     return None
 
 
-def _the_line(result: AlignResult, data: str | None) -> Advice:
+def _the_line(result: AlignResult) -> Advice:
     """The sweep between the two networks."""
-    words: list[object] = ["rebasin", "interpolate"]
-    if result.report is not None and result.report.parent.resolve() != Path.cwd():
-        words += ["--report", result.report]
-    words += ["--steps", 10, "--data", data or DATA]
+    words = [*_of_report(result.report), "--steps", 10, *(_on(result.data) or ["--data", DATA])]
     layers = result.architecture.running_statistics
     if not layers:
         return Advice(words)
     reason = f"Networks on the line need running statistics of their own in {counted(layers, 'BatchNorm layer')}."
-    return Advice([*words, "--recalibrate", data or TRAINING_DATA], reason)
+    training = TRAINING_DATA if result.data is None else result.data["name"]
+    return Advice([*words, "--recalibrate", training], reason)
+
+
+def _average(result: InterpolateResult) -> Advice | None:
+    """Saving the middle; None where a network was asked for already, or there are several middles."""
+    if result.lam or result.saved or len(result.checkpoints) > 2:
+        return None
+    if result.report is None:
+        words = _model(["rebasin", "interpolate", *result.checkpoints, "--model", result.model], result)
+        key, ema = _states(result, result.a)
+        words += [*([] if key is None else ["--key", key]), *(["--ema"] if ema else [])]
+    else:
+        words = _of_report(result.report)
+    words += ["--lam", 0.5, *([] if result.mode == "lerp" else ["--mode", result.mode])]
+    if result.recalibration is not None:  # without --data there is no other evaluation in the way
+        words += ["--recalibrate", result.run.get("recalibrate") or result.run["data"]]
+        words += [*_reading(result.run, without=("loss", "limit")), *(["--repair"] if result.run["repair"] else [])]
+    return Advice([*words, "--save", f"average{split_name(result.b)[1]}"])
+
+
+def _learned(result: InterpolateResult) -> Advice:
+    """Learning the permutations of the pair, on the training data where the sweep had some."""
+    words = _model(["rebasin", "align", result.a, result.b, "--model", result.model], result)
+    for letter, path in (("a", result.a), ("b", result.b)):
+        words += _state(letter, *_states(result, path))
+    data = [result.run.get("recalibrate") or TRAINING_DATA, *_reading(result.run, without=("limit",))]
+    reason = "There is a barrier after alignment. Permutations learned from data may lower it."
+    return Advice([*words, "-o", result.aligned, "--method", "learned", "--data", *data, "--force"], reason)
+
+
+def _states(result: InterpolateResult, path: Path) -> tuple[str | None, bool]:
+    """Which state of a file was read, as (key, ema)."""
+    key, ema = result.run.get("states", {}).get(str(path), (None, False))
+    return key, ema
+
+
+def _of_report(report: Path | None) -> list[object]:
+    """A sweep of the pair of this report, which needs no name if it is found without one."""
+    here = report is None or report.parent.resolve() == Path.cwd()
+    return ["rebasin", "interpolate", *([] if here else ["--report", report])]
 
 
 def _align(result: AlignResult) -> list[object]:
     """The command of this run, as far as its result says what was given."""
     words = _model(["rebasin", "align", result.a, result.b, "--model", result.model], result)
-    states = {name: result.state[name] for name in "ab"}
-    for name, state in states.items():
-        if state.get("key") is not None:
-            words += [f"--key-{name}", state["key"]]
-        if state.get("ema"):
-            words.append(f"--ema-{name}")
+    for letter in "ab":
+        words += _state(letter, result.state[letter].get("key"), result.state[letter].get("ema"))
     return [*words, "-o", result.out]
 
 
-def _model(words: list[object], result: AlignResult) -> list[object]:
+def _state(letter: str, key: str | None, ema: bool | None) -> list[object]:
+    """Which state of a file is aligned."""
+    return [*([] if key is None else [f"--key-{letter}", key]), *([f"--ema-{letter}"] if ema else [])]
+
+
+def _on(data: Mapping[str, Any] | None, without: Sequence[str] = ()) -> list[object]:
+    """The data of an alignment, and how they were read; no words where there were none."""
+    return [] if data is None else ["--data", data["name"], *_reading(data, without)]
+
+
+def _reading(given: Mapping[str, Any], without: Sequence[str] = ()) -> list[object]:
+    """How data are read, where not by default."""
+    return [
+        word
+        for entry in options_of(DataReading)
+        if entry.name in given and entry.name not in without
+        for word in words_of(entry, given[entry.name])
+    ]
+
+
+def _model(words: list[object], result: AlignResult | InterpolateResult) -> list[object]:
     """The words with the options that build the model and run it."""
     for name, value in result.model_args.items():
         words += ["--model-arg", f"{name}={value if isinstance(value, str) else json.dumps(value)}"]

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from rebasin_cli.interpolation.sweep import Barrier, Best, SweepPoint
+from rebasin_cli.report.guidance import after_interpolate
 from rebasin_cli.report.language import language_facts, language_table
 from rebasin_cli.report.layout import Document, Facts, Part, Rows, document, facts, rows, text
 from rebasin_cli.report.sparkline import sparkline
@@ -45,6 +46,7 @@ def interpolate_table(result: InterpolateResult, *, verbose: bool = False, plain
         _sparks(result, plain),
         text(verdict(result)),
         facts([("written", path) for path in (result.out, *result.saved) if path is not None]),
+        after_interpolate(result),
     ]
     return document(*parts)
 

@@ -32,6 +32,7 @@ class AlignReport:
     input_file: Path | None
     input_stated: bool
     """The user stated the input, which otherwise was known or guessed."""
+    method: str | None
     states: Mapping[Path, tuple[str | None, bool]]
     sha256: Mapping[Path, str]
     code: Mapping[Path, str]
@@ -78,6 +79,7 @@ def read_report(path: Path) -> AlignReport:
         inputs=() if input_file else _inputs(str(data.get("input") or "")),
         input_file=_existing(path, str(input_file), places.get("input_file")) if input_file else None,
         input_stated=bool(data.get("inputs") or data.get("input_file")),
+        method=None if data.get("method") is None else str(data["method"]),
         states={a: of_a, b: of_b, out: of_b},
         sha256={file: str(sha256[name]) for name, file in (("a", a), ("b", b), ("out", out)) if sha256.get(name)},
         code={

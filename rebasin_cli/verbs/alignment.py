@@ -38,6 +38,7 @@ from rebasin_cli.matching.starts.identity import START as IDENTITY
 from rebasin_cli.matching.weighing import OBJECTIVES, PLAIN, check_objective, weigh
 from rebasin_cli.model.example_input import ExampleInput
 from rebasin_cli.model.state import parameter_keys
+from rebasin_cli.options import options_of
 from rebasin_cli.permutation import is_identity
 from rebasin_cli.progress import Progress, Silent
 from rebasin_cli.verbs.align import AlignOptions, AlignResult, Architecture, Change, MovedGroup, Objective
@@ -48,6 +49,7 @@ from rebasin_cli.verbs.leftovers import find_leftovers
 from rebasin_cli.verbs.output_paths import check_outputs
 from rebasin_cli.verbs.permuted_copy import Rearranged, Rearrangement, write_permuted
 from rebasin_cli.verbs.saved_permutations import SavedPermutations
+from rebasin_cli.verbs.shared_options import DataReading
 from rebasin_cli.verbs.siblings import Network, SiblingPlan, plan_siblings
 from rebasin_cli.verbs.verification import (
     measure,
@@ -452,11 +454,7 @@ class Alignment:
         return {
             "name": options.data,
             "description": self.source.description,
-            "transform": options.transform,
-            "class_map": options.class_map,
-            "class_order": options.class_order,
-            "limit": options.limit,
-            "batch_size": options.batch_size,
+            **{entry.name: getattr(options, entry.name) for entry in options_of(DataReading)},
             "learned_on": self.match.learned_on if options.loss is None else options.loss,
         }
 

@@ -18,12 +18,13 @@ class InterpolateResult(Result):
     """The outcome of one sweep, field for field the `data` of its JSON.
 
     `checkpoints` are the files along the naive curve; `a` is the first and `b` the last of them. `aligned` is B
-    aligned, at the end of the matched curve, or None. `recalibration` is None, or `{"method", "data"}`, and
-    `running_statistics` counts the layers that have any, `spectral_norms` the weights under spectral norm. The ends of
-    curves are treated like the networks between, and `ends` has the checkpoints both ways. `text` has perplexity and
-    bits per byte of a language model on text (see `language_figures`), None for other data. `n` counts the samples that
-    every network was run on, `skipped` those that could not be read. `resumed` says that sums of an earlier run were
-    used. It is not part of the JSON, so that an interrupted run ends with the same file as any other.
+    aligned, at the end of the matched curve, and `aligned_by` the matching method; both can be None. `recalibration` is
+    None, or `{"method", "data"}`, and `running_statistics` counts the layers that have any, `spectral_norms` the
+    weights under spectral norm. The ends of curves are treated like the networks between, and `ends` has the
+    checkpoints both ways. `text` has perplexity and bits per byte of a language model on text (see `language_figures`),
+    None for other data. `n` counts the samples that every network was run on, `skipped` those that could not be read.
+    `resumed` says that sums of an earlier run were used. It is not part of the JSON, so that an interrupted run ends
+    with the same file as any other.
     """
 
     a: Path
@@ -58,6 +59,9 @@ class InterpolateResult(Result):
     lam: tuple[str, ...] = ()
     ends: Ends | None = None
     best_by: str = "loss"
+    inputs: tuple[str, ...] = ()
+    input_file: Path | None = None
+    aligned_by: str | None = None
     text: Mapping[str, Any] | None = None
 
     @property

@@ -24,6 +24,7 @@ class Subjects:
         sha256: of each file when it was aligned.
         code: SHA-256 of the Python files that the alignment depended on.
         input_stated: the user stated the input, here or when the files were aligned.
+        aligned_by: the matching method; None without a report.
     """
 
     checkpoints: tuple[Path, ...]
@@ -37,6 +38,7 @@ class Subjects:
     code: Mapping[Path, str] = field(default_factory=dict)
     input_file: Path | None = None
     input_stated: bool = False
+    aligned_by: str | None = None
 
     @property
     def curves(self) -> dict[str, tuple[Path, ...]]:
@@ -90,6 +92,7 @@ def find_subjects(options: InterpolateOptions) -> Subjects:
         found.code,
         input_file,
         stated or found.input_stated,
+        found.method,
     )
 
 

@@ -48,6 +48,49 @@ def loss_by_transformers(place: Path, directory: str) -> float:
     return total / (len(data) - 1)
 
 
+def ratio_error(sums: list[float], weights: list[int]) -> float:
+    """The standard error of sum(sums) / sum(weights) over blocks."""
+    x, w = np.array(sums), np.array(weights)
+    apart = x - w * x.sum() / w.sum()
+    return float(np.sqrt(len(x) / (len(x) - 1) * (apart**2).sum()) / w.sum())
+
+
+def losses_by_transformers(place: Path, state: str) -> tuple[list[float], list[int]]:
+    """Nats and tokens of each block; `state` is the directory, or `middle` for the average of A and B."""
+    module = import_optional("transformers", "transformers")
+    a, b = (module.AutoModelForCausalLM.from_pretrained(place / letter).eval() for letter in "ab")
+    model = b if state == "b" else a
+    if state == "middle":
+        other = b.state_dict()
+        model.load_state_dict({key: (value + other[key]) / 2 for key, value in a.state_dict().items()})
+    data = np.frombuffer((place / "held.txt").read_bytes(), dtype=np.uint8).astype(np.int64)
+    sums, tokens = [], []
+    with torch.no_grad():
+        for start in range(0, len(data) - 1, CONTEXT):
+            part = torch.from_numpy(data[start : start + CONTEXT + 1])
+            logits = model(input_ids=part[None, :-1]).logits[0]
+            sums.append(float(torch.nn.functional.cross_entropy(logits, part[1:], reduction="sum")))
+            tokens.append(len(part) - 1)
+    return sums, tokens
+
+
+def test_errors_of_text_are_those_over_blocks_weighted_by_tokens_and_paired(
+    pair: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(pair)
+    words = ("interpolate", "a", "b", "--model", "transformers:a", "--data", "held.txt", "--steps", "2", "--force")
+    code, _, err = run(*words, "-o", "errors.json")
+    assert code == 0, err
+    data = json.loads((pair / "errors.json").read_text())["data"]
+    points, barrier = data["curves"]["naive"], data["barrier"]["naive"]
+    (a, tokens), (middle, _), (b, _) = (losses_by_transformers(pair, state) for state in ("a", "middle", "b"))
+    assert points[0]["loss_standard_error"] == pytest.approx(ratio_error(a, tokens), rel=1e-3)
+    rise = [m - (x + y) / 2 for m, x, y in zip(middle, a, b, strict=True)]
+    assert barrier["loss_standard_error"] == pytest.approx(ratio_error(rise, tokens), rel=1e-3)
+    in_bits = data["text"]["barrier_bits_per_byte_standard_error"]["naive"]
+    assert in_bits == pytest.approx(barrier["loss_standard_error"] / math.log(2))
+
+
 def test_two_directories_and_a_text_file_give_a_curve_of_bits_per_byte(
     pair: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

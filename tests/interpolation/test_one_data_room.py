@@ -219,6 +219,12 @@ def test_a_line_without_labels_is_compared_with_its_ends(bench: Bench) -> None:
     size = float(first.square().sum() + second.square().sum())
     assert points[1]["accuracy"] == pytest.approx(agreement)
     assert points[1]["loss"] == pytest.approx(distance / size, rel=1e-5)
+    apart = sum((between - end).square().sum(1) for end in (first, second)).double().numpy() / 2
+    long = sum(end.square().sum(1) for end in (first, second)).double().numpy() / 2
+    away = apart - long * apart.sum() / long.sum()
+    error = np.sqrt(len(away) / (len(away) - 1) * (away**2).sum()) / long.sum()
+    assert points[1]["loss_standard_error"] == pytest.approx(error, rel=1e-4)
+    assert points[1]["chance"] is None
     assert data["metric"] == "agreement with the ends (no labels)"
     assert "lam  distance  agreement" in found.out
     assert "barrier" not in found.out.splitlines()[-3]
@@ -226,6 +232,19 @@ def test_a_line_without_labels_is_compared_with_its_ends(bench: Bench) -> None:
     refused = bench.run(*LINE, "--data", "mine.py:inputs", "--save-best", "best.safetensors")
     assert refused.code == 5
     assert bench.run(*LINE, "--data", "mine.py:inputs", "--fail-above", "5").code == 9
+
+
+def test_without_labels_a_treated_line_is_compared_with_the_checkpoints_as_loaded(bench: Bench) -> None:
+    np.save(bench.path / "inputs.npy", np.load(bench.path / "test.npz")["x"])
+    words = ("interpolate", *NORM, "--steps", "2", "-o", "found.json", "--force", "--data", "inputs.npy")
+    found = bench.run(*words, "--recalibrate", "train.npz")
+    assert found.code == 0, found.err
+    ends = data_of(bench.path / "found.json")["ends"]
+    loaded, treated = ends["as_loaded"]["naive"], ends["as_treated"]["naive"]
+    assert loaded[0]["loss"] == pytest.approx(loaded[1]["loss"])  # half of the distance between the two
+    assert loaded[0]["accuracy"] == loaded[1]["accuracy"] > 0.5
+    assert treated[0]["loss"] != loaded[0]["loss"]
+    assert "distance" in next(line for line in found.out.splitlines() if line.startswith("ends as treated"))
 
 
 @pytest.mark.parametrize(

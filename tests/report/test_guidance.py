@@ -11,9 +11,14 @@ import pytest
 import torch
 from torch import nn
 
+from rebasin_cli.cli.app import main
+from rebasin_cli.interpolation.sweep import Barrier, SweepPoint
 from rebasin_cli.report.align import align_table, verdict
+from rebasin_cli.report.interpolate import interpolate_table
 from rebasin_cli.report.layout import Lines
 from rebasin_cli.verbs.align import AlignOptions, AlignResult, run_align
+from rebasin_cli.verbs.interpolate import InterpolateOptions, run_interpolate
+from tests.report.test_interpolate import result as interpolated
 
 NETS = """
 from torch import nn
@@ -184,3 +189,71 @@ def test_a_pasted_command_repeats_the_choices_of_the_run(place: Path) -> None:
 
 def test_a_dry_run_gets_no_command(place: Path) -> None:
     assert advised(aligned("mlp", dry_run=True)) == []
+
+
+def test_data_that_were_given_stand_in_the_commands_as_they_were_read(place: Path) -> None:
+    rng = np.random.default_rng(0)
+    np.savez("d.npz", x=rng.normal(size=(32, 32)).astype("f4"), y=rng.integers(0, 10, 32))
+    read = {"data": "d.npz", "transform": "raw", "batch_size": 16}
+    line, other = advised(aligned("wide", effort="fast", method="weight", **read))
+    given = ["--data", "d.npz", "--transform", "raw", "--batch-size", "16"]
+    assert line == ["rebasin", "interpolate", "--steps", "10", *given]
+    assert other[-len(given) - 1 :] == [*given, "--force"]
+
+
+def swept(naive: Barrier, matched: Barrier, **changes: object) -> list[list[str]]:
+    """The commands after a sweep of 100 samples with these barriers."""
+    points = tuple(
+        SweepPoint(0, lam, 0.5, 0.8, None, None, 100, True, 0.01, 0.03, chance=0.1) for lam in (0.0, 0.5, 1.0)
+    )
+    barriers = {"naive": naive, "matched": matched}
+    run = {"data": "test.npz", "recalibrate": None, "repair": False, "transform": "raw", "limit": 50, "loss": None}
+    found = interpolated(
+        curves=dict.fromkeys(barriers, points), barrier=barriers, run=run, report=Path("b-aligned.json"), **changes
+    )
+    lines = [line for part in interpolate_table(found).parts if isinstance(part, Lines) for line in part.lines]
+    return [shlex.split(line.removeprefix(NEXT)) for line in lines if line.startswith(NEXT)]
+
+
+HIGH, FLAT = Barrier(0.3, 0.1, 0.02, 0.01), Barrier(0.01, 0.0, 0.006, 0.01)
+
+
+def test_a_barrier_after_alignment_gets_the_learning_method(place: Path) -> None:
+    command = swept(HIGH, HIGH, aligned_by="weight", inputs=("2,6",))
+    words = ["rebasin", "align", "a.safetensors", "b[/b].safetensors", "--model", "net.py:net", "--input", "2,6"]
+    learned = ["--method", "learned", "--data", "TRAINING_DATA", "--transform", "raw", "--force"]
+    assert command == [[*words, "-o", "b-aligned.safetensors", *learned]]
+
+
+def test_a_barrier_after_learning_or_of_unfit_statistics_or_unknown_error_gets_no_command(place: Path) -> None:
+    assert swept(HIGH, HIGH, aligned_by="learned") == []
+    assert swept(HIGH, HIGH, aligned_by="weight", running_statistics=3) == []
+    assert swept(HIGH, Barrier(0.3, 0.1), aligned_by="weight") == []
+
+
+def test_a_line_without_a_barrier_gets_the_command_that_saves_its_middle(place: Path) -> None:
+    save = ["--save", "average.safetensors"]
+    assert swept(HIGH, FLAT) == [["rebasin", "interpolate", "--lam", "0.5", *save]]
+    how = {"method": "running statistics", "data": "a part"}
+    treated = ["--recalibrate", "test.npz", "--transform", "raw", *save]
+    assert swept(HIGH, FLAT, recalibration=how) == [["rebasin", "interpolate", "--lam", "0.5", *treated]]
+    assert swept(HIGH, FLAT, lam=("0.5",)) == []
+
+
+def test_a_middle_is_saved_by_the_command_that_was_advised(place: Path) -> None:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(300, 6)).astype("f4")
+    with torch.no_grad():
+        network_ = nn.Sequential(nn.Linear(6, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 3))
+        network_.load_state_dict(network("normed", 0))
+        y = network_.train()(torch.from_numpy(x)).argmax(1).numpy()
+    np.savez("d.npz", x=x, y=y)
+    result = aligned("normed", noised)
+    found = run_interpolate(InterpolateOptions(data="d.npz", steps=2, report=result.report))
+    lines = [line for part in interpolate_table(found).parts if isinstance(part, Lines) for line in part.lines]
+    (command,) = [shlex.split(line.removeprefix(NEXT)) for line in lines if line.startswith(NEXT)]
+    assert main(command[1:]) == 0
+    a, b = torch.load("a.pt"), torch.load("b-aligned.pt")
+    middle = torch.load("average.pt")
+    assert torch.allclose(middle["0.weight"], (a["0.weight"] + b["0.weight"]) / 2)
+    assert not torch.allclose(middle["1.running_mean"], (a["1.running_mean"] + b["1.running_mean"]) / 2)
