@@ -110,8 +110,7 @@ def example_for(choice: ModelChoice, subject: Subject) -> ExampleInput:
     candidates = subject.factory.input_candidates(subject.module)
     if len(candidates) == 1:
         return candidates[0]
-    accepted = [candidate for candidate in candidates if refusal(subject.module, candidate) is None]
-    found = first_usable(subject.module, (*accepted, *(in_unit_range(candidate) for candidate in accepted)))
+    found = first_usable(subject.module, _accepted(candidates, subject))
     return found or subject.factory.example_input(subject.module)
 
 
@@ -125,6 +124,16 @@ def passes_for(choice: ModelChoice, subject: Subject, first: ExampleInput) -> Pa
     passes = Passes(tuple(choice.trace_calls), also)
     passes.check(subject.module)
     return passes
+
+
+def _accepted(candidates: Sequence[ExampleInput], subject: Subject) -> Iterator[ExampleInput]:
+    """The candidates whose shapes the model takes, found as they are asked for; then the same in [0, 1)."""
+    accepted = []
+    for candidate in candidates:
+        if refusal(subject.module, candidate) is None:
+            accepted.append(candidate)
+            yield candidate
+    yield from map(in_unit_range, accepted)
 
 
 def _different(

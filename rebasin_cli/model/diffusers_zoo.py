@@ -20,6 +20,7 @@ from rebasin_cli.model.source import ModelSource, import_optional, read_config, 
 
 SIDE = 64
 TEXT_TOKENS = 77
+FRAMES = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,29 +62,54 @@ class DiffusersModel(ModelSource):
         return (load,)
 
     def example(self, module: nn.Module, seed: int) -> ExampleInput | None:
-        """By the names that `forward` takes: a noisy sample, a timestep, text states; None where more is needed."""
+        """By the names that `forward` takes: noise, a timestep, text states, classes; None where more is needed."""
         config = getattr(module, "config", None) or {}
-        takes = inspect.signature(module.forward).parameters
-        if "sample" not in takes:
-            return None
+        parameters = inspect.signature(module.forward).parameters
         sample = Sampler(seed)
-        side = config.get("sample_size") or SIDE
-        height, width = side if isinstance(side, (tuple, list)) else (side, side)
-        if "latent_channels" in config:  # an autoencoder sees pictures; a small one shows it all
-            height, width = min(height, 2 * SIDE), min(width, 2 * SIDE)
-        kwargs: dict[str, Any] = {"sample": sample.normal(1, config.get("in_channels") or 3, height, width)}
-        if "timestep" in takes:
-            kwargs["timestep"] = torch.tensor(1)
-        if "encoder_hidden_states" in takes:
-            wide = config.get("cross_attention_dim")
-            wide = wide[0] if isinstance(wide, (tuple, list)) else wide
-            if not wide:
-                return None
+        noise = next((name for name in ("sample", "hidden_states", "x") if name in parameters), None)
+        if noise is None:
+            return None
+        kwargs: dict[str, Any] = {noise: sample.normal(*_noise_shape(module, config))}
+        if "timestep" in parameters:
+            kwargs["timestep"] = torch.tensor([1] if noise == "hidden_states" else 1)
+        if "encoder_hidden_states" in parameters and (wide := _text_width(config)):
             kwargs["encoder_hidden_states"] = sample.normal(1, TEXT_TOKENS, wide)
+        if "pooled_projections" in parameters and config.get("pooled_projection_dim"):
+            kwargs["pooled_projections"] = sample.normal(1, config["pooled_projection_dim"])
+        classes = config.get("num_embeds_ada_norm") or config.get("num_class_embeds")
+        if "class_labels" in parameters and classes:
+            kwargs["class_labels"] = torch.tensor([1])
         if config.get("addition_embed_type") == "text_time":  # the second text encoder's summary and the crop
             pooled = config["projection_class_embeddings_input_dim"] - 6 * config["addition_time_embed_dim"]
             kwargs["added_cond_kwargs"] = {"text_embeds": sample.normal(1, pooled), "time_ids": sample.normal(1, 6)}
-        return ExampleInput((), kwargs)
+        elif "added_cond_kwargs" in parameters and config.get("norm_type") == "ada_norm_single":
+            kwargs["added_cond_kwargs"] = {"resolution": None, "aspect_ratio": None}  # one size of pictures
+        needed = [
+            name
+            for name, one in parameters.items()
+            if one.default is one.empty and one.kind is one.POSITIONAL_OR_KEYWORD
+        ]
+        return None if any(name not in kwargs for name in needed) else ExampleInput((), kwargs)
+
+
+def _noise_shape(module: nn.Module, config: Mapping[str, Any]) -> tuple[int, ...]:
+    """(1, C, H, W); with a few frames where the first convolution is over time."""
+    side = config.get("sample_size") or SIDE
+    height, width = side if isinstance(side, (tuple, list)) else (side, side)
+    if "latent_channels" in config:  # an autoencoder sees pictures; a small one shows it all
+        height, width = min(height, 2 * SIDE), min(width, 2 * SIDE)
+    over_time = any(isinstance(layer, nn.Conv3d) for layer in module.modules())
+    return (1, config.get("in_channels") or 3, *((FRAMES,) if over_time else ()), height, width)
+
+
+def _text_width(config: Mapping[str, Any]) -> int | None:
+    """The width of the text states that the network attends to; None if it attends to none."""
+    for name in ("joint_attention_dim", "caption_channels", "text_embed_dim", "cross_attention_dim"):
+        wide = config.get(name)
+        wide = wide[0] if isinstance(wide, (tuple, list)) and wide else wide
+        if isinstance(wide, int):
+            return wide
+    return None
 
 
 def diffusers_source(text: str, target: str) -> DiffusersModel:

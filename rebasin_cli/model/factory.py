@@ -109,9 +109,8 @@ class ModelFactory:
         )
 
     def input_candidates(self, module: nn.Module) -> tuple[ExampleInput, ...]:
-        """The known input alone, or every guess in order; for callers that try them themselves."""
-        known = self.source.example(module, self.seed)
-        return (known,) if known is not None else candidates(module, self.seed)
+        """The known inputs, or every guess in order; for callers that try them themselves."""
+        return self.source.examples(module, self.seed) or candidates(module, self.seed)
 
     def adapt_to(self, shapes: Mapping[str, Shape]) -> tuple[ModelFactory, str | None]:
         """This factory with the class count and auxiliary parts of a checkpoint, and a sentence about the change.

@@ -59,6 +59,11 @@ class ModelSource(abc.ABC):
     def example(self, module: nn.Module, seed: int) -> ExampleInput | None:
         """The input known for this model, None if none is known."""
 
+    def examples(self, module: nn.Module, seed: int) -> tuple[ExampleInput, ...]:
+        """The inputs that it may take, likeliest first, where more than one must be tried."""
+        known = self.example(module, seed)
+        return () if known is None else (known,)
+
     def loaders(self, args: Mapping[str, Any]) -> tuple[Loader, ...]:
         """The ways in which the library itself loads a file into this model; the likeliest first."""
         from rebasin_cli.model.loading import by_load_state_dict

@@ -23,7 +23,7 @@ from rebasin_cli.model.foreign_code import failed, foreign_code, importable, loa
 from rebasin_cli.model.model_spec import CLASS_COUNT_NAMES, ModelSpec, existing_file, parse_model_spec
 from rebasin_cli.model.source import ModelSource
 from rebasin_cli.model.torchvision_import import declare_missing_operators
-from rebasin_cli.model.transformers_zoo import transformers_input
+from rebasin_cli.model.transformers_inputs import transformers_inputs
 from rebasin_cli.model.weightless import copied
 
 
@@ -69,9 +69,22 @@ class UserCallable(ModelSource):
                 except Exception as error:
                     raise failed(f"{self.name}: {attribute}", error, self.root) from error
             return as_example(offered)
-        if hasattr(module, "main_input_name") and hasattr(module, "config"):  # a model of the transformers package
-            return transformers_input(module, seed)
-        return None
+        return next(iter(_of_transformers(module, seed)), None)
+
+    def examples(self, module: nn.Module, seed: int) -> tuple[ExampleInput, ...]:
+        known = self.example(module, seed)
+        offered = known is not None and any(
+            getattr(owner, name, None) is not None
+            for owner, name in ((module, "example_input_array"), (self.home, "example_input"))
+        )
+        return (known,) if offered and known is not None else _of_transformers(module, seed)
+
+
+def _of_transformers(module: nn.Module, seed: int) -> tuple[ExampleInput, ...]:
+    """What a model of the transformers package may take; nothing for others."""
+    if hasattr(module, "main_input_name") and hasattr(module, "config"):
+        return transformers_inputs(module, seed)
+    return ()
 
 
 def user_source(spec: ModelSpec) -> UserCallable:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from dataclasses import dataclass, field
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +18,14 @@ from rebasin_cli.execution.forward import call
 from rebasin_cli.execution.pair import file_shapes
 from rebasin_cli.execution.subject import ModelChoice, example_for, open_subject
 from rebasin_cli.model.example_input import ExampleInput
+from rebasin_cli.model.input_guess import refusal
 from rebasin_cli.model.source import import_optional
+from rebasin_cli.model.transformers_inputs import transformers_inputs
 from rebasin_cli.verbs.align import AlignOptions, run_align
 from tests.loading.small_configs import small
 
 MOST_PARAMETERS = 20_000_000
+TASKS = ("CAUSAL_LM", "IMAGE_CLASSIFICATION", "SEQ_TO_SEQ_CAUSAL_LM", "MASKED_LM")
 CLOSE = 1e-9
 """Largest difference of outputs in float64, relative to the largest output."""
 
@@ -155,34 +160,44 @@ def transformers_pairs() -> Iterator[Pair]:
     for model_type in sorted(package.CONFIG_MAPPING.keys()):
         try:
             config = package.CONFIG_MAPPING[model_type]
-            built = _class_for(package, config)
+            classes = _classes_for(package, config)
         except Exception:  # a part of another type, or one that needs a package of its own
             continue
-        if built is not None:
-            yield transformers_pair(model_type, built, config)
+        if classes:
+            yield transformers_pair(model_type, classes, config)
 
 
-def _class_for(package: Any, config: Any) -> Any:
-    for mapping in ("CAUSAL_LM", "IMAGE_CLASSIFICATION", "SEQ_TO_SEQ_CAUSAL_LM", "MASKED_LM"):
-        known = getattr(package, f"MODEL_FOR_{mapping}_MAPPING")
+def _classes_for(package: Any, config: Any) -> tuple[Any, ...]:
+    """The classes that the library has for a type, by its own tables; first those with a head."""
+    found = []
+    for mapping in (*(f"MODEL_FOR_{task}_MAPPING" for task in TASKS), "MODEL_MAPPING", "MODEL_FOR_BACKBONE_MAPPING"):
+        known = getattr(package, mapping)
         if config in known:
-            return known[config]
-    if config not in package.MODEL_MAPPING:
-        return None
-    found = package.MODEL_MAPPING[config]
-    return found[0] if isinstance(found, (tuple, list)) else found
+            built = known[config]
+            found += built if isinstance(built, (tuple, list)) else [built]
+    return tuple(dict.fromkeys(found))
 
 
-def transformers_pair(model_type: str, built: Any, config_class: Any, **changes: Any) -> Pair:
-    """Two networks of one class, saved by `save_pretrained`."""
+def transformers_pair(model_type: str, classes: tuple[Any, ...], config_class: Any, **changes: Any) -> Pair:
+    """Two networks of the first class that builds small and runs, saved by `save_pretrained`."""
+
+    @cache
+    def chosen() -> tuple[Any, Any]:
+        errors: list[Exception] = []
+        for refuse in (True, False):
+            for built in classes:
+                try:
+                    config = small(config_class, partial(_is_small, built, errors=errors, runs=refuse), **changes)
+                except Exception as error:
+                    errors.append(error)
+                    continue
+                if _is_small(built, config, errors=errors, runs=refuse):
+                    return built, config
+        raise errors[0]
 
     def make(seed: int) -> nn.Module:
+        built, config = chosen()
         torch.manual_seed(seed)
-        config = small(config_class, **changes)
-        with torch.device("meta"):
-            size = sum(p.numel() for p in built._from_config(config).parameters())
-        if size > MOST_PARAMETERS:
-            raise ValueError(f"{size:,} parameters")
         return built._from_config(config)  # type: ignore[no-any-return]
 
     def save(network: Any, folder: Path) -> Path:
@@ -190,10 +205,23 @@ def transformers_pair(model_type: str, built: Any, config_class: Any, **changes:
         return folder
 
     def load(tensors: Tensors) -> nn.Module:
-        found, told = built.from_pretrained(
-            None, config=small(config_class, **changes), state_dict=tensors, output_loading_info=True
-        )
+        built, config = chosen()
+        found, told = built.from_pretrained(None, config=config, state_dict=tensors, output_loading_info=True)
         assert not told["missing_keys"], told["missing_keys"]
         return found  # type: ignore[no-any-return]
 
     return Pair(f"transformers:{model_type}", "transformers", make, save, load, lambda a: f"transformers:{a}")
+
+
+def _is_small(built: Any, config: Any, *, errors: list[Exception], runs: bool) -> bool:
+    """Whether the class builds from the configuration, is small, and takes an input of the right shapes."""
+    try:
+        with torch.device("meta"):
+            network = built._from_config(deepcopy(config))
+        size = sum(parameter.numel() for parameter in network.parameters())
+        if size > MOST_PARAMETERS:
+            raise ValueError(f"{size:,} parameters")
+    except Exception as error:
+        errors.append(error)
+        return False
+    return not runs or any(refusal(network, example) is None for example in transformers_inputs(network, 0))

@@ -19,7 +19,7 @@ from tests.loading.library_pairs import Pair, round_trip, transformers_pair
 def of_transformers(model_type: str, architecture: str) -> Callable[[], Pair]:
     def made() -> Pair:
         package = import_optional("transformers", "transformers")
-        return transformers_pair(model_type, getattr(package, architecture), package.CONFIG_MAPPING[model_type])
+        return transformers_pair(model_type, (getattr(package, architecture),), package.CONFIG_MAPPING[model_type])
 
     return made
 

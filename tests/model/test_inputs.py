@@ -16,7 +16,7 @@ from rebasin_cli.errors import DataError, UsageError
 from rebasin_cli.model.example_input import ExampleInput, as_example
 from rebasin_cli.model.input_guess import candidates, first_accepted, refusal
 from rebasin_cli.model.input_option import InputSpec, draw, given_input, parse_input, read_input_file
-from rebasin_cli.model.transformers_zoo import transformers_input
+from rebasin_cli.model.transformers_inputs import transformers_inputs
 
 
 @pytest.mark.parametrize(
@@ -212,8 +212,7 @@ class _Mixture(nn.Module):
 
 def test_a_mixture_of_experts_is_given_tokens_for_all_of_them() -> None:
     def tokens(**config: int) -> int:
-        found = transformers_input(_Mixture(**config), 0)
-        assert found is not None
+        found = transformers_inputs(_Mixture(**config), 0)[0]
         return int(found.kwargs["input_ids"].shape[1])
 
     assert tokens() == 16
