@@ -7,6 +7,7 @@
 | the barrier is unknown: one step | nothing between the checkpoints was evaluated |
 | the barrier is unknown: not finite | a value on the line is missing or not finite |
 | no better than guessing | the accuracy of an end, less two standard errors, is not above 1 / classes |
+| worse than a guess | the cross-entropy of an end is, and its accuracy is below one half |
 | no loss barrier | none of these; the barrier is within two standard errors of zero, and its error is known |
 | barrier | none of these |
 | statistics do not fit | the model has running statistics that were interpolated like weights, and there is a barrier |
@@ -19,9 +20,9 @@ from __future__ import annotations
 import math
 from typing import Literal
 
-from rebasin_cli.execution.chance import ADVICE, may_guess
+from rebasin_cli.execution.chance import ADVICE, may_guess, no_better_than_chance
 from rebasin_cli.interpolation.sweep import Barrier, SweepPoint
-from rebasin_cli.report.text import counted, share, with_error
+from rebasin_cli.report.text import counted, number, share, with_error
 from rebasin_cli.verbs.interpolate_result import InterpolateResult
 
 Finding = Literal["one step", "not finite", "guessing", "none", "there"]
@@ -59,7 +60,7 @@ def finding(result: InterpolateResult, curve: str) -> Finding:
     if barrier.loss is None:
         return "not finite"
     ends = _ends(points)
-    if any(may_guess(point) for point in ends):
+    if any(_guesses(point, result) for point in ends):
         return "guessing"
     losses = [abs(point.loss) for point in ends if point.loss is not None]
     rounding = ROUNDING * sum(losses) / max(1, len(losses))
@@ -71,10 +72,22 @@ def _ends(points: tuple[SweepPoint, ...]) -> list[SweepPoint]:
     return [point for point in points if point.at_end]
 
 
+def _guesses(point: SweepPoint, result: InterpolateResult) -> bool:
+    cross_entropy = result.loss == "cross-entropy"
+    return may_guess(point) or no_better_than_chance("", point, cross_entropy=cross_entropy) is not None
+
+
 def _guessing(result: InterpolateResult, curve: str) -> str:
     ends = _ends(result.curves[curve])
+    chance = next(point.chance for point in ends if point.chance is not None)
+    if not any(may_guess(point) for point in ends):
+        losses = " and ".join(number(point.loss) for point in ends)
+        return (
+            f"The barrier says nothing: on {_samples(result)} the checkpoints' loss is {losses}, and that of a guess "
+            f"is {number(-math.log(chance))}. {ADVICE[0].upper()}{ADVICE[1:]}."
+        )
     seen = " and ".join(share(point.accuracy) for point in ends)
-    guessed = share(next(point.chance for point in ends if point.chance is not None))
+    guessed = share(chance)
     return (
         f"The barrier says nothing: on {_samples(result)} the checkpoints' accuracy is {seen}, and guessing gives "
         f"{guessed}. {ADVICE[0].upper()}{ADVICE[1:]}."

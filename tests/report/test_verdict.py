@@ -54,6 +54,16 @@ def test_no_barrier_needs_ends_that_do_not_guess() -> None:
         assert "15.0 % and 80.0 %" in found
 
 
+def test_folders_read_in_another_order_than_the_models_are_no_line_without_a_barrier() -> None:
+    wrong = row((0.0, 17.5, 0.167), (0.5, 13.9, 0.167), (1.0, 18.8, 0.167))
+    wrong = tuple(replace(point, accuracy_standard_error=0.02) for point in wrong)
+    found = said(NONE, NONE, wrong)
+    assert "o loss barrier" not in found
+    assert "loss is 17.5 and 18.8, and that of a guess is 2.303" in found
+    assert "--class-order" in found
+    assert "No loss barrier" in said(NONE, NONE, wrong, loss="mine.py:loss")
+
+
 def test_ends_without_classes_are_not_called_guesses() -> None:
     points = tuple(replace(point, accuracy=None, chance=None) for point in GOOD)
     assert "No loss barrier" in said(NONE, points=points)
