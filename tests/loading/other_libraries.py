@@ -117,11 +117,14 @@ def _torchvision(name: str, layout: Layout, load: Callable[[nn.Module, Tensors],
         load(network, tensors)
         return network
 
+    def make(seed: int) -> nn.Module:
+        return load_factory(f"torchvision:{name}", seed=seed).build()
+
     build = load_factory(f"torchvision:{name}").build
     return Pair(
         f"torchvision:{name}",
         "",
-        seeded(build),
+        make,
         saved_as(layout),
         loaded,
         lambda _: f"torchvision:{name}",

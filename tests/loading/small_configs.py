@@ -52,7 +52,7 @@ LAYER_COUNTS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers", "encod
 CHANNEL_LISTS = r".*(sizes|dims?|channels|filters|width|widths|features|hidden_size|embed_dim)"
 DEPTH_LISTS = r".*(depths?|num_layers|layers_per_stage|num_blocks|stage_numb_of_layers|num_encoder_blocks|stage_layers)"
 INDEX_LISTS = r".*(ind(ex|exes|ices)|idxs?|layers|layer_ids|feature_layer)"
-MOST_TRIALS = 60
+MOST_TRIALS = 24
 
 Entries = dict[str, Any]
 Accepts = Callable[[Any], bool]
@@ -146,6 +146,16 @@ def _shrunk(entries: Entries, divisor: int, *, fill: bool = False) -> Entries:
     if heads and shared and entries[heads] == entries[shared]:
         found[shared] = found[heads]
     return found
+
+
+def _sections(found: Entries, rope: Mapping[str, Any]) -> list[int]:
+    """Rotary frequencies for time, height and width of heads of 32, which there are from now on."""
+    heads = next((found[name] for name in ("num_attention_heads", "num_heads") if found.get(name)), 4)
+    found |= {name: 32 * heads for name in ("hidden_size",) if name in found} | {"head_dim": 32}
+    sections = rope["mrope_section"]
+    pairs = int(16 * (rope.get("partial_rotary_factor") or found.get("partial_rotary_factor") or 1))
+    shares = [max(1, pairs * one // sum(sections)) for one in sections[:-1]]
+    return [*shares, pairs - sum(shares)]
 
 
 def _layers(entries: Entries) -> tuple[int, int]:
