@@ -97,7 +97,7 @@ def _text(config: Any, takes: Sequence[str], sample: Sampler, shown: Layout, *, 
 def token_ids(config: Any, sample: Sampler, length: int = TOKENS) -> Tensor:
     """Ids (1, T) of ordinary words: none of them stands for an image, a sound or padding."""
     words = text_config(config)
-    length = max(length, _tokens_for_experts(words))
+    length = max(length, _tokens_for_experts(words), _merged_tokens(words))
     longest = getattr(words, "max_position_embeddings", None)
     longest = longest if isinstance(longest, int) and longest > 0 else length
     size = int(getattr(words, "vocab_size", None) or 2)
@@ -185,6 +185,13 @@ def _tokens_for_experts(config: Any) -> int:
     names = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
     experts = max((count for name in names if isinstance(count := getattr(config, name, None), int)), default=0)
     return min(TOKENS_FOR_EACH_EXPERT * experts, MOST_TOKENS)
+
+
+def _merged_tokens(config: Any) -> int:
+    """The most tokens that attention merges into one: a shorter text would not reach that code."""
+    rates = getattr(config, "compress_rates", None)
+    counts = [rate for rate in rates.values() if isinstance(rate, int)] if isinstance(rates, dict) else []
+    return min(max(counts, default=0), MOST_TOKENS)
 
 
 def _first(config: Any, *names: str) -> int | None:

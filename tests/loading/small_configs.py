@@ -32,7 +32,7 @@ SIZES: tuple[tuple[str, int], ...] = (
     (r".*experts_per_tok(en)?|.*top_?k|.*num_selected_experts", 2),
     (r".*image_size|.*input_size|img_size", 32),
     (r".*patch_size", 8),
-    (r".*max_.*positions?.*|n_positions|.*max_position_embeddings|.*max_seq.*|n_ctx", 64),
+    (r".*max_.*positions?.*|n_positions|.*max_position_embeddings|.*max_seq.*|n_ctx", 128),
     (r".*num_mel_bins|num_mel_bins|n_mels", 16),
     (r".*window_size|sliding_window|attention_window", 4),
     (r".*lora_rank|.*rank", 8),

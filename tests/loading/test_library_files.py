@@ -35,6 +35,8 @@ PAIRS: dict[str, Callable[[], Pair]] = {
     "transformers:qwen2_moe": of_transformers("qwen2_moe", "Qwen2MoeForCausalLM"),
     "transformers:gpt2": of_transformers("gpt2", "GPT2LMHeadModel"),
     "transformers:bert": of_transformers("bert", "BertForMaskedLM"),
+    "transformers:aya_vision": of_transformers("aya_vision", "AyaVisionModel"),
+    "transformers:deepseek_v3": of_transformers("deepseek_v3", "DeepseekV3ForCausalLM"),
     "timm:convnext_atto": of("timm", "timm:convnext_atto"),
     "timm:vit_tiny_patch16_224": of("timm", "timm:vit_tiny_patch16_224"),
     "open_clip": of("open_clip", "open_clip:text tower without prefix"),

@@ -121,3 +121,9 @@ def test_sound_is_offered_in_both_orders_with_its_mask() -> None:
 
 def test_nothing_is_offered_where_a_required_argument_is_unknown() -> None:
     assert transformers_inputs(_Unknown("input_ids", vocab_size=50), 0) == ()
+
+
+def test_text_is_long_enough_for_attention_that_merges_tokens() -> None:
+    rates = {"compressed": 4, "heavily_compressed": 128}
+    assert _described(_Text("input_ids", vocab_size=50, compress_rates=rates)) == ["input_ids=1x128:int64"]
+    assert _described(_Text("input_ids", vocab_size=50, compress_rates=None)) == ["input_ids=1x16:int64"]

@@ -107,6 +107,28 @@ UNET = {
 }
 
 
+DIT = {
+    "_class_name": "DiTTransformer2DModel",
+    "num_attention_heads": 2,
+    "attention_head_dim": 8,
+    "in_channels": 4,
+    "num_layers": 1,
+    "sample_size": 8,
+    "patch_size": 2,
+    "num_embeds_ada_norm": 10,
+}
+
+
+@needs("diffusers")
+def test_a_diffusion_transformer_gets_noise_a_step_and_a_class(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(DIT))
+    factory = load_factory(f"diffusers:{tmp_path}")
+    example, module = factory.example_input(), factory.build()
+    assert example.describe() == "hidden_states=1x4x8x8, timestep=1:int64, class_labels=1:int64"
+    with torch.no_grad():
+        assert module(**example.kwargs).sample.shape == (1, 4, 8, 8)
+
+
 @needs("diffusers")
 def test_diffusers(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(UNET))
