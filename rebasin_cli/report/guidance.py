@@ -124,7 +124,7 @@ def _learned(result: InterpolateResult) -> Advice:
     for letter, path in (("a", result.a), ("b", result.b)):
         words += _state(letter, *_states(result, path))
     data = [result.run.get("recalibrate") or TRAINING_DATA, *_reading(result.run, without=("limit",))]
-    reason = "There is a barrier after alignment. Permutations learned from data may lower it."
+    reason = "Permutations learned from data may lower the barrier that is left."
     return Advice([*words, "-o", result.aligned, "--method", "learned", "--data", *data, "--force"], reason)
 
 

@@ -76,7 +76,7 @@ def read_report(path: Path) -> AlignReport:
         out=out,
         model=_model(path, str(data["model"]), places.get("model")),
         model_args=dict(data.get("model_args") or {}),
-        inputs=() if input_file else _inputs(str(data.get("input") or "")),
+        inputs=() if input_file else _stated(data.get("inputs")) or _inputs(str(data.get("input") or "")),
         input_file=_existing(path, str(input_file), places.get("input_file")) if input_file else None,
         input_stated=bool(data.get("inputs") or data.get("input_file")),
         method=None if data.get("method") is None else str(data["method"]),
@@ -196,6 +196,11 @@ def python_file(spec: str | None) -> Path | None:
     """The file of a spec such as `net.py:build`; None for specs of other kinds."""
     file, sign, _ = (spec or "").rpartition(":")
     return Path(file) if sign and file.endswith(".py") and Path(file).is_file() else None
+
+
+def _stated(inputs: object) -> tuple[str, ...]:
+    """The values of `--input` that the user gave."""
+    return tuple(map(str, inputs)) if isinstance(inputs, list) else ()
 
 
 def _inputs(described: str) -> tuple[str, ...]:

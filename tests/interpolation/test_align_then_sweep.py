@@ -29,7 +29,9 @@ def test_the_sweep_straight_after_is_the_verb(bench: Bench) -> None:
     found = bench.run(*ALIGN, "--interpolate", "test.npz", *SWEEP)
     assert found.code == 0, found.err
     assert found.out.index("written") < found.out.index("barrier after alignment")
-    assert "next:" not in found.out
+    (command,) = [line for line in found.out.splitlines() if line.startswith("next: ")]
+    assert "rebasin interpolate" not in command
+    assert "--method learned --data train.npz" in command
     straight = (bench.path / RESULT).read_bytes()
     alone = bench.run("interpolate", "--data", "test.npz", *SWEEP)
     assert alone.code == 0, alone.err
