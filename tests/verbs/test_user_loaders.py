@@ -353,12 +353,13 @@ def test_a_parameter_that_nobody_makes_is_missing(nets: Path) -> None:
         aligned(nets, "Renamed", a, b)
 
 
-def test_a_tensor_that_the_hook_leaves_out_is_unexpected(nets: Path) -> None:
+def test_a_tensor_that_the_hook_leaves_out_is_named(nets: Path) -> None:
     a, b = renamed(plain(0)), renamed(plain(1)) | {"aux.weight": torch.randn(16, 6)}
-    with pytest.raises(ModelError, match=r"unexpected key 'aux\.weight'"):
-        aligned(nets, "Renamed", a, b)
-    aligned(nets, "Renamed", a, b, ignore_extra=True)
+    result = aligned(nets, "Renamed", a, b)
+    assert any("the model does not have 'aux.weight'" in sentence for sentence in result.warnings)
     assert torch.equal(torch.load(nets / "out.pt")["aux.weight"], b["aux.weight"])
+    with pytest.raises(ModelError, match=r"could read what is permuted: 'aux\.weight'"):
+        aligned(nets, "Renamed", a, b, strict=True, force=True)
 
 
 def test_a_tensor_that_is_read_into_two_layers_is_refused_where_they_would_differ(nets: Path) -> None:
