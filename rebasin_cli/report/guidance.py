@@ -78,7 +78,7 @@ def _other_method(result: AlignResult) -> Advice | None:
     if result.architecture.attention:
         reason = "On the transformers in docs/matching.md, permutations learned from data merge better than by weights."
         data = _on(result.data) or ["--data", TRAINING_DATA]
-        return Advice([*_align(result), "--method", "learned", *data, "--force"], reason)
+        return Advice([*_align(result), *_over(result.out, "learned"), "--method", "learned", *data], reason)
     chance = result.chance
     if chance is not None and chance.ratio < LITTLE_MORE_THAN_CHANCE:
         reason = (
@@ -86,7 +86,9 @@ def _other_method(result: AlignResult) -> Advice | None:
             f"{number(chance.gain_by_chance)} on shuffled weights. Activations may match the units better."
         )
         data = _on(result.data, without=("loss",))
-        return Advice([*_align(result), "--method", "activation", "--mix", "0.2", *data, "--force"], reason)
+        return Advice(
+            [*_align(result), *_over(result.out, "mixed"), "--method", "activation", "--mix", "0.2", *data], reason
+        )
     return None
 
 
@@ -125,7 +127,7 @@ def _learned(result: InterpolateResult) -> Advice:
         words += _state(letter, *_states(result, path))
     data = [result.run.get("recalibrate") or TRAINING_DATA, *_reading(result.run, without=("limit",))]
     reason = "Permutations learned from data may lower the barrier that is left."
-    return Advice([*words, "-o", result.aligned, "--method", "learned", "--data", *data, "--force"], reason)
+    return Advice([*words, *_over(result.aligned, "learned"), "--method", "learned", "--data", *data], reason)
 
 
 def _states(result: InterpolateResult, path: Path) -> tuple[str | None, bool]:
@@ -145,7 +147,14 @@ def _align(result: AlignResult) -> list[object]:
     words = _model(["rebasin", "align", result.a, result.b, "--model", result.model], result)
     for letter in "ab":
         words += _state(letter, result.state[letter].get("key"), result.state[letter].get("ema"))
-    return [*words, "-o", result.out]
+    return words
+
+
+def _over(out: Path | None, name: str) -> list[object]:
+    """The output in place of the present one; a directory is never replaced, so it gets another name."""
+    if out is not None and out.is_dir():
+        return ["-o", out.with_name(f"{out.name}-{name}")]
+    return ["-o", out, "--force"]
 
 
 def _state(letter: str, key: str | None, ema: bool | None) -> list[object]:

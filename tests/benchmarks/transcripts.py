@@ -173,7 +173,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             said = transcript(prepare(Path(folder)), Path(folder))
         print(said, flush=True)
-        written += [f"## {TITLES[name]}", "", f"{prepare.__doc__}", "", "```console", said, "```", ""]
+        written += [f"## {TITLES[name]}", "", "```console", said, "```", ""]
     if only is None:
         (ROOT / "docs" / "transcripts.md").write_text("\n".join(written), encoding="utf-8")
 
