@@ -24,7 +24,7 @@ from rebasin_cli.verbs.shared_options import DataReading
 LITTLE_MORE_THAN_CHANCE = 1.25
 """Weights say little where the gain of the similarity is less than this many times the gain by chance.
 
-Of the four trained pairs in `matching.chance` one is below (1.04): on it, activations merge far better than weights."""
+Of the four trained pairs in `matching.chance` one is below (1.05): on it, activations merge far better than weights."""
 DATA, TRAINING_DATA = "DATA", "TRAINING_DATA"
 
 
