@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -160,11 +160,16 @@ def check_all_finite(pair: Pair, progress: Progress) -> None:
         ModelError: see `check_ties`.
         NumericalError: naming file, tensor and count.
     """
-    for weights in (pair.a, pair.b):
-        check_ties(weights, pair.subject.ties)
-    total = len(pair.a) + len(pair.b)
+    check_weights((pair.a, pair.b), pair.subject, progress)
+
+
+def check_weights(checkpoints: Collection[Weights], subject: Subject, progress: Progress) -> None:
+    """`check_all_finite` for any number of checkpoints of one model."""
+    for weights in checkpoints:
+        check_ties(weights, subject.ties)
+    total = sum(map(len, checkpoints))
     done = 0
-    for weights in (pair.a, pair.b):
+    for weights in checkpoints:
         for key in weights:
             check_finite(weights[key], weights.file_name(key), weights.checkpoint.path)
             done += 1

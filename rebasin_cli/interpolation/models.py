@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 
-from rebasin_cli.execution.closeness import check_finite
 from rebasin_cli.execution.model_slot import ModelSlot
-from rebasin_cli.execution.pair import Source, check_ties, file_shapes, open_sources
+from rebasin_cli.execution.pair import Source
+from rebasin_cli.execution.several import open_several
 from rebasin_cli.execution.spectral_norm import spectral_sites
-from rebasin_cli.execution.subject import ModelChoice, Subject, open_subject
+from rebasin_cli.execution.subject import ModelChoice, Subject
 from rebasin_cli.execution.weights import Weights
 from rebasin_cli.interpolation.lams import Lams
 from rebasin_cli.interpolation.line import Line, Mode, Point, SweepNetworks, grid, sweep_networks
@@ -68,15 +68,11 @@ class SweepModels:
         """
         files = dict.fromkeys(path for row in curves.values() for path in row)
         sources = [Source(path, *states.get(path, (None, False))) for path in files]
-        opened = dict(zip(files, open_sources(sources), strict=True))
         first_curve = next(iter(curves.values()))
-        subject = open_subject(choice, file_shapes(opened[first_curve[-1]]))
-        weights = {
-            path: Weights.of(checkpoint, subject, ignore_extra=ignore_extra) for path, checkpoint in opened.items()
-        }
-        for held in weights.values():
-            check_ties(held, subject.ties)
-        _check_all_finite(weights, progress)
+        last = list(files).index(first_curve[-1])
+        several = open_several(sources, choice, shaped_like=last, ignore_extra=ignore_extra)
+        several.check(progress)
+        subject, weights = several.subject, dict(zip(files, several.weights, strict=True))
         slot = ModelSlot(subject.factory.build(), device, amp=amp)
         spectral = spectral_sites(slot.module)
         by_key = {} if lams is None else lams.by_key(subject.shapes, subject.ties)
@@ -107,13 +103,3 @@ class SweepModels:
         """Everything about the models that decides the numbers."""
         args = {name: repr(value) for name, value in sorted(self.subject.factory.args.items())}
         return {"model_args": args, "sha256": self.sha256}
-
-
-def _check_all_finite(weights: Mapping[Path, Weights], progress: Progress) -> None:
-    total = sum(len(held) for held in weights.values())
-    done = 0
-    for held in weights.values():
-        for key in held:
-            check_finite(held[key], held.file_name(key), held.checkpoint.path)
-            done += 1
-            progress.step(done, total)
