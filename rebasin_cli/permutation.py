@@ -5,8 +5,9 @@ A permutation is int64 of shape (n,) with gather meaning: `new[i] = old[perm[i]]
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -79,10 +80,21 @@ class Gather:
         return self.axis < other.axis + other.span and other.axis < self.axis + self.span
 
 
-def gathers(spec: PermutationSpec, permutations: Mapping[str, Tensor], key: str, shape: Sequence[int]) -> list[Gather]:
-    """The gathers, in order, that permute the tensor `key` of this shape; empty if nothing moves."""
+def gathers(
+    spec: PermutationSpec,
+    permutations: Mapping[str, Tensor],
+    key: str,
+    shape: Sequence[int],
+    ties: Mapping[str, str] = MappingProxyType({}),
+) -> list[Gather]:
+    """The gathers, in order, that permute the tensor `key` of this shape; empty if nothing moves.
+
+    Args:
+        ties: for each further name of a tensor its first one; a name that the spec lacks follows that.
+    """
+    known = key if key in spec.sites_by_key else ties.get(key, key)
     steps: list[Gather] = []
-    for group, site in spec.sites_by_key.get(key, ()):
+    for group, site in spec.sites_by_key.get(known, ()):
         perm = permutations.get(group.name)
         if perm is None or is_identity(perm):
             continue
@@ -128,6 +140,42 @@ def permute_in_place(tensor: Tensor, steps: Sequence[Gather]) -> Tensor:
         for part in torch.split(merged, max(1, merged.shape[along] * AT_ONCE // merged.numel()), along):
             part.copy_(part.index_select(step.axis, index))
     return tensor
+
+
+class Permuted(Mapping[str, Tensor]):
+    """The tensors of a network with its units in another order; each is made when it is asked for.
+
+    Args:
+        source: by model key; its tensors are not changed.
+        ties: as for `gathers`.
+    """
+
+    def __init__(
+        self,
+        source: Mapping[str, Tensor],
+        spec: PermutationSpec,
+        permutations: Mapping[str, Tensor],
+        ties: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
+        self.source, self.spec, self.permutations, self.ties = source, spec, permutations, ties
+
+    @property
+    def moves_nothing(self) -> bool:
+        """Whether every unit keeps its place."""
+        return all(is_identity(perm) for perm in self.permutations.values())
+
+    def __getitem__(self, key: str) -> Tensor:
+        tensor = self.source[key]
+        return permute_tensor(tensor, gathers(self.spec, self.permutations, key, tensor.shape, self.ties))
+
+    def __contains__(self, key: object) -> bool:
+        return key in self.source
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.source)
+
+    def __len__(self) -> int:
+        return len(self.source)
 
 
 def apply(

@@ -27,7 +27,6 @@ from rebasin_cli.execution.pair import Pair, Source, check_all_finite, open_pair
 from rebasin_cli.execution.recalibration import batch_norms
 from rebasin_cli.execution.same_function import FunctionCheck
 from rebasin_cli.execution.shared_weights import check_heads
-from rebasin_cli.execution.subject import ModelChoice
 from rebasin_cli.execution.understanding import understand
 from rebasin_cli.execution.weights import Weights
 from rebasin_cli.matching.chance import MOST_ELEMENTS, Chance, gain_against_chance
@@ -39,15 +38,16 @@ from rebasin_cli.matching.weighing import OBJECTIVES, PLAIN, check_objective, we
 from rebasin_cli.model.example_input import ExampleInput
 from rebasin_cli.model.state import parameter_keys
 from rebasin_cli.options import options_of
-from rebasin_cli.permutation import is_identity
+from rebasin_cli.permutation import Permuted, is_identity
 from rebasin_cli.progress import Progress, Silent
 from rebasin_cli.verbs.align import AlignOptions, AlignResult, Architecture, Change, MovedGroup, Objective
 from rebasin_cli.verbs.align_reports import code_of, places, python_file
 from rebasin_cli.verbs.cost import PhaseClock, peak_rss_bytes, release_freed_memory, spare_limited_memory
 from rebasin_cli.verbs.document import envelope, pretty
 from rebasin_cli.verbs.leftovers import find_leftovers
+from rebasin_cli.verbs.networks import model_choice
 from rebasin_cli.verbs.output_paths import check_outputs
-from rebasin_cli.verbs.permuted_copy import Rearranged, Rearrangement, write_permuted
+from rebasin_cli.verbs.permuted_copy import Rearrangement, write_permuted
 from rebasin_cli.verbs.saved_permutations import SavedPermutations
 from rebasin_cli.verbs.shared_options import DataReading
 from rebasin_cli.verbs.siblings import Network, SiblingPlan, plan_siblings
@@ -76,16 +76,7 @@ class Alignment:
     def __init__(self, options: AlignOptions, progress: Progress, ranks: Ranks = ALONE) -> None:
         self.options, self.progress, self.ranks = options, progress, ranks
         self.a, self.b = Source(options.a, *options.state_of_a), Source(options.b, *options.state_of_b)
-        self.choice = ModelChoice(
-            options.model,
-            dict(options.model_args or {}),
-            options.inputs,
-            options.input_file,
-            options.seed,
-            options.trace_calls,
-            options.also_inputs,
-            options.trust_remote_code,
-        )
+        self.choice = model_choice(options)
         self.method = find_method(options.chosen_method)
         self.matching = Matching(
             method=self.method.name,
@@ -318,7 +309,9 @@ class Alignment:
         if self.options.dry_run:
             self.progress.phase("verifying")
             with self.clock.phase("verify"):
-                self._verify(Rearranged(self.pair.b, self.rearrangement))
+                self._verify(
+                    Permuted(self.pair.b, self.understood.spec, self.match.permutations, self.pair.subject.ties)
+                )
             return
         self.progress.phase("writing")
         with self.clock.phase("write"):

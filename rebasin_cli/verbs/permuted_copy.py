@@ -45,8 +45,7 @@ class Rearrangement:
 
     def steps(self, key: str, shape: Sequence[int]) -> list[Gather]:
         """The gathers that permute the model's tensor of this name and shape."""
-        known = key if key in self.spec.sites_by_key else self.ties.get(key, key)
-        return gathers(self.spec, self.permutations, known, shape)
+        return gathers(self.spec, self.permutations, key, shape, self.ties)
 
 
 class WithSiblings:
@@ -101,22 +100,6 @@ def _on_axes(steps: Iterable[Gather], follow: Follow, tensor: Tensor) -> list[Ga
     axes = follow.axes or ()
     place = {axis: at for at, axis in enumerate(axes) if tensor.shape[at] == follow.shape[axis]}
     return [Gather(place[step.axis], step.span, step.index) for step in steps if step.axis in place]
-
-
-class Rearranged(Mapping[str, Tensor]):
-    """B as it will be, by model key, without a file: what a dry run is checked on. One tensor is made at a time."""
-
-    def __init__(self, source: Weights, rearrangement: Rearrangement) -> None:
-        self._source, self._rearrangement = source, rearrangement
-
-    def __getitem__(self, key: str) -> Tensor:
-        return self._rearrangement.of_model_key(key, self._source[key])
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._source)
-
-    def __len__(self) -> int:
-        return len(self._source)
 
 
 @contextmanager

@@ -210,3 +210,8 @@ class Seed:
     """The one source of randomness."""
 
     seed: int = option("Random seed.", group="General", default=0)
+
+
+@options_class
+class NetworkOptions(RequiredModel, Derivation, StateInFile, Seed):
+    """What a verb needs to open networks of one model and to find the axis groups of the model."""

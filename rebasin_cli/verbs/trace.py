@@ -121,9 +121,10 @@ def run_trace(options: TraceOptions) -> TraceResult:
     check_inputs(model=options.model, input_file=options.input_file, rules=options.rules, others=(options.spec,))
 
     from rebasin_cli.checkpoint.atomic import write_text_atomically
-    from rebasin_cli.execution.subject import ModelChoice, open_subject
+    from rebasin_cli.execution.subject import open_subject
     from rebasin_cli.execution.understanding import understand
     from rebasin_cli.verbs.cost import PhaseClock, peak_rss_bytes
+    from rebasin_cli.verbs.networks import model_choice
     from rebasin_cli.verbs.verification import spec_warnings, verify_spec
 
     listener = options.progress or Silent()
@@ -138,16 +139,7 @@ def run_trace(options: TraceOptions) -> TraceResult:
             f"{options.out}: unknown format {suffix!r}", hint=f"name a file that ends in {', '.join(known)}{more}"
         )
     check_outputs(wanted, [], force=options.force, mkdir=options.mkdir)
-    choice = ModelChoice(
-        options.model,
-        dict(options.model_args or {}),
-        options.inputs,
-        options.input_file,
-        options.seed,
-        options.trace_calls,
-        options.also_inputs,
-        options.trust_remote_code,
-    )
+    choice = model_choice(options)
     listener.phase("building")
     with clock.phase("build"):
         subject = open_subject(choice)
