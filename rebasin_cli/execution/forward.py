@@ -22,6 +22,7 @@ from rebasin_cli.errors import ModelError
 from rebasin_cli.execution.widening import Rounding, Wide, cast, is_large
 from rebasin_cli.model.example_input import ExampleInput
 from rebasin_cli.model.state import state_tensors, ties
+from rebasin_cli.tracing.dispatch import uncompiled
 from rebasin_cli.tracing.fake_tensors import unchanged_attributes
 from rebasin_cli.tracing.tracer import opened
 
@@ -69,7 +70,7 @@ def call(
     default = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
-        with unchanged_attributes(module), torch.random.fork_rng(devices=[]):
+        with unchanged_attributes(module), uncompiled(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             for owner in module.modules():
                 for name, buffer in owner._buffers.items():

@@ -64,6 +64,7 @@ def understand(
     strict: bool = False,
     with_trace: bool = False,
     rules: Sequence[Path] = (),
+    cautious: bool = False,
 ) -> Understanding:
     """Find the axis groups of the model.
 
@@ -74,7 +75,7 @@ def understand(
         spec_file: read the spec from this file instead of tracing.
         pins: patterns of tensor names whose axes all keep their order.
         strict: an operation that no rule understands is an error.
-
+        cautious: as for `derive`.
         with_trace: trace the model also where the spec comes from a file.
         rules: the user's files with rules for their own operations.
 
@@ -94,7 +95,7 @@ def understand(
         return Understanding(spec, example, free_fraction(spec, subject), traced, passes=passes)
     with user_rules(rules) as own:
         trace, passes = _traced(subject, example, passes)
-        derivation = derive(trace, pins=tuple(pins))
+        derivation = derive(trace, pins=tuple(pins), cautious=cautious)
     understanding = Understanding(
         derivation.spec, example, derivation.free_fraction, trace, derivation, own.unused, passes
     )

@@ -70,6 +70,7 @@ class Analysis:
         trace: the record.
         pins: patterns of tensor names whose axes are all pinned.
         strict: raise where no rule covers an operation, instead of pinning what it touches.
+        cautious: pin what the code around every weight-dependent decision handles, also where it skipped no parameter.
         relations: the relations found so far.
         layouts: by value, for everything that is no leaf.
         leaves: parameters and floating buffers, by value, but for those in `cuts`.
@@ -82,6 +83,7 @@ class Analysis:
     trace: Trace
     pins: tuple[str, ...] = ()
     strict: bool = False
+    cautious: bool = False
     relations: Relations = field(default_factory=Relations)
     layouts: dict[int, AxisLayout] = field(default_factory=dict)
     leaves: dict[int, Leaf] = field(default_factory=dict)
@@ -182,7 +184,8 @@ class Analysis:
         closure = solve(self.relations)
         # Only where an axis moves can its unread positions fail to match what surrounds them on another input.
         self.unread.extend(dict.fromkeys(key for key, ids in partial if closure.moves(ids)))
-        return solve(self.relations) if self.unread and self._hold_around_untaken_paths() else closure
+        untaken = self.cautious or bool(self.unread)
+        return solve(self.relations) if untaken and self._hold_around_untaken_paths() else closure
 
     def _hold_around_untaken_paths(self) -> bool:
         """Pin all that the code of a module handles if its weight-dependent control flow left its parameters unread.
@@ -196,10 +199,11 @@ class Analysis:
             missed = next(
                 (key for key, owner in owners.items() if f"{owner}.".startswith(f"{scope}." if scope else "")), None
             )
-            if missed is None:
+            if missed is None and not self.cautious:
                 continue
             held = True
-            reason = f"control flow in {scope or 'the model'} ({place or 'compiled code'}) skipped {missed}"
+            skipped = "may go another way" if missed is None else f"skipped {missed}"
+            reason = f"control flow in {scope or 'the model'} ({place or 'compiled code'}) {skipped}"
             for value in self._visible_in(scope):
                 if value in self.leaves or value in self.layouts:
                     hold_all(self.relations, self.layout_of(value), reason)

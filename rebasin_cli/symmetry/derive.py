@@ -58,19 +58,21 @@ class Derivation:
         return self.spec.units
 
 
-def derive(trace: Trace, *, pins: tuple[str, ...] = (), strict: bool = False) -> Derivation:
+def derive(trace: Trace, *, pins: tuple[str, ...] = (), strict: bool = False, cautious: bool = False) -> Derivation:
     """Find every permutation symmetry of the recorded pass.
 
     Args:
         trace: the record.
         pins: patterns of tensor names (`*.bias`) whose axes are all pinned.
         strict: refuse operations that no rule covers instead of pinning what they touch.
+        cautious: hold what the code around every decision on computed values handles; another input may lead it to
+            operations that the trace does not have.
 
     Raises:
         ModelError: `strict`, and an operation has no rule, or one that does not cover how it is used.
     """
     with collector_paused():
-        analysis = Analysis(trace, pins, strict)
+        analysis = Analysis(trace, pins, strict, cautious)
         analysis.run()
         found = None
         while found is None:

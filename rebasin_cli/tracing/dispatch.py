@@ -189,8 +189,21 @@ _linear = F.linear
 
 
 @contextmanager
+def uncompiled() -> Iterator[None]:
+    """Within this context what `torch.compile` wraps runs as it was written.
+
+    Compiled code would not be seen operation by operation, and compiling costs more than running once.
+    """
+    if "torch._dynamo" not in sys.modules:  # nothing is compiled, and importing it takes seconds
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"):
+        yield
+
+
+@contextmanager
 def plain_operations() -> Iterator[None]:
-    """Disable fused fast paths, whose parts would not be seen, and PyTorch's log of failures, which errors repeat.
+    """Disable compilers and fused fast paths, whose parts would not be seen, and PyTorch's log of failures.
 
     Linear layers take one way only, see `_flat_linear`.
     """
@@ -203,7 +216,7 @@ def plain_operations() -> Iterator[None]:
     linear = F.linear
     F.linear = _flat_linear
     try:
-        with torch.jit._fuser.optimized_execution(False):
+        with torch.jit._fuser.optimized_execution(False), uncompiled():
             yield
     finally:
         F.linear = linear

@@ -14,12 +14,17 @@ import torch
 from torch import Tensor, nn
 from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from rebasin_cli.tracing.aliases import AliasTable, ViewStep
 from rebasin_cli.tracing.dispatch import OperationMode, Operator, operator, tensors_in
 from rebasin_cli.tracing.graph import Call, ModuleCall, ModuleInfo, Ref, Value
 from rebasin_cli.tracing.operations import DECIDES, has
+
+LEAVING = "aten._local_scalar_dense"
+"""The operation that hands a number to Python; `.numpy()` and `.tolist()` are recorded as calls of it."""
+_LEAVING_FUNCTIONS = {Tensor.numpy, Tensor.tolist, Tensor.__array__, Tensor.__dlpack__}
 
 RunOperation = Callable[[OpOverload, Any, dict[str, Any], list[Tensor]], Any]
 """Runs an operation: its overload, positional and named arguments, and all tensors among them in order."""
@@ -44,7 +49,7 @@ class Recorder(OperationMode):  # type: ignore[no-untyped-call]
         self.calls: list[Call] = []
         self.constants: dict[int, Tensor] = {}
         self._variable: set[int] = set()
-        self._path = ""
+        self._numbers_left = False
         self.aliases = AliasTable(self.new_value, self._emit, self.scope, self.values.__getitem__)
         self.modules: ModuleScope | None = None
 
@@ -79,9 +84,21 @@ class Recorder(OperationMode):  # type: ignore[no-untyped-call]
         index = self.aliases.read(tensor)
         if index is None and self.aliases.adopt(tensor):
             index = self.aliases.read(tensor)
-        if index is None:
-            index = self.add_leaf(tensor, constant=not isinstance(tensor, FakeTensor))
+        if index is None:  # after numbers have left, the user's code may have made it of them
+            index = self.add_leaf(tensor, constant=not isinstance(tensor, FakeTensor) and not self._numbers_left)
         return index
+
+    def numbers_leave(self, tensor: Tensor) -> None:
+        """Record that the model's code reads the numbers of a tensor, as an array or as a list."""
+        value = self.value_of(tensor)
+        if value in self._variable:
+            self._numbers_left = True
+            arguments = {"self": Ref(value)}
+            self.calls.append(Call(LEAVING, f"{LEAVING}.default", arguments, (), self.scope(), True, _code_place()))
+
+    def watching(self) -> TorchFunctionMode:
+        """A context in which `numbers_leave` is called where the numbers of a tensor leave PyTorch."""
+        return _Watching(self)
 
     def operation(self, func: OpOverload, args: Any, kwargs: dict[str, Any]) -> Any:
         """Run and record it."""
@@ -120,6 +137,7 @@ class Recorder(OperationMode):  # type: ignore[no-untyped-call]
         self.calls.append(call)
         # random numbers differ in the next pass
         constant = not form.drawn and self._variable.isdisjoint(call.inputs)
+        self._numbers_left |= form.name == LEAVING and not constant
         for place, (tensor, index) in enumerate(zip(leaves, results, strict=True)):
             self._note_constancy(index, tensor, constant)  # before the change is written back to the root
             changed = next((w for w in written if w is tensor), None)
@@ -151,6 +169,17 @@ class Recorder(OperationMode):  # type: ignore[no-untyped-call]
             self._variable.add(index)
         elif not isinstance(tensor, FakeTensor):
             self.constants[index] = tensor
+
+
+class _Watching(TorchFunctionMode):
+    def __init__(self, recorder: Recorder) -> None:
+        super().__init__()
+        self._recorder = recorder
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in _LEAVING_FUNCTIONS and not isinstance(args[0], FakeTensor):
+            self._recorder.numbers_leave(args[0])
+        return func(*args, **(kwargs or {}))
 
 
 def _referred(nested: Any, refs: dict[int, Ref]) -> Any:

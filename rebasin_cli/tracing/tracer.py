@@ -116,7 +116,7 @@ def _record(module: nn.Module, example: ExampleInput, passes: Passes, *, weightl
 
 def _run(module: nn.Module, example: ExampleInput, recorder: Recorder, scope: ModuleScope) -> Any:
     try:
-        with recorder:
+        with recorder.watching(), recorder:
             return module(*example.args, **example.kwargs)
     except (*NUMBERS_NEEDED, RebasinError, KeyboardInterrupt):
         raise

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rebasin_cli.errors import RebasinError
 from rebasin_cli.matching.methods import MethodOptions, names
 from rebasin_cli.matching.plan import EFFORTS
 from rebasin_cli.matching.starts import STARTS
@@ -259,9 +260,40 @@ def run_align(options: AlignOptions) -> AlignResult:
         RebasinError: of the kind, and with the exit code, that fits what went wrong. Then nothing was written.
     """
     check_align_inputs(options)
-    from rebasin_cli.verbs.alignment import align_among_ranks
-
     return align_among_ranks(options, options.progress or Silent())
+
+
+def align_among_ranks(options: AlignOptions, progress: Progress) -> AlignResult:
+    """Run the alignment alone, or as one of several processes; every one returns the first one's result.
+
+    Raises:
+        RebasinError: in every process, where it fails in one.
+    """
+    from rebasin_cli.data.ranks import launched, ranks_for
+    from rebasin_cli.execution.device import resolve_device
+    from rebasin_cli.verbs.alignment import Alignment
+
+    _, world, local = launched()
+    if world == 1:
+        return Alignment(options, progress).run()
+    device = resolve_device(options.device)
+    if device.type == "cuda" and device.index is None:
+        device = resolve_device(f"cuda:{local}")
+    ranks = ranks_for(device)
+    result, error = None, None
+    run = Alignment(options, progress if ranks.first else Silent(), ranks)
+    try:
+        if ranks.first:
+            result = run.run()
+        else:
+            run.assist()
+    except RebasinError as caught:
+        if caught.agreed:
+            raise
+        error = caught
+    ranks.agree(error)
+    found: AlignResult = ranks.shared(result)
+    return found
 
 
 align = verb(AlignOptions, run_align)

@@ -17,8 +17,8 @@ from rebasin_cli import __version__
 from rebasin_cli.checkpoint.atomic import write_text_atomically
 from rebasin_cli.checkpoint.write import bytes_needed, check_output, keeps_siblings, notes_on_output
 from rebasin_cli.data import BatchSource
-from rebasin_cli.data.ranks import ALONE, Ranks, launched, ranks_for
-from rebasin_cli.errors import RebasinError, UsageError, few
+from rebasin_cli.data.ranks import ALONE, Ranks
+from rebasin_cli.errors import NumericalError, UsageError, few
 from rebasin_cli.execution.chance import no_better_than_chance
 from rebasin_cli.execution.closeness import Closeness
 from rebasin_cli.execution.data_inputs import PairData
@@ -39,7 +39,7 @@ from rebasin_cli.model.example_input import ExampleInput
 from rebasin_cli.model.state import parameter_keys
 from rebasin_cli.options import options_of
 from rebasin_cli.permutation import Permuted, is_identity
-from rebasin_cli.progress import Progress, Silent
+from rebasin_cli.progress import Progress
 from rebasin_cli.verbs.align import AlignOptions, AlignResult, Architecture, Change, MovedGroup, Objective
 from rebasin_cli.verbs.align_reports import code_of, places, python_file
 from rebasin_cli.verbs.cost import PhaseClock, peak_rss_bytes, release_freed_memory, spare_limited_memory
@@ -110,6 +110,20 @@ class Alignment:
     def run(self) -> AlignResult:
         """Run all steps. If one raises a RebasinError, nothing has been written."""
         self._prepare()
+        try:
+            self._align()
+        except NumericalError as error:
+            if error.slug not in ("unsound", "verification") or not self._decides_by_weights():
+                raise
+            self._understand(cautious=True)
+            self._align()
+        result = self._result()
+        if not self.options.dry_run:
+            self._write_beside(result)
+        return result
+
+    def _align(self) -> None:
+        """Verify the spec, match, and write; nothing is written where a verification fails."""
         self._verify_spec()
         self.progress.phase("matching")
         with self.clock.phase("match"):
@@ -117,10 +131,11 @@ class Alignment:
             self.chance = self._chance()
             release_freed_memory()
         self._write()
-        result = self._result()
-        if not self.options.dry_run:
-            self._write_beside(result)
-        return result
+
+    def _decides_by_weights(self) -> bool:
+        """Whether computed values decide which operations the model runs, so that the trace may lack some."""
+        trace = self.understood.trace
+        return self.understood.derivation is not None and trace is not None and bool(trace.weight_decisions)
 
     def assist(self) -> None:
         """What the processes other than the first do: their share of the method's work, if it divides any."""
@@ -131,12 +146,22 @@ class Alignment:
 
     def _prepare(self) -> None:
         """All that comes before the matching."""
-        options = self.options
         self._check_request()
         spare_limited_memory()
         self.progress.phase("reading")
         with self.clock.phase("read"):
             self._read()
+        self._understand()
+        if self.matching.data is not None:
+            self._open_data()
+
+    def _understand(self, *, cautious: bool = False) -> None:
+        """Find the axis groups.
+
+        Args:
+            cautious: whatever the code around a decision on computed values handles keeps its order.
+        """
+        options, self.cautious = self.options, cautious
         self.progress.phase("tracing")
         with self.clock.phase("trace"):
             self.understood = understand(
@@ -146,13 +171,12 @@ class Alignment:
                 pins=options.pins,
                 rules=options.rules,
                 strict=options.strict,
+                cautious=cautious,
             )
         check_heads(self.pair.mismatches, self.understood.spec, self.pair.a.checkpoint)
         for sentence in self.understood.unused_rules:
             self.progress.note(sentence)
         self._check_leftovers()
-        if self.matching.data is not None:
-            self._open_data()
 
     def _check_leftovers(self) -> None:
         """Judge the tensors that no pass reaches, now that it is known what can be permuted."""
@@ -519,6 +543,13 @@ class Alignment:
     def _warnings(self) -> tuple[str, ...]:
         """Warnings about a run that succeeded."""
         said = [*self._notes(), *(() if self.source is None else self.source.notes), *self._guessing_ends()]
+        if self.cautious:
+            trace = self.understood.trace
+            places = sorted({call.place or "compiled code" for call in trace.weight_decisions}) if trace else []
+            said.append(
+                f"computed values decide which operations run ({few(places, shown=3)}): "
+                "the units that the code around it handles keep their order"
+            )
         said += [f"no rule for {op}: the axes it touches are not permuted" for op in self.understood.unknown_ops]
         for weights in (self.pair.a, self.pair.b):
             if weights.note:
@@ -545,32 +576,3 @@ class Alignment:
         paths = (self.options.a, self.options.b)
         said = [no_better_than_chance(str(path), end) for path, end in zip(paths, self.match.ends, strict=False)]
         return [text for text in said if text is not None]
-
-
-def align_among_ranks(options: AlignOptions, progress: Progress) -> AlignResult:
-    """Run the alignment alone, or as one of several processes; every one returns the first one's result.
-
-    Raises:
-        RebasinError: in every process, where it fails in one.
-    """
-    _, world, local = launched()
-    if world == 1:
-        return Alignment(options, progress).run()
-    device = resolve_device(options.device)
-    if device.type == "cuda" and device.index is None:
-        device = resolve_device(f"cuda:{local}")
-    ranks = ranks_for(device)
-    result, error = None, None
-    run = Alignment(options, progress if ranks.first else Silent(), ranks)
-    try:
-        if ranks.first:
-            result = run.run()
-        else:
-            run.assist()
-    except RebasinError as caught:
-        if caught.agreed:
-            raise
-        error = caught
-    ranks.agree(error)
-    found: AlignResult = ranks.shared(result)
-    return found

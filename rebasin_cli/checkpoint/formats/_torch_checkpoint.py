@@ -32,6 +32,7 @@ from rebasin_cli.checkpoint.checkpoint import (
 )
 from rebasin_cli.checkpoint.contents import Leaf, Unreadable, leaves, neutral_tree
 from rebasin_cli.checkpoint.formats import Format
+from rebasin_cli.checkpoint.formats._pickle_machine import Made
 from rebasin_cli.checkpoint.formats._pickle_writer import leading_to_tensors, padded, pickled
 from rebasin_cli.checkpoint.formats._pickled_names import Refused
 from rebasin_cli.checkpoint.formats._torch_pickle import StorageRef, TensorRef, Unpickled, skipped
@@ -128,6 +129,7 @@ class TorchCheckpoint(OneFileCheckpoint):
         self.wrapper = None
         self._beside: tuple[str, ...] = ()
         if weights:
+            _refuse_uninitialized(path, root)
             self.wrapper, found = find_state_dict(path, root, _is_tensor, key=key, ema=ema)
             self._beside = other_entries(root, found, lambda _value: True)
             self.others = other_entries(root, found, _is_tensor)
@@ -289,6 +291,23 @@ def _replace(out: BinaryIO, record: FileRecord, data: bytes | memoryview) -> Non
     for field in record.crc_fields:
         out.seek(field)
         out.write(struct.pack("<I", zlib.crc32(data)))
+
+
+def _refuse_uninitialized(path: Path, root: Any, depth: int = 3) -> None:
+    """Refuse the file of a model whose lazy layers had not run: it has names and no numbers."""
+    for name, value in root.items() if isinstance(root, Mapping) else ():
+        if isinstance(value, Made) and value.full.rpartition(".")[2] in (
+            "UninitializedParameter",
+            "UninitializedBuffer",
+        ):
+            raise CheckpointError(
+                f"{path}: {quoted(name)} has no numbers: the model has lazy layers, and was saved before it ran",
+                path=path,
+                hint="run the model once before saving its state dict",
+                slug="uninitialized",
+            )
+        if depth:
+            _refuse_uninitialized(path, value, depth - 1)
 
 
 def _without_objects(path: Path, saved: SavedObject) -> tuple[bytes | None, tuple[str, ...]]:
