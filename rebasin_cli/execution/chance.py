@@ -13,7 +13,11 @@ ADVICE = "check the labels, --class-order or --class-map, and --transform"
 
 
 class Classified(Protocol):
-    """What was measured of a network; `chance` is the accuracy of guessing, None where there are no classes."""
+    """What was measured of a network.
+
+    `chance` is the accuracy of guessing at random, None where there are no classes; `most_frequent` that of always
+    guessing the most frequent class, None where no class is.
+    """
 
     @property
     def accuracy(self) -> float | None: ...
@@ -21,6 +25,8 @@ class Classified(Protocol):
     def accuracy_standard_error(self) -> float | None: ...
     @property
     def chance(self) -> float | None: ...
+    @property
+    def most_frequent(self) -> float | None: ...
     @property
     def loss(self) -> float | None: ...
     @property
@@ -31,7 +37,18 @@ def may_guess(found: Classified) -> bool:
     """Whether the accuracy may be that of guessing: it is not above it by `ERRORS` of its standard errors."""
     if found.accuracy is None or found.chance is None:
         return False
-    return found.accuracy - ERRORS * (found.accuracy_standard_error or 0.0) <= found.chance
+    return found.accuracy - ERRORS * (found.accuracy_standard_error or 0.0) <= best_guess(found)
+
+
+def best_guess(found: Classified) -> float:
+    """The accuracy of the better of two guesses: at random, or the most frequent class."""
+    return max(found.chance or 0.0, found.most_frequent or 0.0)
+
+
+def guess_in_words(found: Classified) -> str:
+    """What a guess gives."""
+    of_class = " for the most frequent class" if (found.most_frequent or 0.0) > (found.chance or 0.0) else ""
+    return f"{best_guess(found):.1%}{of_class}"
 
 
 def no_better_than_chance(who: str, found: Classified, *, cross_entropy: bool = True) -> str | None:
@@ -47,7 +64,7 @@ def no_better_than_chance(who: str, found: Classified, *, cross_entropy: bool = 
     if chance + ERRORS * sqrt(chance * (1 - chance) / found.n) > MOST:
         return None
     if may_guess(found):
-        return f"{who}: accuracy {accuracy:.1%} is no better than chance ({chance:.1%}): {ADVICE}"
+        return f"{who}: accuracy {accuracy:.1%} is no better than chance ({guess_in_words(found)}): {ADVICE}"
     guessed = -log(chance)
     if cross_entropy and found.loss is not None and found.loss > guessed and accuracy < 0.5:
         return (

@@ -22,7 +22,7 @@ from rebasin_cli.errors import DataError
 from rebasin_cli.execution.agreement import EndOutputs, Ends, agreement
 from rebasin_cli.execution.dataset_pass import RunningSums, run_pass
 from rebasin_cli.execution.model_slot import NO_ADJUSTMENT, Adjustment, ModelSlot, Network
-from rebasin_cli.execution.scores import FIELDS, NO_UNITS, PerUnit, Scores, by_sample
+from rebasin_cli.execution.scores import FIELDS, NO_LABELS, NO_UNITS, PerUnit, Scores, by_sample, label_counts
 from rebasin_cli.execution.targets import Fit, fitted, fitted_or_refused
 from rebasin_cli.execution.user_score import Score, units_of
 
@@ -49,10 +49,11 @@ class Measure:
         if isinstance(batch.target, Ends):
             return agreement(output, batch.target, found)
         fit = fitted_or_refused(output, batch) if self.loss is None else _fit_if_any(output, batch)
-        loss, hits, chance, mean = NO_UNITS, NO_UNITS, 0.0, False
+        loss, hits, chance, labels, mean = NO_UNITS, NO_UNITS, 0.0, NO_LABELS, False
         if fit is not None:
             hits = _count_hits(fit, found)
             chance = found["classified"] / fit.scores.shape[1]
+            labels = label_counts(fit.target[fit.target != IGNORED])
         if self.loss is not None:
             loss, mean = units_of(self.loss, output, batch, "--loss")
         elif fit is not None:
@@ -60,7 +61,7 @@ class Measure:
             loss = PerUnit(by_sample(each), hits.weights)
         if self.metric is not None:
             found["metric"], found["metric_weight"] = units_of(self.metric, output, batch, "--metric")[0].totals()
-        return Scores.of(found, loss, hits, chance=chance, batch_mean=mean)
+        return Scores.of(found, loss, hits, chance=chance, labels=labels, batch_mean=mean)
 
 
 def _fit_if_any(output: Any, batch: Batch) -> Fit | None:

@@ -26,7 +26,10 @@ CHANCE = "chance"
 SPREAD = ("units", "sum", "weight", "sum_squared", "sum_times_weight", "weight_squared")
 SPREADS = ("loss", "accuracy", "rise", "drop")
 """Means with a standard error: the rise is that of the loss, the drop that of the accuracy, between two ends."""
-FIELDS = (*MEASURES, CHANCE, "batch_means", *(f"{mean} {field}" for mean in SPREADS for field in SPREAD))
+CELLS = 64
+"""Labels are counted in this many cells, by their remainder: exact for fewer classes, and an upper bound for more."""
+LABELS = tuple(f"label {cell}" for cell in range(CELLS))
+FIELDS = (*MEASURES, CHANCE, *LABELS, "batch_means", *(f"{mean} {field}" for mean in SPREADS for field in SPREAD))
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +37,8 @@ class Values:
     """The measures of one network. Accuracies lie in [0, 1]; None means not measured.
 
     `loss` and `metric` are also None where they are infinite or not a number; then `finite` is False. Standard errors
-    are None for fewer than two units; those of rise and drop, for checkpoints. `chance` is the accuracy of guessing.
+    are None for fewer than two units; those of rise and drop, for checkpoints. `chance` is the accuracy of guessing at
+    random, `most_frequent` that of always guessing the most frequent class, where the data have it clearly more often.
     `batch_means` says that the user's loss gave one mean for each batch, so that batches were the units of its errors.
     """
 
@@ -49,6 +53,7 @@ class Values:
     rise_standard_error: float | None = None
     drop_standard_error: float | None = None
     chance: float | None = None
+    most_frequent: float | None = None
     batch_means: bool = False
 
 
@@ -76,6 +81,7 @@ class PerUnit:
         return [float(len(x)), *(float(row.sum()) for row in (x, w, x * x, x * w, w * w))]
 
 
+NO_LABELS = torch.zeros(CELLS, dtype=torch.float64)
 NO_UNITS = PerUnit(torch.zeros(0, dtype=torch.float64), torch.zeros(0, dtype=torch.float64))
 
 
@@ -88,6 +94,7 @@ def by_sample(each: Tensor) -> Tensor:
 class Scores:
     """What one network scores on one batch: the sums of `MEASURES`, and loss and hits of each unit.
 
+    `chance` is the number of hits that guessing gives, `labels` the float64 numbers of labels in `CELLS` cells.
     `batch_mean`: the loss is one number for the whole batch.
     """
 
@@ -95,17 +102,24 @@ class Scores:
     loss: PerUnit
     hits: PerUnit
     chance: float = 0.0
+    labels: Tensor = NO_LABELS
     batch_mean: bool = False
 
     @staticmethod
     def of(
-        found: Mapping[str, float], loss: PerUnit, hits: PerUnit, *, chance: float = 0.0, batch_mean: bool = False
+        found: Mapping[str, float],
+        loss: PerUnit,
+        hits: PerUnit,
+        *,
+        chance: float = 0.0,
+        labels: Tensor = NO_LABELS,
+        batch_mean: bool = False,
     ) -> Scores:
         """From those of the measures that were found by name, and the losses of the units."""
         total, weight = loss.totals()
         known = {**dict.fromkeys(MEASURES, 0.0), **found, "loss": total, "loss_weight": weight}
         measures = torch.tensor([known[name] for name in MEASURES], dtype=torch.float64)
-        return Scores(measures, loss, hits, chance, batch_mean)
+        return Scores(measures, loss, hits, chance, labels, batch_mean)
 
     @staticmethod
     def joined(pieces: Sequence[Scores]) -> Scores:
@@ -118,6 +132,7 @@ class Scores:
             PerUnit.joined([piece.loss for piece in pieces], into_one=mean),
             PerUnit.joined([piece.hits for piece in pieces]),
             sum(piece.chance for piece in pieces),
+            torch.stack([piece.labels for piece in pieces]).sum(0),
             mean,
         )
 
@@ -129,7 +144,7 @@ class Scores:
             below = _above(self.hits, ends[0].hits, ends[1].hits, lam)
             drop = PerUnit(-below.sums, below.weights)
         spreads = [number for one in (self.loss, self.hits, rise, drop) for number in one.spread()]
-        rest = [self.chance, float(self.batch_mean), *spreads]
+        rest = [self.chance, *self.labels.tolist(), float(self.batch_mean), *spreads]
         return torch.cat([self.measures, torch.tensor(rest, dtype=torch.float64)])
 
 
@@ -158,8 +173,21 @@ def values(sums: Tensor) -> Values:
         rise_standard_error=errors["rise"],
         drop_standard_error=errors["drop"],
         chance=found[CHANCE] / found["classified"] if classified and found[CHANCE] else None,
+        most_frequent=_most_frequent(found) if classified and found[CHANCE] else None,
         batch_means=found["batch_means"] > 0,
     )
+
+
+def label_counts(labels: Tensor) -> Tensor:
+    """How many class numbers fall into each cell, float64 (CELLS,)."""
+    return torch.bincount(labels.flatten().cpu() % CELLS, minlength=CELLS).double()
+
+
+def _most_frequent(found: Mapping[str, float]) -> float | None:
+    """The share of the most frequent label, if it exceeds 1 / classes by more than two standard errors."""
+    n = found["classified"]
+    share = max(found[cell] for cell in LABELS) / n
+    return share if share - 2 * math.sqrt(share * (1 - share) / n) > found[CHANCE] / n else None
 
 
 def _standard_error(units: float, x: float, w: float, xx: float, xw: float, ww: float) -> float | None:

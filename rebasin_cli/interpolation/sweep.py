@@ -26,7 +26,8 @@ class SweepPoint:
     """One network on a curve, `lam` in its segment. None means not finite or not measured.
 
     The standard errors of rise and drop are those of the loss above, and of the accuracy below, the line between the
-    values at the segment's ends: None at the ends. `chance` is the accuracy of guessing. `batch_means`: the user's loss
+    values at the segment's ends: None at the ends. `chance` and `most_frequent` are accuracies of
+    guessing, see `Values`. `batch_means`: the user's loss
     gives one mean for each batch, so the standard error of the loss is that over batches. `mixed`: lam is another one
     for some tensors, see `lams`; such a network is not on the line.
     """
@@ -44,6 +45,7 @@ class SweepPoint:
     rise_standard_error: float | None = None
     drop_standard_error: float | None = None
     chance: float | None = None
+    most_frequent: float | None = None
     batch_means: bool = False
     mixed: bool = False
 
@@ -162,6 +164,7 @@ def _point(point: Point, found: Values) -> SweepPoint:
         rise_standard_error=found.rise_standard_error,
         drop_standard_error=found.drop_standard_error,
         chance=found.chance,
+        most_frequent=found.most_frequent,
         batch_means=found.batch_means,
         mixed=point.mixed,
     )

@@ -24,7 +24,7 @@ def interpolate_table(result: InterpolateResult, *, verbose: bool = False, plain
     entries: list[tuple[str, object]] = [("checkpoints", _line(result))]
     if result.aligned is not None:
         entries.append(("aligned", result.aligned))
-    networks = f"lam {', '.join(map(str, result.lam))}" if result.lam else f"{result.steps} steps"
+    networks = f"lam {', '.join(map(str, result.lam))}" if result.lam else counted(result.steps, "step")
     entries.append(("networks", f"{networks}, {result.mode}"))
     if result.data is not None:
         entries.append(("data", result.data))

@@ -6,7 +6,7 @@
 | without labels | the data have none; nothing is said of barriers in the loss, which was not measured |
 | the barrier is unknown: one step | nothing between the checkpoints was evaluated |
 | the barrier is unknown: not finite | a value on the line is missing or not finite |
-| no better than guessing | the accuracy of an end, less two standard errors, is not above 1 / classes |
+| no better than guessing | the accuracy of an end, less two standard errors, is not above that of the best guess |
 | worse than a guess | the cross-entropy of an end is, and its accuracy is below one half |
 | no loss barrier | none of these; the barrier is within two standard errors of zero, and its error is known |
 | barrier | none of these |
@@ -79,7 +79,7 @@ def _guesses(point: SweepPoint, result: InterpolateResult) -> bool:
 
 def _guessing(result: InterpolateResult, curve: str) -> str:
     ends = _ends(result.curves[curve])
-    chance = next(point.chance for point in ends if point.chance is not None)
+    chance, frequent = next((point.chance, point.most_frequent) for point in ends if point.chance is not None)
     if not any(may_guess(point) for point in ends):
         losses = " and ".join(number(point.loss) for point in ends)
         return (
@@ -87,10 +87,11 @@ def _guessing(result: InterpolateResult, curve: str) -> str:
             f"is {number(-math.log(chance))}. {ADVICE[0].upper()}{ADVICE[1:]}."
         )
     seen = " and ".join(share(point.accuracy) for point in ends)
-    guessed = share(chance)
+    of_class = "" if (frequent or 0.0) <= chance else " the most frequent class"
+    guessed = share(max(chance, frequent or 0.0))
     return (
-        f"The barrier says nothing: on {_samples(result)} the checkpoints' accuracy is {seen}, and guessing gives "
-        f"{guessed}. {ADVICE[0].upper()}{ADVICE[1:]}."
+        f"The barrier says nothing: on {_samples(result)} the checkpoints' accuracy is {seen}, and guessing{of_class} "
+        f"gives {guessed}. {ADVICE[0].upper()}{ADVICE[1:]}."
     )
 
 

@@ -49,7 +49,7 @@ IDENTITY_OPTIONS = (
 """Options that decide the numbers of a sweep, besides the checkpoints and the model."""
 
 
-FORM_OF_SUMS = 2
+FORM_OF_SUMS = 3
 """Changes when the sums that a result file keeps are other ones, so that those of another version are not continued."""
 
 

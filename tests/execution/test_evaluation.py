@@ -49,6 +49,22 @@ def test_every_batch_is_read_once_for_all_networks() -> None:
     assert len(running.sums) == 11
 
 
+def test_the_share_of_the_most_frequent_label_is_known_where_it_is_above_that_of_chance() -> None:
+    line = LineOfModels([trained("plain", 0), trained("plain", 1)], None, "lerp", 1)
+    for frequent in (0, 300):
+        x = torch.zeros(100 + frequent, 64)
+        y = torch.cat([torch.arange(100) % 10, torch.full((frequent,), 7)])
+        if frequent:
+            y[:10] = 7
+        source = Counting([(x[:150], y[:150]), (x[150:], y[150:])] if frequent else [(x, y)])
+        running = RunningSums(chunk=1)
+        evaluate(line.slot, source, line.networks.all, Measure(), running)
+        found = values(running.sums["checkpoint 0"])
+        assert found.chance == pytest.approx(0.1)
+        wanted = float((y == 7).sum()) / len(y) if frequent else None
+        assert found.most_frequent == (None if wanted is None else pytest.approx(wanted))
+
+
 def test_a_pass_that_died_anywhere_ends_with_the_same_sums() -> None:
     line = LineOfModels([trained("plain", 0), trained("plain", 1)], None, "lerp", 4)
     data = batches(1200, 1797, 50)

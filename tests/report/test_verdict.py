@@ -54,6 +54,16 @@ def test_no_barrier_needs_ends_that_do_not_guess() -> None:
         assert "15.0 % and 80.0 %" in found
 
 
+def test_networks_that_always_give_the_most_frequent_class_are_called_guesses() -> None:
+    points = row((0.0, 0.3, 0.9), (0.5, 0.3, 0.9), (1.0, 0.3, 0.905))
+    points = tuple(replace(point, accuracy_standard_error=0.01, most_frequent=0.9) for point in points)
+    found = said(NONE, NONE, points)
+    assert "o loss barrier" not in found
+    assert "guessing the most frequent class gives 90.0 %" in found
+    better = tuple(replace(point, accuracy=0.95) for point in points)
+    assert "o loss barrier" in said(NONE, NONE, better)
+
+
 def test_folders_read_in_another_order_than_the_models_are_no_line_without_a_barrier() -> None:
     wrong = row((0.0, 17.5, 0.167), (0.5, 13.9, 0.167), (1.0, 18.8, 0.167))
     wrong = tuple(replace(point, accuracy_standard_error=0.02) for point in wrong)
