@@ -200,6 +200,12 @@ class PairData:
         found = self.open(shuffle=shuffle).batches(rank=ranks.rank, world=ranks.world)
         return (batch for batch in found if batch.size)
 
+    @cached_property
+    def real_targets(self) -> bool:
+        """Whether the targets are real numbers, of which only the user's loss knows the meaning."""
+        first = next((batch.target for batch in self.open().batches() if batch.size), None)
+        return isinstance(first, Tensor) and first.is_floating_point()
+
     def samples(self, count: int) -> tuple[ExampleInput, ...]:
         """The first samples as `count` inputs with as many samples each as the example has.
 

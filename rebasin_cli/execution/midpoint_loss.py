@@ -1,9 +1,10 @@
 """What a network between A and B is worth on data: its loss, differentiable in its parameters.
 
 BatchNorm layers normalise by the batch, because their running statistics belong to A or to B and to nothing between;
-everything else runs in eval mode. The user's loss where there is one; cross-entropy where the data have class numbers
-that fit the outputs; elsewhere, for data without labels or with real numbers as targets, the distance of the outputs
-from the mean of A's and B's, in units of their own spread, which needs no labels.
+the vectors of spectral norms are computed from the weights; everything else runs in eval mode. The user's loss where
+there is one; cross-entropy where the data have class numbers that fit the outputs; elsewhere, for data without labels
+or with real numbers as targets, the distance of the outputs from the mean of A's and B's, in units of their own spread,
+which needs no labels.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from rebasin_cli.data.contract import IGNORED
 from rebasin_cli.errors import DataError, one_line
 from rebasin_cli.execution.evaluation import Measure
 from rebasin_cli.execution.scores import FIELDS, Values, values
+from rebasin_cli.execution.spectral_norm import singular_vectors, spectral_sites
 from rebasin_cli.execution.targets import fitted
 from rebasin_cli.execution.user_score import Score, mean_score
 from rebasin_cli.model.foreign_code import own_line
@@ -59,6 +61,7 @@ class MidpointLoss:
         self._loss = loss
         self._module, self._ends, self.device = module.eval().requires_grad_(False), ends, device
         self._by_batch = [one for one in module.modules() if isinstance(one, nn.modules.batchnorm._BatchNorm)]
+        self._spectral = spectral_sites(module)
         self._synchronised = [one for one in self._by_batch if isinstance(one, nn.SyncBatchNorm)]
 
     def fits(self, batch: Batch) -> bool:
@@ -72,20 +75,28 @@ class MidpointLoss:
             DataError: the model does not accept the inputs, or gives nothing that could be compared.
         """
         batch = batch.to(self.device)
-        output = self._run(network, batch, by_batch=True)
+        output = self._run(network, batch, between=True)
         if self._loss is not None:
             return _differentiable(mean_score(self._loss, output, batch))
         pair = fitted(output, batch)
         if pair is not None:
             return F.cross_entropy(pair.scores.float(), pair.target, ignore_index=IGNORED)
         with torch.no_grad():
-            wanted = [self._run(end, batch, by_batch=False) for end in self._ends]
+            wanted = [self._run(end, batch, between=False) for end in self._ends]
         return _distance(output, wanted)
 
-    def _run(self, network: Tensors, batch: Batch, *, by_batch: bool) -> Any:
+    def _run(self, network: Tensors, batch: Batch, *, between: bool) -> Any:
+        """The outputs; `between`: of a network that is neither A nor B, so that its statistics are none of theirs."""
         state = {key: tensor.to(self.device) for key, tensor in network.items()}
         for layer in self._by_batch:
-            layer.train(by_batch and layer not in self._synchronised)
+            layer.train(between and layer not in self._synchronised)
+        for site in self._spectral if between else ():
+            found = singular_vectors(state[site.weight], site.axis, [end[site.u] for end in self._ends])
+            if found is not None:
+                state |= {
+                    key: new.reshape(state[key].shape).to(state[key])
+                    for key, new in zip((site.u, site.v), found, strict=True)
+                }
         try:
             return functional_call(self._module, _own_buffers(self._module, state), batch.args, dict(batch.kwargs))
         except Exception as error:  # the model is the user's code: what it says is told in its words
@@ -103,7 +114,7 @@ class MidpointLoss:
             self.of(self._ends[0], batch)
             if self._loss is not None:
                 return LOSS
-            output = self._run(self._ends[0], batch.to(self.device), by_batch=False)
+            output = self._run(self._ends[0], batch.to(self.device), between=False)
             return DISTANCE if fitted(output, batch.to(self.device)) is None else CROSS_ENTROPY
 
     def score(self, end: int, batches: Sequence[Batch]) -> Values | None:
@@ -112,7 +123,7 @@ class MidpointLoss:
         with torch.no_grad():
             for batch in batches:
                 moved = batch.to(self.device)
-                output = self._run(self._ends[end], moved, by_batch=False)
+                output = self._run(self._ends[end], moved, between=False)
                 if fitted(output, moved) is None:
                     return None
                 total += Measure().sums(output, moved)

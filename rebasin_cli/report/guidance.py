@@ -25,7 +25,7 @@ LITTLE_MORE_THAN_CHANCE = 1.25
 """Weights say little where the gain of the similarity is less than this many times the gain by chance.
 
 Of the four trained pairs in `matching.chance` one is below (1.05): on it, activations merge far better than weights."""
-DATA, TRAINING_DATA = "DATA", "TRAINING_DATA"
+DATA, TRAINING_DATA, LOSS = "DATA", "TRAINING_DATA", "FILE.py:FUNCTION"
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +95,8 @@ def _other_method(result: AlignResult) -> Advice | None:
 def _the_line(result: AlignResult) -> Advice:
     """The sweep between the two networks."""
     words = [*_of_report(result.report), "--steps", 10, *(_on(result.data) or ["--data", DATA])]
+    if result.data is not None and result.data.get("real_targets") and result.data.get("loss") is None:
+        words += ["--loss", LOSS]
     layers = result.architecture.running_statistics
     if not layers:
         return Advice(words)

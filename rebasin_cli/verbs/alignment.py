@@ -23,6 +23,7 @@ from rebasin_cli.execution.chance import no_better_than_chance
 from rebasin_cli.execution.closeness import Closeness
 from rebasin_cli.execution.data_inputs import PairData
 from rebasin_cli.execution.device import resolve_device
+from rebasin_cli.execution.midpoint_loss import DISTANCE
 from rebasin_cli.execution.pair import Pair, Source, check_all_finite, open_pair
 from rebasin_cli.execution.recalibration import batch_norms
 from rebasin_cli.execution.same_function import FunctionCheck
@@ -473,6 +474,7 @@ class Alignment:
             "description": self.source.description,
             **{entry.name: getattr(options, entry.name) for entry in options_of(DataReading)},
             "learned_on": self.match.learned_on if options.loss is None else options.loss,
+            "real_targets": self.data is not None and self.data.real_targets,
         }
 
     def _settings(self) -> dict[str, Any]:
@@ -543,6 +545,11 @@ class Alignment:
     def _warnings(self) -> tuple[str, ...]:
         """Warnings about a run that succeeded."""
         said = [*self._notes(), *(() if self.source is None else self.source.notes), *self._guessing_ends()]
+        if self.match.learned_on == DISTANCE and self.data is not None and self.data.real_targets:
+            said.append(
+                f"{self.options.data}: the targets are real numbers and were not learned from: "
+                "give --loss FILE.py:FUNCTION, such as a mean squared error"
+            )
         if self.cautious:
             trace = self.understood.trace
             places = sorted({call.place or "compiled code" for call in trace.weight_decisions}) if trace else []

@@ -51,6 +51,18 @@ def test_every_model_can_be_learned_on(name: str) -> None:
     assert all(bool(torch.isfinite(gradient).all()) for gradient in gradients if gradient is not None)
 
 
+def test_the_vectors_of_a_spectral_norm_are_those_of_the_weight_between() -> None:
+    module = nn.Sequential(nn.utils.parametrizations.spectral_norm(nn.Linear(4, 3)))
+    a, b = state(module, 1), state(module, 2)
+    middle = merged(NOTHING, a, b, identity(NOTHING))
+    x, y = torch.randn(6, 4, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 2, 0, 1, 2])
+    key = "0.parametrizations.weight.original"
+    exact = middle[key].double() / torch.linalg.matrix_norm(middle[key].double(), 2)
+    wanted = nn.functional.cross_entropy(x.double() @ exact.T + middle["0.bias"].double(), y)
+    found = MidpointLoss(module, (a, b), CPU).of(middle, Batch(0, (x,), target=y, size=6))
+    assert float(found) == pytest.approx(float(wanted), rel=1e-5)
+
+
 def test_between_equals_there_is_no_distance() -> None:
     module = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3))
     a = state(module, 0)

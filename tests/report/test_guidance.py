@@ -261,3 +261,11 @@ def test_a_middle_is_saved_by_the_command_that_was_advised(place: Path) -> None:
     middle = torch.load("average.pt")
     assert torch.allclose(middle["0.weight"], (a["0.weight"] + b["0.weight"]) / 2)
     assert not torch.allclose(middle["1.running_mean"], (a["1.running_mean"] + b["1.running_mean"]) / 2)
+
+
+def test_real_targets_without_a_loss_are_named_and_the_line_asks_for_a_loss(place: Path) -> None:
+    x = np.random.default_rng(0).normal(size=(64, 6)).astype("float32")
+    np.savez("real.npz", x=x, y=x.sum(1))
+    result = aligned("mlp", noised, data="real.npz", method="learned", learning_steps=2)
+    assert any("targets are real numbers and were not learned from" in text for text in result.warnings)
+    assert advised(result)[0][-4:] == ["--data", "real.npz", "--loss", "FILE.py:FUNCTION"]
