@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from math import prod
 from pathlib import Path
 
 from rebasin_cli.errors import ModelError, RebasinError, UsageError, did_you_mean
+from rebasin_cli.execution.narrowing import without_groups
 from rebasin_cli.execution.subject import ModelChoice, Subject, example_for, passes_for
 from rebasin_cli.model.example_input import ExampleInput
-from rebasin_cli.spec import AxisGroup, PermutationSpec, PinnedAxis
+from rebasin_cli.spec import PermutationSpec
 from rebasin_cli.symmetry.analysis import ASKED
 from rebasin_cli.symmetry.derive import Derivation, derive
 from rebasin_cli.symmetry.user_rules import user_rules
@@ -25,7 +26,8 @@ class Understanding:
     """What moves together in a model.
 
     Where the spec came from a file, `derivation` is None, and so is `trace` unless it was asked for. `passes` are those
-    that were traced together; within `passes.joined(module)` a module runs all of them on `example`.
+    that were traced together; within `passes.joined(module)` a module runs all of them on `example`. `given_up` names
+    the groups that were derived and did not stand the verification.
     """
 
     spec: PermutationSpec
@@ -35,6 +37,7 @@ class Understanding:
     derivation: Derivation | None = None
     unused_rules: tuple[str, ...] = ()
     passes: Passes = ONE_PASS
+    given_up: tuple[str, ...] = ()
 
     @property
     def unknown_ops(self) -> tuple[str, ...]:
@@ -152,22 +155,11 @@ def _check_pins(pins: Sequence[str], subject: Subject) -> None:
 def with_pins(spec: PermutationSpec, pins: Sequence[str]) -> PermutationSpec:
     """The spec without the groups that move a tensor whose name matches; what lay in their blocks lies one level up."""
     held = {
-        group.name: group
+        group.name
         for group in spec.groups
         if any(fnmatchcase(site.key, pattern) for site in group.sites for pattern in pins)
     }
-    kept = tuple(_lifted(group, held) for group in spec.groups if group.name not in held)
-    moved = {(site.key, site.axis) for group in kept for site in group.sites}
-    axes = dict.fromkeys((site.key, site.axis) for group in held.values() for site in group.sites)
-    pinned = tuple(PinnedAxis(key, axis, ASKED) for key, axis in axes if (key, axis) not in moved)
-    return PermutationSpec(kept, (*spec.pinned, *pinned))
-
-
-def _lifted(group: AxisGroup, held: Mapping[str, AxisGroup]) -> AxisGroup:
-    parent = group.parent
-    while parent is not None and parent.group in held:
-        parent = held[parent.group].parent
-    return replace(group, parent=parent)
+    return without_groups(spec, held, ASKED)
 
 
 def free_fraction(spec: PermutationSpec, subject: Subject) -> float:

@@ -274,6 +274,10 @@ def _resolve_leaf(
         joint = joint if prod(f.size for f in joint) <= JOINT_LIMIT else [f for f in joint if f in free]
         if prod(f.size for f in joint) <= JOINT_LIMIT:
             entries.setdefault(frozenset(joint), Entry(tuple(joint), IdBlock(prod(f.size for f in joint))))
+    for entry in entries.values():
+        held = {factor: fixed[factor] for factor in entry.factors if factor in fixed}
+        if held:  # a partner's fixed axis, such as the input axis of a batched product: positions stay within it
+            hold_entry(relations, entry, held)
     covered = set(fixed).union(*entries)
     for factor, _ in ordered:
         if factor not in covered:

@@ -56,8 +56,8 @@ from rebasin_cli.verbs.verification import (
     measure,
     spec_warnings,
     verify_closer,
+    verify_groups,
     verify_same_function,
-    verify_spec,
     with_spec,
 )
 from rebasin_cli.verbs.versions import versions
@@ -212,13 +212,14 @@ class Alignment:
         """Before the long work: the run ends here if the spec does not preserve the function."""
         self.progress.phase("verifying the groups")
         with self.clock.phase("verify"):
-            self.soundness = verify_spec(
+            self.understood, self.soundness = verify_groups(
                 self.pair.subject,
                 self.understood,
                 self.pair.b,
                 str(self.options.spec or self.options.model),
                 seed=self.matching.seed,
                 cache=self.options.cache,
+                narrow=not self.options.strict and (self.cautious or not self._decides_by_weights()),
             )
 
     def _check_request(self) -> None:
@@ -575,7 +576,7 @@ class Alignment:
             said.append(f"the matching stopped after {passes} without converging")
         if self.function.left_out:
             said.append(f"the function was not verified by running the networks: {self.function.left_out}")
-        said += spec_warnings(self.soundness)
+        said += spec_warnings(self.soundness, self.understood.given_up)
         return tuple(said)
 
     def _guessing_ends(self) -> list[str]:

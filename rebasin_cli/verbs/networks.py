@@ -23,7 +23,7 @@ from rebasin_cli.permutation import Permutations, Permuted
 from rebasin_cli.progress import Progress
 from rebasin_cli.verbs.cost import PhaseClock
 from rebasin_cli.verbs.shared_options import Derivation, ModelInput, NetworkOptions
-from rebasin_cli.verbs.verification import measure, verify_closer, verify_same_function, verify_spec, with_spec
+from rebasin_cli.verbs.verification import measure, verify_closer, verify_groups, verify_same_function, with_spec
 
 if TYPE_CHECKING:
     from rebasin_cli.matching.plan import Effort
@@ -119,13 +119,14 @@ class Networks:
             )
         progress.phase("verifying the groups")
         with clock.phase("verify"):
-            soundness = verify_spec(
+            understood, soundness = verify_groups(
                 several.subject,
                 understood,
                 several.weights[shaped_like],
                 str(options.spec or options.model),
                 seed=options.seed,
                 cache=options.cache,
+                narrow=not options.strict,
             )
         return Networks(several.weights, several.subject, understood, soundness, progress)
 

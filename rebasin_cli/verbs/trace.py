@@ -125,7 +125,7 @@ def run_trace(options: TraceOptions) -> TraceResult:
     from rebasin_cli.execution.understanding import understand
     from rebasin_cli.verbs.cost import PhaseClock, peak_rss_bytes
     from rebasin_cli.verbs.networks import model_choice
-    from rebasin_cli.verbs.verification import spec_warnings, verify_spec
+    from rebasin_cli.verbs.verification import spec_warnings, verify_groups
 
     listener = options.progress or Silent()
     clock = PhaseClock("build", "trace", "verify")
@@ -154,23 +154,30 @@ def run_trace(options: TraceOptions) -> TraceResult:
             strict=options.strict,
             with_trace=True,
         )
-    assert understood.trace is not None
+    traced = understood.trace
+    assert traced is not None
     verified: Soundness | None = None
     notes: tuple[str, ...] = ()
     if options.check:
         listener.phase("verifying")
         with clock.phase("verify"):
-            soundness = verify_spec(
-                subject, understood, None, str(options.spec or options.model), seed=options.seed, cache=options.cache
+            understood, soundness = verify_groups(
+                subject,
+                understood,
+                None,
+                str(options.spec or options.model),
+                seed=options.seed,
+                cache=options.cache,
+                narrow=not options.strict,
             )
-            verified, notes = _in_short(soundness), spec_warnings(soundness)
+            verified, notes = _in_short(soundness), spec_warnings(soundness, understood.given_up)
     result = TraceResult(
         model=options.model,
         input=understood.example.describe(),
         spec=understood.spec,
-        modules=tuple(TracedModule(m.name, m.type, m.calls) for m in understood.trace.modules),
-        paths=tuple(tuple(path) for path in understood.trace.paths),
-        ops=dict(understood.trace.op_counts),
+        modules=tuple(TracedModule(m.name, m.type, m.calls) for m in traced.modules),
+        paths=tuple(tuple(path) for path in traced.paths),
+        ops=dict(traced.op_counts),
         unknown_ops=_unknown(understood),
         units=understood.spec.units,
         parameters=subject.elements,

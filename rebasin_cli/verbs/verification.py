@@ -14,15 +14,17 @@ from dataclasses import replace
 from torch import Tensor, nn
 
 from rebasin_cli.checkpoint.checkpoint import Checkpoint, WholeTransform, untied_keys
-from rebasin_cli.errors import ModelError, NumericalError, ResourceError, one_line
+from rebasin_cli.errors import ModelError, NumericalError, ResourceError, few, one_line
 from rebasin_cli.execution.closeness import Closeness, same_bits
+from rebasin_cli.execution.narrowing import TooManyChecks, breaking_groups, without_groups
 from rebasin_cli.execution.pass_cache import PassCache
 from rebasin_cli.execution.same_function import LARGE, SILENT, FunctionCheck, SpecCheck, compare_functions
 from rebasin_cli.execution.soundness import SoundnessCheck, verify_by_execution
 from rebasin_cli.execution.subject import Subject
-from rebasin_cli.execution.understanding import Understanding
+from rebasin_cli.execution.understanding import Understanding, free_fraction
 from rebasin_cli.execution.weights import Weights
 from rebasin_cli.model.example_input import ExampleInput
+from rebasin_cli.spec import PermutationSpec
 
 SLACK = 1e-7
 """Relative rounding error that a sum over millions of float32 products may have."""
@@ -165,6 +167,48 @@ def verify_spec(
     return check
 
 
+def verify_groups(
+    subject: Subject,
+    understood: Understanding,
+    b: Mapping[str, Tensor] | None,
+    source: str,
+    *,
+    seed: int,
+    cache: bool = True,
+    narrow: bool = True,
+) -> tuple[Understanding, SoundnessCheck]:
+    """`verify_spec`; of derived groups that break the check only those are given up, and the rest is verified again.
+
+    Args:
+        narrow: if not, the spec is refused as a whole.
+
+    Raises:
+        NumericalError: as for `verify_spec`, where the groups come from a file, or those that break it were not found.
+    """
+    try:
+        return understood, verify_spec(subject, understood, b, source, seed=seed, cache=cache)
+    except NumericalError as error:
+        known = error.slug in ("unsound", "traced-size-only") and understood.derivation is not None
+        if not known or not narrow:
+            raise
+        size_only = error.slug == "traced-size-only"
+
+        def holds(part: PermutationSpec) -> bool:
+            with understood.passes.joined(subject.module):
+                return verify_by_execution(
+                    subject.weightless, understood.example, part, seed, own=b, sizes=size_only
+                ).ok
+
+        try:
+            broken = breaking_groups(understood.spec, holds)
+        except TooManyChecks:
+            raise error from None
+    reason = "valid for the size of the traced input only" if size_only else "the verification of its group failed"
+    spec = without_groups(understood.spec, broken, reason)
+    narrowed = replace(understood, spec=spec, free_fraction=free_fraction(spec, subject), given_up=broken)
+    return narrowed, verify_spec(subject, narrowed, b, source, seed=seed, cache=cache)
+
+
 def _unsound(check: SoundnessCheck, understood: Understanding, source: str) -> NumericalError:
     if check.only_traced is not None:
         larger = str(check.larger)
@@ -221,9 +265,19 @@ def with_spec(check: FunctionCheck, soundness: SoundnessCheck) -> FunctionCheck:
     )
 
 
-def spec_warnings(soundness: SoundnessCheck) -> tuple[str, ...]:
-    """Warnings about the verification of the spec."""
+def spec_warnings(soundness: SoundnessCheck, given_up: Sequence[str] = ()) -> tuple[str, ...]:
+    """Warnings about the verification of the spec.
+
+    Args:
+        given_up: names of derived groups that did not stand it.
+    """
     said = []
+    if given_up:
+        groups = "1 group" if len(given_up) == 1 else f"{len(given_up)} groups"
+        said.append(
+            f"{groups} did not stand the verification and keep their order: {few(given_up, shown=4)}; "
+            "a symmetry rule is wrong for them at this or another input size: please report it with the model"
+        )
     if soundness.one_step:
         said.append(
             f"{soundness.one_step[0]} ran for one time step only, so its recurrent weights were never applied twice: "
