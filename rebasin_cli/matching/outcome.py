@@ -10,7 +10,7 @@ from rebasin_cli.matching.arrangement import Arrangement
 from rebasin_cli.matching.method import MatchTask
 from rebasin_cli.matching.polish import Polished, Settings
 from rebasin_cli.matching.problem import Problem, prepare
-from rebasin_cli.matching.result import Candidate, Criterion, MatchResult
+from rebasin_cli.matching.result import Candidate, Criterion, MatchResult, Stopped
 from rebasin_cli.matching.starts.identity import START as IDENTITY
 from rebasin_cli.matching.weighing import PLAIN
 from rebasin_cli.permutation import Permutations
@@ -24,12 +24,14 @@ def conclude(
     *,
     objective: str = PLAIN,
     plain: Problem | None = None,
+    stopped: Stopped | None = None,
 ) -> MatchResult:
     """The result of several descents: the best end, or the identity where none is better.
 
     Args:
         objective: which the problem maximises.
         plain: the problem of the plain objective, where it is another one.
+        stopped: why a search of several phases ended.
     """
     least = settings.tolerance * problem.norms.scale
     best = max(ends, key=lambda end: end.value, default=None)
@@ -63,6 +65,7 @@ def conclude(
         moved_units=best.arrangement.moved_units,
         seconds=time.monotonic() - settings.began,
         timed_out=settings.out_of_time,
+        stopped=stopped,
     )
 
 

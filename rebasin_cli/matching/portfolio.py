@@ -13,12 +13,13 @@ from functools import partial
 from typing import Protocol
 
 from rebasin_cli.matching.arrangement import Arrangement
+from rebasin_cli.matching.certainty import agreed
 from rebasin_cli.matching.families import Index
 from rebasin_cli.matching.multistart import StartEntry, is_fixed, multistart, resume
 from rebasin_cli.matching.plan import Plan
 from rebasin_cli.matching.polish import DescentRun, Polished, Settings
 from rebasin_cli.matching.problem import Problem
-from rebasin_cli.matching.result import OnPass, PassReport
+from rebasin_cli.matching.result import OnPass, PassReport, Stopped
 from rebasin_cli.matching.start import Descend, Makers, Phase, Start
 from rebasin_cli.matching.starts import STARTS, find_start
 from rebasin_cli.permutation import Permutations
@@ -47,6 +48,7 @@ class Portfolio:
 
     Attributes:
         ends: where descents ended.
+        stopped: why the search ended, see `Stopped`; known once it has run.
     """
 
     def __init__(
@@ -61,6 +63,7 @@ class Portfolio:
         self.problem, self.settings, self.plan, self.seed = problem, settings, plan, seed
         self.makers, self.memory = makers, memory
         self.ends: list[Polished] = []
+        self.stopped: Stopped = "effort"
         self._seconds: list[float] = []
         self._starts = [find_start(name) for name in plan.starts]
         if settings.on_pass is not None:
@@ -69,10 +72,12 @@ class Portfolio:
     def run(self) -> list[Polished]:
         """All ends, of runs side by side the best; the best of all has converged, unless time or passes ran out."""
         self._descend()
-        if not self._is_settled:
+        done = self._is_done()
+        if done is None:
             for phase in self._phases:
                 phase.run(self)
         self._settle()
+        self.stopped = "time" if self.settings.out_of_time else "bound" if self.perfect else done or "effort"
         return self.ends
 
     def follow(self, name: str, seed: int, initial: Permutations, work: int = 0, began: float | None = None) -> None:
@@ -155,6 +160,16 @@ class Portfolio:
         entries = [StartEntry(start.name, self.seed, descend.place) for start, descend in simple]
         self.ends += multistart(self.problem, entries, self.settings, heat=heat, thorough=not self.is_large)
         self._seconds += [end.seconds for end in self.ends]
+
+    def _is_done(self) -> Stopped | None:
+        """Why nothing more can be gained, as far as the descents show; None to go on."""
+        if self.perfect:
+            return "bound"
+        if self._is_settled:
+            return "agreement"
+        if self.settings.out_of_time or self.plan.asked or agreed(self.problem, self.ends, self.least) is None:
+            return None
+        return "margin"
 
     @property
     def _is_settled(self) -> bool:

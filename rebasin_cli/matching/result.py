@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 from rebasin_cli.execution.scores import Values
 from rebasin_cli.permutation import Permutations
@@ -41,6 +42,11 @@ class PassReport:
         moved = f"{self.moved_groups} of {self.visited} groups moved"
         return f"{self.start}, pass {self.number}, {moved}, similarity {self.objective:.5g}"
 
+
+Stopped = Literal["bound", "agreement", "margin", "effort", "time"]
+"""Why a search by weights ended: its objective reached its upper bound; B's own order is an optimum that nothing else
+exceeded; two starts ended alike and every match stands out (see `certainty`); the work of the effort was done; the time
+limit was reached."""
 
 OnPass = Callable[[PassReport], None]
 
@@ -91,6 +97,7 @@ class MatchResult:
         method: the matching method's name; empty where a search was called directly.
         learned_on: what was learned from data, in words; None where nothing was.
         ends: how A and B classify the data, where labels were learned from.
+        stopped: why the search by weights ended; None where there was none.
     """
 
     permutations: Permutations
@@ -115,3 +122,4 @@ class MatchResult:
     method: str = ""
     learned_on: str | None = None
     ends: tuple[Values, ...] = ()
+    stopped: Stopped | None = None

@@ -119,7 +119,8 @@ def search(
         memory = max(1 << 31, sum(a[key].nbytes for key in problem.keys))
     portfolio = Portfolio(problem, settings, plan, seed, makers or {}, memory)
     with _fitting_threads(problem.full_pass):
-        return conclude(problem, portfolio.run(), seed, settings, objective=objective, plain=plain)
+        ends = portfolio.run()
+        return conclude(problem, ends, seed, settings, objective=objective, plain=plain, stopped=portfolio.stopped)
 
 
 @contextmanager

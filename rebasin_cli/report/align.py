@@ -165,6 +165,8 @@ def _settings(result: AlignResult) -> str:
         said.append(f"effort {result.settings['effort']}")
     if result.timed_out:
         said.append("time ran out")
+    if result.stopped == "margin":
+        said.append("ended early (two starts found the same order, every unit by a wide margin)")
     return "".join(f", {words}" for words in said)
 
 

@@ -177,7 +177,8 @@ class AlignResult(Result):
     name it, and where it was found (`found`). `places` has the files' paths relative to the report's directory, `code`
     the SHA-256 of the user's Python files. `out`, `report` and `sha256["out"]` are None after a dry run. `data` says
     how the data were read and what was learned from them, None without data; `settings` are those of the search;
-    `timed_out` says that the time limit ended it. Seconds are wall-clock, by phase; `peak_rss_bytes` counts mapped file
+    `timed_out` says that the time limit ended it, `stopped` why a search by weights ended (bound, agreement, margin,
+    effort, time). Seconds are wall-clock, by phase; `peak_rss_bytes` counts mapped file
     pages too. `matched` has the permutations themselves, int64 index tensors by axis group (`new[i] = old[perm[i]]`);
     they are not part of the JSON.
     """
@@ -201,6 +202,7 @@ class AlignResult(Result):
     data: Mapping[str, Any] | None
     settings: Mapping[str, Any]
     timed_out: bool
+    stopped: str | None
     start: str
     seed: int
     device: str

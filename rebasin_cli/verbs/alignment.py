@@ -434,6 +434,7 @@ class Alignment:
             data=None if self.source is None else self._reading(),
             settings=self._settings(),
             timed_out=match.timed_out,
+            stopped=match.stopped if match.method == "weight" else None,
             start=match.start,
             seed=match.seed,
             device=str(self.device),
