@@ -167,9 +167,10 @@ class Portfolio:
             return "bound"
         if self._is_settled:
             return "agreement"
-        if self.settings.out_of_time or self.plan.asked or agreed(self.problem, self.ends, self.least) is None:
+        ahead = any(phase.runs(self.plan) for phase in self._phases)  # nothing is saved where nothing follows
+        if not ahead or self.plan.asked or self.settings.out_of_time:
             return None
-        return "margin"
+        return None if agreed(self.problem, self.ends, self.least) is None else "margin"
 
     @property
     def _is_settled(self) -> bool:
