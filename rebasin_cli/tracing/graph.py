@@ -49,6 +49,7 @@ class Call:
         scope: path of the module that called it (empty for the model itself).
         synthetic: added while resolving views, not called by the model.
         place: file and line of the model's code, for operations that return numbers to it (`DECIDES`).
+        guard: the numbers are read by a statement that only goes on or raises, see `code_place`.
         inputs: value indices of all tensor arguments, in order, repeats kept.
     """
 
@@ -59,6 +60,7 @@ class Call:
     scope: str
     synthetic: bool = False
     place: str = ""
+    guard: bool = False
     inputs: list[int] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -135,12 +137,12 @@ class Trace:
 
     @cached_property
     def weight_decisions(self) -> tuple[Call, ...]:
-        """Those decisions that depend on weights (routes, thresholds); the others depend on the input only."""
+        """The decisions that depend on weights (routes, thresholds) and not on the input alone; guards are left out."""
         from_weights = set(self.state.values()) - set(self.constants)
         for call in self.calls:
             if not from_weights.isdisjoint(call.inputs):
                 from_weights.update(value for value in call.results if value is not None)
-        return tuple(call for call in self.decisions if not from_weights.isdisjoint(call.inputs))
+        return tuple(call for call in self.decisions if not (call.guard or from_weights.isdisjoint(call.inputs)))
 
     @cached_property
     def live(self) -> tuple[Call, ...]:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -18,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from rebasin_cli.tracing.aliases import AliasTable, ViewStep
+from rebasin_cli.tracing.code_place import code_place
 from rebasin_cli.tracing.dispatch import OperationMode, Operator, operator, tensors_in
 from rebasin_cli.tracing.graph import Call, ModuleCall, ModuleInfo, Ref, Value
 from rebasin_cli.tracing.operations import DECIDES, has
@@ -94,7 +92,8 @@ class Recorder(OperationMode):  # type: ignore[no-untyped-call]
         if value in self._variable:
             self._numbers_left = True
             arguments = {"self": Ref(value)}
-            self.calls.append(Call(LEAVING, f"{LEAVING}.default", arguments, (), self.scope(), True, _code_place()))
+            place, guard = code_place()
+            self.calls.append(Call(LEAVING, f"{LEAVING}.default", arguments, (), self.scope(), True, place, guard))
 
     def watching(self) -> TorchFunctionMode:
         """A context in which `numbers_leave` is called where the numbers of a tensor leave PyTorch."""
@@ -132,8 +131,8 @@ class Recorder(OperationMode):  # type: ignore[no-untyped-call]
         leaves = list(tensors_in(out))
         described = tuple(Value(tuple(leaf.shape), leaf.dtype) for leaf in leaves)
         results = tuple(self.new_value(value) for value in described)
-        spot = _code_place() if has(form.name, DECIDES) else ""
-        call = Call(form.name, form.overload, arguments, results, self.scope(), place=spot)
+        spot, guard = code_place() if has(form.name, DECIDES) else ("", False)
+        call = Call(form.name, form.overload, arguments, results, self.scope(), place=spot, guard=guard)
         self.calls.append(call)
         # random numbers differ in the next pass
         constant = not form.drawn and self._variable.isdisjoint(call.inputs)
@@ -258,17 +257,3 @@ class ModuleScope:
         outputs = self._values(output)
         leaf = next(module.children(), None) is None
         self._calls.append(ModuleCall(name, type(module).__name__, inputs, outputs, leaf))
-
-
-_NOT_THE_MODEL = (str(Path(torch.__file__).parent), str(Path(__file__).parents[1]))
-
-
-def _code_place() -> str:
-    """`file:line` of the innermost frame that is neither in PyTorch nor in this package; empty if there is none."""
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None:
-        file = frame.f_code.co_filename
-        if not file.startswith(_NOT_THE_MODEL) and not file.startswith("<"):
-            return f"{file}:{frame.f_lineno}"
-        frame = frame.f_back
-    return ""

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from rebasin_cli import align
+from rebasin_cli import align, trace
 from rebasin_cli.errors import CheckpointError
 from rebasin_cli.verbs.align import AlignResult
 
@@ -128,3 +128,60 @@ def test_a_file_of_lazy_layers_that_never_ran_is_called_that(tmp_path: Path) -> 
     torch.save({"state_dict": nn.Sequential(nn.LazyLinear(3)).state_dict()}, tmp_path / "lazy.pt")
     with pytest.raises(CheckpointError, match="lazy layers, and was saved before it ran"):
         align(tmp_path / "lazy.pt", tmp_path / "lazy.pt", model="torchvision:resnet18")
+
+
+GUARDS = '''
+import torch
+from torch import nn
+from torch.distributions import Normal
+
+
+class Base(nn.Module):
+    def __init__(self, width=10):
+        super().__init__()
+        self.l1, self.l3, self.unread = nn.Linear(6, width), nn.Linear(width, 4), nn.Linear(7, 3)
+
+
+class Asserts(Base):
+    def forward(self, x):
+        h = self.l1(x).relu()
+        assert torch.isfinite(h).all(), "not finite"
+        return self.l3(h)
+
+
+class Raises(Base):
+    def forward(self, x):
+        h = self.l1(x).relu()
+        if (
+            h.isnan().any()
+            or h.isinf().any()
+        ):
+            raise ValueError("not finite")
+        return self.l3(h)
+
+
+class Distribution(Base):
+    def forward(self, x):
+        return self.l3(Normal(self.l1(x), torch.ones(10)).mean)
+
+
+class Chooses(Base):
+    """No guard: the other path goes on."""
+
+    def forward(self, x):
+        h = self.l1(x).relu()
+        if h.isnan().any():
+            return h[:, :4]
+        return self.l3(h)
+'''
+
+
+@pytest.mark.parametrize(("name", "free"), [("Asserts", 10), ("Raises", 10), ("Distribution", 10), ("Chooses", 0)])
+def test_a_guard_that_only_raises_costs_no_units_beside_layers_that_are_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, free: int
+) -> None:
+    (tmp_path / "guards.py").write_text(GUARDS)
+    monkeypatch.chdir(tmp_path)
+    result = trace(f"guards.py:{name}", inputs=("2,6",), cache=False)
+    assert sum(group.size for group in result.spec.groups) == free
+    assert result.unknown_ops == ()

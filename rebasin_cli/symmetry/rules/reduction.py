@@ -24,6 +24,8 @@ def reduced(op: Op, layout: AxisLayout, dims: Sequence[int], keep: bool) -> Axis
 
 
 @rule(
+    "aten._is_all_true",
+    "aten._is_any_true",
     "aten.all",
     "aten.amax",
     "aten.amin",
