@@ -15,10 +15,37 @@ _LAST = {"1d": 1, "2d": 2, "3d": 3}
 
 
 def _spatial(op: Op, layout: AxisLayout, rank: int) -> list[AxisLayout]:
-    places = list(range(len(layout.dims) - rank, len(layout.dims)))
+    first = len(layout.dims) - rank
+    places = [first + axis for axis in range(rank) if not _is_untouched(op, layout.shape[first + axis], axis, rank)]
     held = hold(op.relations, layout, places, SPACE)
     result = resized(op.relations, held, places, op.result_shape, SPACE)
     return [result for _ in op.call.results]
+
+
+def _is_untouched(op: Op, size: int, axis: int, rank: int) -> bool:
+    """Whether every position along a spatial axis stays what it is: no window, no padding, no change of size."""
+    if "padding" in op.call.arguments and "kernel_size" not in op.call.arguments:
+        before = 2 * (rank - 1 - axis)  # pairs of numbers, the last axis first
+        return all(int(number) == 0 for number in op["padding"][before : before + 2])
+    if "kernel_size" in op.call.arguments:
+        window, steps = _each(op["kernel_size"], rank), _each(op.get("stride") or op["kernel_size"], rank)
+        # Indices of the largest are numbers of positions in the whole plane.
+        read = any(value is not None and op.is_read(value) for value in op.call.results[1:])
+        return (window[axis], steps[axis], _each(op.get("padding", 0), rank)[axis]) == (1, 1, 0) and not read
+    if "output_size" not in op.call.arguments or len(op.call.results) > 1:
+        return False
+    factors: list[float | None] = []
+    for name, factor in op.call.arguments.items():
+        if name.startswith("scale"):
+            factors += factor if isinstance(factor, (list, tuple)) else [factor]
+    own = factors[axis : axis + 1] if len(factors) == rank else factors
+    # A factor near 1 may give the same size, and other places.
+    return op.result_shape[axis - rank] == size and all(factor in (None, 1) for factor in own)
+
+
+def _each(given: object, rank: int) -> list[int]:
+    numbers = [int(number) for number in given] if isinstance(given, (list, tuple)) else [int(str(given))]
+    return numbers * rank if len(numbers) == 1 else numbers
 
 
 @rule(
