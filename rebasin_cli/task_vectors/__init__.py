@@ -1,0 +1,1 @@
+"""Task vectors (fine-tuned minus base weights) and metrics between pairs of them."""
