@@ -22,6 +22,7 @@ __all__ = [
     "InterpolateResult",
     "Interpolation",
     "LerpSimple",
+    "MetricsResult",
     "ModelError",
     "ModelsResult",
     "NumericalError",
@@ -39,6 +40,7 @@ __all__ = [
     "env",
     "inspect",
     "interpolate",
+    "metrics",
     "models",
     "trace",
     "verify",
@@ -69,6 +71,8 @@ if TYPE_CHECKING:
     from rebasin_cli.verbs.inspect import inspect as inspect
     from rebasin_cli.verbs.interpolate import InterpolateResult as InterpolateResult
     from rebasin_cli.verbs.interpolate import interpolate as interpolate
+    from rebasin_cli.verbs.metrics import MetricsResult as MetricsResult
+    from rebasin_cli.verbs.metrics import metrics as metrics
     from rebasin_cli.verbs.models import ModelsResult as ModelsResult
     from rebasin_cli.verbs.models import models as models
     from rebasin_cli.verbs.trace import TraceResult as TraceResult
@@ -87,6 +91,7 @@ _HOMES = {
     "InterpolateResult": "verbs.interpolate",
     "Interpolation": "compat",
     "LerpSimple": "compat",
+    "MetricsResult": "verbs.metrics",
     "ModelError": "errors",
     "ModelsResult": "verbs.models",
     "NumericalError": "errors",
@@ -104,6 +109,7 @@ _HOMES = {
     "env": "verbs.env",
     "inspect": "verbs.inspect",
     "interpolate": "verbs.interpolate",
+    "metrics": "verbs.metrics",
     "models": "verbs.models",
     "trace": "verbs.trace",
     "verify": "verbs.verify",

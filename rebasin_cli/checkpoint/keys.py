@@ -69,7 +69,7 @@ def match_keys(
     Raises:
         ModelError: keys are missing or unexpected, or shapes differ; the message names keys, file and both shapes.
     """
-    found = _paired(tuple(checkpoint.infos), tuple(shapes))
+    found = paired(tuple(checkpoint.infos), tuple(shapes))
     to_model = {file_key: model_key for model_key, file_key in found.items()}
     to_file = _with_ties(found, shapes, ties, checkpoint)
     lacking = [key for key in shapes if key not in to_file]
@@ -139,7 +139,7 @@ def _with_first(plain: Mapping[str, str], model_keys: tuple[str, ...]) -> Iterat
         yield {_joined(next(iter(counts)), name): key for name, key in plain.items()}
 
 
-def _paired(file_keys: tuple[str, ...], model_keys: tuple[str, ...]) -> dict[str, str]:
+def paired(file_keys: tuple[str, ...], model_keys: tuple[str, ...]) -> dict[str, str]:
     """Model key -> file key: equal names; otherwise equal names without wrappers, under one prefix for all of them.
 
     One prefix, because a file that lacks `fc.bias` and has `aux.fc.bias` must be refused.

@@ -49,6 +49,13 @@ class Ranks:
         dist.broadcast_object_list(box, src=0)
         return box[0]
 
+    def gathered(self, value: Any) -> list[Any]:
+        """The value of every process, in order of their ranks, in every process."""
+        found: list[Any] = [value] * self.world
+        if self.world > 1:
+            dist.all_gather_object(found, value)
+        return found
+
     def agree(self, error: RebasinError | None) -> None:
         """Raise in every process the error of the first process that has one.
 
@@ -59,9 +66,7 @@ class Ranks:
                 raise error
             return
         mine = None if error is None else (type(error).__name__, error.message, error.path, error.hint, error.slug)
-        gathered: list[Any] = [None] * self.world
-        dist.all_gather_object(gathered, mine)
-        for found in gathered:
+        for found in self.gathered(mine):
             if found is not None:
                 kind, message, path, hint, slug = found
                 told = getattr(errors, kind, RebasinError)(message, path=path, hint=hint, slug=slug)

@@ -29,19 +29,22 @@ Rendering = Callable[[Mapping[str, Any], Mapping[str, Any]], str]
 """The text of a result file from its data and the error that says why they are not complete."""
 
 
-def read_document(path: Path) -> Mapping[str, Any] | None:
-    """The `data` of a sweep's result file; None for any other file."""
+SCHEMA = "rebasin.interpolate/1"
+
+
+def read_document(path: Path, schema: str = SCHEMA) -> Mapping[str, Any] | None:
+    """The `data` of a result file of this schema that names its run; None for any other file."""
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    if not isinstance(document, dict) or document.get("schema") != "rebasin.interpolate/1":
+    if not isinstance(document, dict) or document.get("schema") != schema:
         return None
     data = document.get("data")
     return data if isinstance(data, dict) and isinstance(data.get("run"), dict) else None
 
 
-def check_result_file(path: Path, asked: Run, *, force: bool) -> None:
+def check_result_file(path: Path, asked: Run, *, force: bool, schema: str = SCHEMA) -> None:
     """Refuse a file that cannot be the result of this run, before any input is read.
 
     Args:
@@ -52,13 +55,18 @@ def check_result_file(path: Path, asked: Run, *, force: bool) -> None:
     """
     if force or not path.exists():
         return
-    found = read_document(path) if path.is_file() else None
+    found = read_document(path, schema) if path.is_file() else None
     if found is None:
         raise OutputError(f"{path}: exists", path=path, hint="choose another name with -o, or --force", slug="exists")
-    _refuse_other(path, found["run"], asked)
+    refuse_other(path, found["run"], asked)
 
 
-def _refuse_other(path: Path, found: Run, wanted: Run) -> None:
+def refuse_other(path: Path, found: Run, wanted: Run) -> None:
+    """Refuse a file of another run.
+
+    Raises:
+        OutputError: with the first difference.
+    """
     for name, value in wanted.items():
         if found.get(name) != value:
             raise OutputError(
@@ -130,7 +138,7 @@ class ResultFile:
         found = read_document(self.path)
         if found is None:
             raise OutputError(f"{self.path}: exists", path=self.path, hint="--force overwrites it", slug="exists")
-        _refuse_other(self.path, found["run"], self._run)
+        refuse_other(self.path, found["run"], self._run)
         with suppress(KeyError, TypeError, ValueError):
             self.evaluation = RunningSums.from_json(found["progress"]["evaluation"])
         with suppress(OSError, KeyError, TypeError, ValueError):

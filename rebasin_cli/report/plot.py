@@ -43,10 +43,15 @@ def check_plot(path: Path) -> None:
     """
     if path.suffix.lower() not in FORMATS:
         raise UsageError(f"--plot {path}: unknown format {path.suffix!r}", hint=f"formats are {', '.join(FORMATS)}")
-    _matplotlib()
+    require_matplotlib()
 
 
-def _matplotlib() -> Any:
+def require_matplotlib() -> Any:
+    """The package.
+
+    Raises:
+        ResourceError: it is absent.
+    """
     try:
         import matplotlib
     except ImportError as error:
@@ -69,11 +74,15 @@ def draw_curves(
     Raises:
         OutputError: the file exists (without `force`), or cannot be written.
     """
-    from rebasin_cli.checkpoint.atomic import commit_file, flush_to_disk, staged_file
-
     if path.exists() and not force:
         raise OutputError(f"{path}: exists", path=path, hint="--force overwrites it", slug="exists")
-    content = render(result, path.suffix.lower().removeprefix("."), size)
+    write_picture(render(result, path.suffix.lower().removeprefix("."), size), path, force=force)
+
+
+def write_picture(content: bytes, path: Path, *, force: bool) -> None:
+    """Write a picture's bytes, whole or not at all."""
+    from rebasin_cli.checkpoint.atomic import commit_file, flush_to_disk, staged_file
+
     with staged_file(path, bytes_needed=len(content)) as staged:
         staged.handle.write(content)
         flush_to_disk(staged)
@@ -82,7 +91,7 @@ def draw_curves(
 
 def render(result: InterpolateResult, kind: str, size: tuple[float, float] = SIZE) -> bytes:
     """The picture's bytes in the format `svg`, `png` or `pdf`."""
-    matplotlib = _matplotlib()
+    matplotlib = require_matplotlib()
     settings = {"svg.hashsalt": "rebasin", "svg.fonttype": "none", "pdf.fonttype": 42}
     metadata: dict[str, Any] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(kind, {})
     buffer = io.BytesIO()
@@ -94,7 +103,7 @@ def render(result: InterpolateResult, kind: str, size: tuple[float, float] = SIZ
 
 def picture(result: InterpolateResult, size: tuple[float, float] = SIZE) -> Any:
     """The matplotlib figure: one panel a measure, the curves with their barriers named above them."""
-    matplotlib = _matplotlib()
+    matplotlib = require_matplotlib()
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine

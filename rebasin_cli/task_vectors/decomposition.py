@@ -81,7 +81,8 @@ def _roots(eigenvalues: Tensor) -> Tensor:
 
 def _other_side(matrix: Tensor, vectors: Tensor, values: Tensor) -> Tensor:
     """The singular vectors of the other side, A v / s, orthonormal to rounding."""
-    return torch.linalg.qr(matrix @ (vectors / values)).Q
+    basis: Tensor = torch.linalg.qr(matrix @ (vectors / values)).Q
+    return basis
 
 
 def _gram_is_accurate(spectrum: Tensor, k: int) -> bool:

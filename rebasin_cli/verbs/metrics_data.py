@@ -1,0 +1,224 @@
+"""The metrics of `metrics` that need data: mean activations and loss gradients, once for each network.
+
+Activations are compared on the same samples: all data that were given, one after the other. Gradients are those of each
+network's own loss on its own data.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
+
+import torch
+from torch import Tensor
+
+from rebasin_cli.data import Batch, BatchSource, DataOptions, open_data
+from rebasin_cli.data.batch_sources import load_callable
+from rebasin_cli.data.ranks import Ranks
+from rebasin_cli.errors import DataError, ModelError
+from rebasin_cli.execution.closeness import Closeness
+from rebasin_cli.execution.data_inputs import Classes, model_view
+from rebasin_cli.execution.device import resolve_device
+from rebasin_cli.execution.mean_vectors import check_layer, mean_activation, mean_gradients, output_layer
+from rebasin_cli.execution.model_slot import ModelSlot
+from rebasin_cli.execution.subject import ModelChoice, Subject, example_for
+from rebasin_cli.interpolation.data import has_no_labels
+from rebasin_cli.model.example_input import ExampleInput
+from rebasin_cli.model.state import load_state
+from rebasin_cli.progress import Progress
+from rebasin_cli.task_vectors.measure import NetworkSums
+from rebasin_cli.task_vectors.metric import Metric, Source
+from rebasin_cli.task_vectors.vectors import sums_of_rows
+from rebasin_cli.verbs.metrics import MetricsOptions
+from rebasin_cli.verbs.metrics_files import Journal
+from rebasin_cli.verbs.networks import model_choice
+from rebasin_cli.verbs.task_vector_files import TaskVectorFiles
+
+Tensors = Mapping[str, Tensor]
+GRADIENTS: tuple[Source, ...] = ("encoder_gradients", "input_gradients")
+
+
+@dataclass
+class NetworkData:
+    """The data of each network, opened before the long work.
+
+    Attributes:
+        metrics: those that can be measured on these data.
+        head: path of the output layer.
+    """
+
+    options: MetricsOptions
+    files: TaskVectorFiles
+    metrics: tuple[Metric, ...]
+    subject: Subject
+    sources: Mapping[str, BatchSource]
+    head: str
+    warnings: list[str] = field(default_factory=list)
+
+    @staticmethod
+    def open(
+        options: MetricsOptions,
+        files: TaskVectorFiles,
+        metrics: Sequence[Metric],
+        subject: Subject,
+        tensors: Mapping[str, Tensors],
+    ) -> NetworkData:
+        """Open the data of all labels, and refuse what does not fit.
+
+        Args:
+            tensors: by label.
+
+        Raises:
+            DataError: there are no such data, they do not fit the model, or a metric needs labels that they lack.
+            ModelError: there is no module `--activation-layer`.
+        """
+        if options.activation_layer is not None:
+            check_layer(subject.module, options.activation_layer)
+        needs_labels = any(metric.source in GRADIENTS for metric in metrics)
+        opened: dict[str, BatchSource] = {}
+        slots: dict[str, ModelSlot] = {}
+        for label, name in files.data.items():
+            if name is not None and name not in opened:
+                slot = _slot(subject, tensors[label], options.device)
+                opened[name] = _open(options, files, subject, slot, name, labelled=needs_labels)
+                slots[name] = slot
+        first = next(iter(opened))
+        batch = next((batch for batch in opened[first].batches() if batch.size), None)
+        if batch is None:
+            raise DataError(f"{first}: there is no sample", path=first)
+        sources = {label: opened[name] for label, name in files.data.items() if name is not None}
+        found = NetworkData(options, files, tuple(metrics), subject, sources, output_layer(slots[first], batch))
+        found.warnings += [note for source in opened.values() for note in source.notes]
+        found._leave_out_unlabelled()
+        return found
+
+    def _leave_out_unlabelled(self) -> None:
+        """Without labels and without the user's loss there is no loss to derive.
+
+        Raises:
+            DataError: a metric of gradients was asked for by name.
+        """
+        lacking = [source.origin for source in self.sources.values() if has_no_labels(source)]
+        if not lacking or self.options.loss is not None:
+            return
+        wanted = [metric.name for metric in self.metrics if metric.source in GRADIENTS]
+        if self.options.metrics and wanted:
+            raise DataError(
+                f"{wanted[0]} needs labels, and {lacking[0]} has none",
+                path=lacking[0],
+                hint="give labels, or --loss file.py:function",
+            )
+        if wanted:
+            self.metrics = tuple(metric for metric in self.metrics if metric.source not in GRADIENTS)
+            self.warnings.append(f"metrics of gradients are left out, because {lacking[0]} has no labels")
+
+    def identity(self) -> dict[str, str]:
+        """What of the data decides the numbers, by label."""
+        return {
+            label: hashlib.sha256(source.fingerprint.encode("utf-8", "surrogateescape")).hexdigest()
+            for label, source in self.sources.items()
+        }
+
+    def sums(
+        self, networks: Mapping[str, Tensors], ranks: Ranks, journal: Journal | None, progress: Progress
+    ) -> NetworkSums:
+        """The sums of all pairs, of each kind of vector that a metric reads.
+
+        Args:
+            networks: the fine-tuned networks by label, as they are compared.
+        """
+        kinds = tuple(dict.fromkeys(metric.source for metric in self.metrics if metric.needs_data))
+        rows: dict[Source, list[Tensor | None]] = {kind: [] for kind in kinds}
+        progress.phase("running networks")
+        for number, (label, tensors) in enumerate(networks.items()):
+            kept = ranks.shared(_kept(journal, number, kinds))
+            found = kept if kept is not None else self._vectors(label, tensors, kinds, ranks)
+            if journal is not None and kept is None:
+                for kind, vector in found.items():
+                    journal.keep_vector(f"{number}-{kind}", torch.empty(0) if vector is None else vector)
+            for kind in kinds:
+                rows[kind].append(found[kind])
+            progress.step(number + 1, len(networks), label)
+        return {kind: self._of_kind(kind, vectors) for kind, vectors in rows.items()}
+
+    def _of_kind(self, kind: Source, vectors: Sequence[Tensor | None]) -> list[Closeness]:
+        present = [one for one in vectors if one is not None]
+        if len(present) < len(vectors) or len({one.numel() for one in present}) > 1:
+            self.warnings.append(
+                f"metrics of {kind.replace('_', ' ')} have no values: the inputs are integers, or differ in shape"
+            )
+            return []
+        return sums_of_rows(present)
+
+    def _vectors(
+        self, label: str, tensors: Tensors, kinds: Sequence[Source], ranks: Ranks
+    ) -> dict[Source, Tensor | None]:
+        slot = _slot(self.subject, tensors, self.options.device)
+        found: dict[Source, Tensor | None] = {}
+        if "activations" in kinds:
+            layer, chosen = self.head, self.options.activation_layer
+            every = chain.from_iterable(self._batches(source, ranks) for source in self._distinct_sources())
+            found["activations"] = mean_activation(slot, every, chosen or layer, of_input=chosen is None, ranks=ranks)
+        if any(kind in GRADIENTS for kind in kinds):
+            loss = None if self.options.loss is None else load_callable(self.options.loss)
+            batches = self._batches(self.sources[label], ranks)
+            gradients = mean_gradients(slot, batches, self.head, loss, ranks)
+            found |= dict(zip(GRADIENTS, gradients, strict=True))
+        return found
+
+    def _distinct_sources(self) -> list[BatchSource]:
+        return list({id(source): source for source in self.sources.values()}.values())
+
+    @staticmethod
+    def _batches(source: BatchSource, ranks: Ranks) -> Iterator[Batch]:
+        return (batch for batch in source.batches(rank=ranks.rank, world=ranks.world) if batch.size)
+
+
+def _kept(journal: Journal | None, number: int, kinds: Sequence[Source]) -> dict[Source, Tensor | None] | None:
+    """The vectors of a network that an interrupted run has measured; None unless it has them all."""
+    if journal is None:
+        return None
+    found = {kind: journal.vector(f"{number}-{kind}") for kind in kinds}
+    if any(vector is None for vector in found.values()):
+        return None
+    return {kind: vector if vector is not None and vector.numel() else None for kind, vector in found.items()}
+
+
+def _slot(subject: Subject, tensors: Tensors, device: str) -> ModelSlot:
+    network = load_state(subject.factory.build_weightless(), tensors, dtype=torch.float32)
+    return ModelSlot(network, resolve_device(device))
+
+
+def _open(
+    options: MetricsOptions, files: TaskVectorFiles, subject: Subject, slot: ModelSlot, name: str, *, labelled: bool
+) -> BatchSource:
+    choice = model_choice(options)
+    view = model_view(
+        subject,
+        slot.module,
+        choice.spec,
+        example=_example(choice, subject),
+        stated=bool(options.inputs) or options.input_file is not None,
+        transform=options.transform,
+        classes=Classes(lambda: slot, labelled=labelled and options.loss is None, used=labelled),
+        folders=list(files.all),
+    )
+    reading = DataOptions(
+        options.limit,
+        options.seed,
+        options.batch_size,
+        options.workers,
+        options.skip_corrupt,
+        class_map=options.class_map,
+        class_order=options.class_order,
+    )
+    return open_data(name, reading, view)
+
+
+def _example(choice: ModelChoice, subject: Subject) -> ExampleInput | None:
+    try:
+        return example_for(choice, subject)
+    except ModelError:  # then the data alone decide
+        return None
