@@ -21,22 +21,28 @@ __all__ = [
     "InspectResult",
     "InterpolateResult",
     "Interpolation",
+    "LayerIterationOrder",
     "LerpSimple",
     "MetricsResult",
     "ModelError",
     "ModelsResult",
+    "ModuleAlignment",
     "NumericalError",
     "OutputError",
     "PermutationCoordinateDescent",
     "PermutationSpec",
     "Permutations",
+    "PermuteColumns",
+    "Rebasin",
     "RebasinError",
     "ResourceError",
     "TraceResult",
     "UsageError",
     "VerifyResult",
     "align",
+    "align_modules",
     "apply",
+    "apply_permutation_to_task_vectors",
     "env",
     "inspect",
     "interpolate",
@@ -44,12 +50,20 @@ __all__ = [
     "models",
     "trace",
     "verify",
+    "weight_matching_for_task_vectors",
 ]
 
 if TYPE_CHECKING:
-    from rebasin_cli.compat import Interpolation as Interpolation
-    from rebasin_cli.compat import LerpSimple as LerpSimple
-    from rebasin_cli.compat import PermutationCoordinateDescent as PermutationCoordinateDescent
+    from rebasin_cli.compat.coordinate_descent import PermutationCoordinateDescent as PermutationCoordinateDescent
+    from rebasin_cli.compat.coordinate_descent import PermuteColumns as PermuteColumns
+    from rebasin_cli.compat.lines import Interpolation as Interpolation
+    from rebasin_cli.compat.lines import LerpSimple as LerpSimple
+    from rebasin_cli.compat.modules import ModuleAlignment as ModuleAlignment
+    from rebasin_cli.compat.modules import align_modules as align_modules
+    from rebasin_cli.compat.rebasin import Rebasin as Rebasin
+    from rebasin_cli.compat.task_vectors import LayerIterationOrder as LayerIterationOrder
+    from rebasin_cli.compat.task_vectors import apply_permutation_to_task_vectors as apply_permutation_to_task_vectors
+    from rebasin_cli.compat.task_vectors import weight_matching_for_task_vectors as weight_matching_for_task_vectors
     from rebasin_cli.errors import CheckpointError as CheckpointError
     from rebasin_cli.errors import DataError as DataError
     from rebasin_cli.errors import GateExceeded as GateExceeded
@@ -89,23 +103,29 @@ _HOMES = {
     "GateExceeded": "errors",
     "InspectResult": "verbs.inspect",
     "InterpolateResult": "verbs.interpolate",
-    "Interpolation": "compat",
-    "LerpSimple": "compat",
+    "Interpolation": "compat.lines",
+    "LayerIterationOrder": "compat.task_vectors",
+    "LerpSimple": "compat.lines",
     "MetricsResult": "verbs.metrics",
     "ModelError": "errors",
     "ModelsResult": "verbs.models",
+    "ModuleAlignment": "compat.modules",
     "NumericalError": "errors",
     "OutputError": "errors",
-    "PermutationCoordinateDescent": "compat",
+    "PermutationCoordinateDescent": "compat.coordinate_descent",
     "PermutationSpec": "spec",
     "Permutations": "permutation",
+    "PermuteColumns": "compat.coordinate_descent",
+    "Rebasin": "compat.rebasin",
     "RebasinError": "errors",
     "ResourceError": "errors",
     "TraceResult": "verbs.trace",
     "UsageError": "errors",
     "VerifyResult": "verbs.verify",
     "align": "verbs.align",
+    "align_modules": "compat.modules",
     "apply": "verbs.apply",
+    "apply_permutation_to_task_vectors": "compat.task_vectors",
     "env": "verbs.env",
     "inspect": "verbs.inspect",
     "interpolate": "verbs.interpolate",
@@ -113,6 +133,7 @@ _HOMES = {
     "models": "verbs.models",
     "trace": "verbs.trace",
     "verify": "verbs.verify",
+    "weight_matching_for_task_vectors": "compat.task_vectors",
 }
 
 

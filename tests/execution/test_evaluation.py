@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rebasin_cli.compat import LineOfModels
+from rebasin_cli.compat.lines import LineOfModels
 from rebasin_cli.data import Batch
 from rebasin_cli.errors import DataError
 from rebasin_cli.execution.dataset_pass import RunningSums

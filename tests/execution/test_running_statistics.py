@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rebasin_cli.compat import LineOfModels, loader_source
+from rebasin_cli.compat.lines import LineOfModels, loader_source
 from rebasin_cli.execution.dataset_pass import RunningSums
 from rebasin_cli.execution.moments import instance_moments, merged
 from rebasin_cli.execution.recalibration import Recalibration, batch_norms

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from rebasin_cli.compat import LineOfModels, loader_source
+from rebasin_cli.compat.lines import LineOfModels, loader_source
 from rebasin_cli.execution.dataset_pass import RunningSums
 from rebasin_cli.execution.evaluation import Measure, evaluate
 from rebasin_cli.interpolation.sweep import Sweep, SweepPoint, best, summarize

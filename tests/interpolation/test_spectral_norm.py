@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rebasin_cli.compat import LineOfModels
+from rebasin_cli.compat.lines import LineOfModels
 from rebasin_cli.execution.spectral_norm import singular_vectors, spectral_sites
 from tests.interpolation.conftest import Bench
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from rebasin_cli.compat import LineOfModels, loader_source
+from rebasin_cli.compat.lines import LineOfModels, loader_source
 from rebasin_cli.execution.dataset_pass import RunningSums
 from rebasin_cli.execution.evaluation import Measure, evaluate
 from rebasin_cli.interpolation.sweep import Sweep, SweepPoint, barrier, best, summarize

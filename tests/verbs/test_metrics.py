@@ -84,7 +84,8 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def state(name: str) -> State:
     from safetensors.torch import load_file
 
-    return load_file(f"{name}.safetensors")
+    found: State = load_file(f"{name}.safetensors")
+    return found
 
 
 def difference(name: str, base: str = "base") -> dict[str, np.ndarray[Any, Any]]:
@@ -222,9 +223,8 @@ def test_a_killed_run_is_resumed_and_gives_the_same_file(place: Path, monkeypatc
     journal = place / ".half.json.progress"
     journal.write_text(journal.read_text() + '{"key": "torn')
     measured: list[str] = []
+    from rebasin_cli.task_vectors.measure import tensor_part as part_of
     from rebasin_cli.verbs import metrics_run
-
-    part_of = metrics_run.tensor_part
 
     def counted(vectors: Any, key: str, chosen: Any) -> Any:
         measured.append(key)
@@ -272,7 +272,7 @@ def test_activations_and_gradients_are_those_of_autograd(place: Path) -> None:
         activations.append(net[:5](every).mean(0).detach().double().numpy())  # type: ignore[index]
         with np.load(f"{own}.npz") as arrays:
             x, y = torch.from_numpy(arrays["x"]).requires_grad_(), torch.from_numpy(arrays["y"])
-        nn.functional.cross_entropy(net(x), y).backward()
+        nn.functional.cross_entropy(net(x), y).backward()  # type: ignore[no-untyped-call]
         encoder = [(key, parameter) for key, parameter in net.named_parameters() if not key.startswith("5.")]
         grads = {key: parameter.grad for key, parameter in encoder}
         weights.append(torch.cat([grads[key].reshape(-1) for key in sorted(grads)]).double().numpy())  # type: ignore[union-attr]

@@ -1,7 +1,4 @@
-"""Classes for users of the library `rebasin`, under the names and with the arguments that they have there.
-
-They interpolate between modules in memory, and the user's own function evaluates the networks.
-"""
+"""The line between modules in memory, under the names that the library `rebasin` and its plans have for it."""
 
 from __future__ import annotations
 
@@ -9,7 +6,6 @@ import copy
 import inspect
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,16 +23,6 @@ from rebasin_cli.execution.recalibration import Recalibration
 from rebasin_cli.execution.spectral_norm import spectral_sites
 from rebasin_cli.interpolation.line import MODES, Line, Mode, Point, SweepNetworks, grid, sweep_networks
 from rebasin_cli.interpolation.sweep import SweepPoint, summarize
-from rebasin_cli.matching.methods import weight
-from rebasin_cli.matching.plan import Effort
-from rebasin_cli.matching.result import MatchResult
-from rebasin_cli.matching.search import search
-from rebasin_cli.model.example_input import ExampleInput
-from rebasin_cli.model.state import load_state, parameter_keys, state_tensors
-from rebasin_cli.permutation import apply
-from rebasin_cli.spec import PermutationSpec
-from rebasin_cli.symmetry.derive import derive
-from rebasin_cli.tracing.tracer import trace_model
 
 EvalMode = Literal["min", "max"]
 DeviceLike = str | torch.device
@@ -242,50 +228,3 @@ def _takes_two(function: Callable[..., Any]) -> bool:
         return True
     positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     return len(positional) > 1 or any(p.kind is p.VAR_POSITIONAL for p in parameters)
-
-
-class PermutationCoordinateDescent:
-    """Permutes the units of `model_b` to match `model_a`; its function does not change.
-
-    Args:
-        model_a: the reference; not modified.
-        model_b: of the same architecture; changed in place by `rebasin`.
-        input_data: an input of the model, or a tuple of its positional inputs.
-        effort: search effort: `fast`, `standard`, `thorough` or `auto`.
-        seed: random seed.
-
-    Attributes:
-        spec: the axis groups.
-        result: the matching; None before `rebasin` was called.
-
-    Raises:
-        ModelError: the model does not run on this input.
-    """
-
-    def __init__(
-        self, model_a: nn.Module, model_b: nn.Module, input_data: Any, *, effort: Effort = "auto", seed: int = 0
-    ) -> None:
-        self.model_a, self.model_b = model_a, model_b
-        self.effort, self.seed = effort, seed
-        args = tuple(input_data) if isinstance(input_data, (list, tuple)) else (input_data,)
-        self.spec: PermutationSpec = derive(trace_model(model_b, ExampleInput(args, {}))).spec
-        self.result: MatchResult | None = None
-
-    def rebasin(self) -> MatchResult:
-        """Find the permutations and apply them to `model_b`, parameters and buffers alike.
-
-        Raises:
-            ModelError: the models have different tensors.
-            NumericalError: a weight is not finite.
-        """
-        a, b = (
-            {key: tensor.detach() for key, tensor in state_tensors(model).items()}
-            for model in (self.model_a, self.model_b)
-        )
-        found = search(self.spec, a, b, parameters=parameter_keys(self.model_b), effort=self.effort, seed=self.seed)
-        self.result = replace(found, method=weight.METHOD.name)
-        trained = {key: tensor.requires_grad for key, tensor in self.model_b.named_parameters()}
-        load_state(self.model_b, apply(self.spec, self.result.permutations, b))
-        for key, parameter in self.model_b.named_parameters():
-            parameter.requires_grad_(trained[key])
-        return self.result
