@@ -26,7 +26,7 @@ _rebasin() {
     while [[ $at -gt 1 && ( ${COMP_WORDS[at]} == : || ${COMP_WORDS[at-1]} == : ) ]]; do (( at-- )); done
     option="${COMP_WORDS[at-1]}"
     if [[ $COMP_CWORD -eq 1 ]]; then
-        _rebasin_words 'align interpolate verify apply trace inspect models env demo completions help --help --version' "$current"
+        _rebasin_words 'align interpolate metrics verify apply trace inspect models env demo completions help --help --version' "$current"
         return
     fi
     written="${COMP_LINE:0:COMP_POINT}"
@@ -111,6 +111,41 @@ _rebasin() {
         'interpolate --format') _rebasin_words 'table json csv latex md' "$current"; return ;;
         'interpolate --color') _rebasin_words 'auto always never' "$current"; return ;;
         'interpolate --config') _rebasin_paths "$current"; return ;;
+        'metrics --seed') :; return ;;
+        'metrics --key') :; return ;;
+        'metrics --transform') :; return ;;
+        'metrics --class-map') _rebasin_paths "$current"; return ;;
+        'metrics --class-order') _rebasin_words 'numeric text' "$current"; return ;;
+        'metrics --loss') :; return ;;
+        'metrics --limit') :; return ;;
+        'metrics --batch-size') :; return ;;
+        'metrics --workers') :; return ;;
+        'metrics --spec') _rebasin_paths "$current"; return ;;
+        'metrics --pin') :; return ;;
+        'metrics --rules') _rebasin_paths "$current"; return ;;
+        'metrics --trace-call') :; return ;;
+        'metrics --also-input') :; return ;;
+        'metrics --save-spec') _rebasin_paths "$current"; return ;;
+        'metrics --model-arg') :; return ;;
+        'metrics --input') :; return ;;
+        'metrics --input-file') _rebasin_paths "$current"; return ;;
+        'metrics --base') :; return ;;
+        'metrics --model'|'metrics -m') _rebasin_models "$written"; return ;;
+        'metrics --metrics') _rebasin_words 'task_vector_cosine_similarity task_vector_dot_product task_vector_l2_distance weight_space_angle task_vector_magnitude_ratio effective_rank effective_rank_mergeability_score stable_rank spectral_gap singular_value_ratio layerwise_effective_rank layerwise_effective_rank_mergeability_score singular_value_overlap subspace_overlap right_subspace_overlap_top_k right_subspace_overlap_bottom_k interaction_matrix_overlap_top_k interaction_matrix_overlap_bottom_k activation_l2_distance activation_cosine_similarity activation_magnitude_ratio activation_dot_product encoder_gradient_cosine_similarity encoder_gradient_l2_distance encoder_gradient_dot_product input_gradient_cosine_similarity input_gradient_l2_distance input_gradient_dot_product' "$current"; return ;;
+        'metrics --align') _rebasin_words 'none reference' "$current"; return ;;
+        'metrics --max-passes') :; return ;;
+        'metrics --effort') _rebasin_words 'auto fast standard thorough' "$current"; return ;;
+        'metrics --data'|'metrics -d') :; return ;;
+        'metrics --activation-layer') :; return ;;
+        'metrics --device') :; return ;;
+        'metrics --out'|'metrics -o') _rebasin_paths "$current"; return ;;
+        'metrics --layout') _rebasin_words 'document pairwise' "$current"; return ;;
+        'metrics --benchmark') :; return ;;
+        'metrics --model-name') :; return ;;
+        'metrics --plot') _rebasin_paths "$current"; return ;;
+        'metrics --format') _rebasin_words 'table json csv latex md' "$current"; return ;;
+        'metrics --color') _rebasin_words 'auto always never' "$current"; return ;;
+        'metrics --config') _rebasin_paths "$current"; return ;;
         'verify --seed') :; return ;;
         'verify --key') :; return ;;
         'verify --key-a') :; return ;;
@@ -172,6 +207,7 @@ _rebasin() {
         case "$verb" in
             align) _rebasin_words '--seed --force -f --mkdir --drop-siblings --key --ema --ignore-extra --key-a --key-b --ema-a --ema-b --transform --class-map --class-order --loss --limit --batch-size --workers --skip-corrupt --spec --pin --rules --trace-call --also-input --strict --no-cache --save-spec --model-arg --trust-remote-code --input --input-file --model -m --learning-steps --learning-rate --keep-similarity --mix --out -o --save-alignment --ignore-mismatched-sizes --dry-run --method --objective --effort --start --restarts --max-passes --time-limit --device --data --interpolate --steps --recalibrate --no-recalibrate --repair --format --json --quiet -q --verbose -v --color --config --print-config --help' "$current" ;;
             interpolate) _rebasin_words '--seed --force -f --mkdir --key --ema --ignore-extra --transform --class-map --class-order --loss --limit --batch-size --workers --skip-corrupt --model-arg --trust-remote-code --input --input-file --data -d --steps --lam --report --model -m --mode --metric --recalibrate --no-recalibrate --recalibrate-limit --repair --device --amp --out -o --save --save-best --best-by --save-all --plot --fail-above --format --json --quiet -q --verbose -v --color --config --print-config --help' "$current" ;;
+            metrics) _rebasin_words '--seed --force -f --mkdir --key --ema --ignore-extra --transform --class-map --class-order --loss --limit --batch-size --workers --skip-corrupt --spec --pin --rules --trace-call --also-input --strict --no-cache --save-spec --model-arg --trust-remote-code --input --input-file --base --model -m --metrics --align --perm-matching --max-passes --effort --per-layer --data -d --activation-layer --device --out -o --layout --benchmark --model-name --plot --format --json --quiet -q --verbose -v --color --config --print-config --help' "$current" ;;
             verify) _rebasin_words '--seed --key --ema --ignore-extra --key-a --key-b --ema-a --ema-b --model-arg --trust-remote-code --input --input-file --model -m --samples --tolerance --rtol --atol --format --json --quiet -q --verbose -v --color --config --print-config --help' "$current" ;;
             apply) _rebasin_words '--force -f --mkdir --drop-siblings --key --ema --ignore-extra --model-arg --trust-remote-code --model -m --out -o --format --json --quiet -q --verbose -v --color --config --print-config --help' "$current" ;;
             trace) _rebasin_words '--seed --force -f --mkdir --spec --pin --rules --trace-call --also-input --strict --no-cache --save-spec --model-arg --trust-remote-code --input --input-file --model -m --out -o --no-verify --format --json --quiet -q --verbose -v --color --config --print-config --help' "$current" ;;
@@ -187,13 +223,14 @@ _rebasin() {
     case "$verb" in
         align) _rebasin_paths "$current" ;;
         interpolate) _rebasin_paths "$current" ;;
+        metrics) _rebasin_paths "$current" ;;
         verify) _rebasin_paths "$current" ;;
         apply) _rebasin_paths "$current" ;;
         inspect) _rebasin_paths "$current" ;;
         models) : ;;
         demo) _rebasin_paths "$current" ;;
         completions) _rebasin_words 'bash zsh fish' "$current" ;;
-        help) _rebasin_words 'exit-codes model-specs data methods formats terms config align apply completions demo env help inspect interpolate models trace verify' "$current" ;;
+        help) _rebasin_words 'exit-codes model-specs data methods formats terms config align apply completions demo env help inspect interpolate metrics models trace verify' "$current" ;;
     esac
 }
 complete -F _rebasin rebasin

@@ -10,6 +10,7 @@ _rebasin() {
     verbs=(
         'align:Permute B to match A, verify that its function is unchanged, and write it'
         'interpolate:Evaluate the networks on the line between checkpoints, before and after alignment'
+        'metrics:Measure how alike the task vectors of fine-tuned checkpoints are'
         'verify:Check numerically whether two checkpoints compute the same function'
         'apply:Apply a saved alignment to another checkpoint of the same model, such as an EMA copy or a later epoch'
         'trace:Show which axes of a model are permuted together, and which are pinned and why'
@@ -156,6 +157,68 @@ _rebasin() {
                 '(-h --help)--help[Show this help and stop]' \
                 '(-h --help)-h[Show this help and stop]' \
                 '*:CHECKPOINT:_files'
+            ;;
+        metrics)
+            shift words; (( CURRENT-- ))
+            _arguments \
+                '--seed=[Random seed]:value: ' \
+                '(--force -f)--force[Overwrite outputs that exist]' \
+                '(--force -f)-f[Overwrite outputs that exist]' \
+                '--mkdir[Create the output'\''s directory if it is missing]' \
+                '--key=[Where in the file the state dict is, such as ema.model]:NAME: ' \
+                '--ema[Use the exponential moving average of the weights, where the file has one]' \
+                '--ignore-extra[Copy tensors that the model does not have unchanged, without a warning]' \
+                '--transform=[Image transform: resize=256,crop=224,mean=a/b/c,std=a/b/c, the name of a preset, file.py:function, or raw]:TEXT: ' \
+                '--class-map=[File with the name of a class folder in each line, in the order of the model'\''s outputs]:FILE:_files' \
+                '--class-order=[Order of class folders: numeric (9, 10), or text (10, 9) as in torchvision'\''s ImageFolder]:ORDER:(numeric text)' \
+                '--loss=[Loss: f(output, target)]:FILE.py\:FUNCTION: ' \
+                '--limit=[Use N random samples of the data]:N: ' \
+                '--batch-size=[Batch size]:N: ' \
+                '--workers=[Number of processes that decode images]:N: ' \
+                '--skip-corrupt[Skip and count images that cannot be read]' \
+                '--spec=[Read the axis groups from this file instead of deriving them]:FILE:_files' \
+                '*--pin=[Do not permute the axes of tensors whose name matches, such as '\''head.*'\'']:PATTERN: ' \
+                '*--rules=[Python file with rules for your own operations]:FILE.py:_files' \
+                '*--trace-call=[Trace another method of the model too, called with the example input, such as encode]:METHOD: ' \
+                '*--also-input=[Trace the model on this input too: arguments separated by '\'';'\'', such as '\''ids=1,16:int64; task=b'\'']:ARGUMENTS: ' \
+                '--strict[Refuse an operation that has no rule, and tensors that no pass reaches and that could read permuted units]' \
+                '--no-cache[Neither read nor write verified specs in the user'\''s cache directory]' \
+                '--save-spec=[Save the axis groups, as --spec reads them]:FILE:_files' \
+                '*--model-arg=[Argument of the model, such as num_classes=10]:NAME=VALUE: ' \
+                '--trust-remote-code[Run the Python code that lies in the directory of a transformers model]' \
+                '*--input=[Example input: a shape such as 1,3,224,224, or ids=1,16:int64]:SHAPE: ' \
+                '--input-file=[Example input from an .npz file]:FILE.npz:_files' \
+                '*--base=[Another base for one of the checkpoints]:LABEL=PATH: ' \
+                '(--model -m)--model=[Model: torchvision:NAME, timm:NAME, open_clip:NAME, transformers:DIR, diffusers:DIR, path/to/file.py:function or package.module:function]:SPEC:_rebasin_models' \
+                '(--model -m)-m+[Model: torchvision:NAME, timm:NAME, open_clip:NAME, transformers:DIR, diffusers:DIR, path/to/file.py:function or package.module:function]:SPEC:_rebasin_models' \
+                '*--metrics=[Measure this metric only]:NAME:(task_vector_cosine_similarity task_vector_dot_product task_vector_l2_distance weight_space_angle task_vector_magnitude_ratio effective_rank effective_rank_mergeability_score stable_rank spectral_gap singular_value_ratio layerwise_effective_rank layerwise_effective_rank_mergeability_score singular_value_overlap subspace_overlap right_subspace_overlap_top_k right_subspace_overlap_bottom_k interaction_matrix_overlap_top_k interaction_matrix_overlap_bottom_k activation_l2_distance activation_cosine_similarity activation_magnitude_ratio activation_dot_product encoder_gradient_cosine_similarity encoder_gradient_l2_distance encoder_gradient_dot_product input_gradient_cosine_similarity input_gradient_l2_distance input_gradient_dot_product)' \
+                '--align=[Permute each fine-tuned network with its base to match the weights of the first fine-tuned one (reference), or nothing (none)]:value:(none reference)' \
+                '--perm-matching[Short for --align reference]' \
+                '--max-passes=[Stop matching after N passes]:N: ' \
+                '--effort=[Search effort of matching]:value:(auto fast standard thorough)' \
+                '--per-layer[Report the metrics of every tensor too]' \
+                '*--data=[Data: a folder of class folders or of images, an .npz file with x and y, torchvision:NAME@root or file.py:loader]:LABEL=]DATA: ' \
+                '*-d+[Data: a folder of class folders or of images, an .npz file with x and y, torchvision:NAME@root or file.py:loader]:LABEL=]DATA: ' \
+                '--activation-layer=[Measure the activations that this module returns]:NAME: ' \
+                '--device=[Device for matching and for networks on data]:value: ' \
+                '(--out -o)--out=[Results file (JSON)]:FILE:_files' \
+                '(--out -o)-o+[Results file (JSON)]:FILE:_files' \
+                '--layout=[Layout of the results file: the document that --json prints, or the metrics alone (pairwise)]:value:(document pairwise)' \
+                '--benchmark=[Name of the set of tasks, for the name of the file of --layout pairwise]:NAME: ' \
+                '--model-name=[Name of the model in the results]:NAME: ' \
+                '--plot=[Draw the matrix of cosines, or of --metrics, as a heat map: .svg, or .png and .pdf with matplotlib]:FILE:_files' \
+                '--format=[Format of the result]:NAME:(table json csv latex md)' \
+                '--json[Short for --format json: exactly one JSON document on stdout, errors included]' \
+                '(--quiet -q)--quiet[No progress and no notes]' \
+                '(--quiet -q)-q[No progress and no notes]' \
+                '(--verbose -v)--verbose[Show more detail]' \
+                '(--verbose -v)-v[Show more detail]' \
+                '--color=[Color the output]:WHEN:(auto always never)' \
+                '--config=[Read options from the table of this verb in a TOML file]:FILE.toml:_files' \
+                '--print-config[Print the options as TOML and stop]' \
+                '(-h --help)--help[Show this help and stop]' \
+                '(-h --help)-h[Show this help and stop]' \
+                '*:LABEL=]FINETUNED:_files'
             ;;
         verify)
             shift words; (( CURRENT-- ))
@@ -351,7 +414,7 @@ _rebasin() {
                 '--print-config[Print the options as TOML and stop]' \
                 '(-h --help)--help[Show this help and stop]' \
                 '(-h --help)-h[Show this help and stop]' \
-                '*:TOPIC:(exit-codes model-specs data methods formats terms config align apply completions demo env help inspect interpolate models trace verify)'
+                '*:TOPIC:(exit-codes model-specs data methods formats terms config align apply completions demo env help inspect interpolate metrics models trace verify)'
             ;;
     esac
 }

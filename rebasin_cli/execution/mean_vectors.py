@@ -77,7 +77,8 @@ def mean_activation(
         if not isinstance(found, Tensor) or found.dim() < 2:
             raise DataError(f"layer {layer} handles no tensor of activations", hint="give --activation-layer NAME")
         units = _by_unit(found)
-        sums.append(units.double().sum(0))
+        sums.append(units.detach().cpu().double().sum(0))
+        sums[:] = [torch.stack(sums).sum(0)]
         count += units.shape[0]
 
     hook = module.register_forward_hook(observe)
@@ -121,6 +122,7 @@ def mean_gradients(
     chosen = [parameter for parameter in trained if id(parameter) not in left_out] or trained
     sums: list[Tensor] = []
     inputs: list[Tensor] = []
+    shapes: set[int | None] = set()
     count = 0
 
     def run() -> None:
@@ -130,13 +132,15 @@ def mean_gradients(
                 of_weights, of_inputs = _gradients(slot, batch, chosen, loss)
                 sums.append(of_weights)
                 sums[:] = [torch.stack(sums).sum(0)]
-                inputs.extend([] if of_inputs is None else [of_inputs])
+                shapes.add(None if of_inputs is None else of_inputs.numel())
+                if of_inputs is not None and len(shapes) == 1:
+                    inputs[:] = [torch.stack([*inputs, of_inputs]).sum(0)]
                 count += batch.size
 
     _together(run, ranks)
     encoder = _mean(sums, count, ranks, "the mean gradient of the weights")
-    shapes = {tuple(one.shape) for one in inputs}
-    usable = len(shapes) == 1 if ranks.world == 1 else ranks.shared(len(shapes) == 1)
+    everywhere = set[int | None]().union(*ranks.gathered(shapes))
+    usable = len(everywhere) == 1 and None not in everywhere
     return encoder, _mean(inputs, count, ranks, "the mean gradient of the input") if usable else None
 
 
@@ -177,11 +181,11 @@ def _gradients(
             )
         found = torch.autograd.grad(total, [*chosen, *leaves], allow_unused=True)
     flat = [
-        (torch.zeros_like(one) if gradient is None else gradient).detach().reshape(-1).double().cpu()
+        (torch.zeros_like(one) if gradient is None else gradient).detach().reshape(-1).cpu().double()
         for one, gradient in zip(chosen, found, strict=False)
     ]
     of_inputs = (gradient for gradient in found[len(chosen) :] if gradient is not None)
-    rows = [gradient.detach().double().cpu().sum(0).reshape(-1) for gradient in of_inputs]
+    rows = [gradient.detach().cpu().double().sum(0).reshape(-1) for gradient in of_inputs]
     return torch.cat(flat), torch.cat(rows) if rows else None
 
 
