@@ -12,6 +12,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.linalg import LinAlgError  # type: ignore[attr-defined]
+
+from rebasin_cli.errors import NumericalError, one_line
 
 K = 10
 """Singular vectors at each end of the spectrum that metrics read."""
@@ -51,6 +54,9 @@ def decompose(matrix: Tensor, *, vectors: bool = True) -> Decomposition | None:
 
     Args:
         vectors: singular vectors are needed besides the spectrum.
+
+    Raises:
+        NumericalError: the decomposition does not converge.
     """
     if matrix.numel() == 0 or not bool(matrix.any()):
         return None
@@ -61,7 +67,10 @@ def decompose(matrix: Tensor, *, vectors: bool = True) -> Decomposition | None:
     gram = matrix @ matrix.T if wide else matrix.T @ matrix
     if not vectors:
         return Decomposition(_roots(torch.linalg.eigvalsh(gram)), k)
-    values, basis = torch.linalg.eigh(gram)
+    try:
+        values, basis = torch.linalg.eigh(gram)
+    except LinAlgError:
+        return _direct(matrix, k, vectors)
     spectrum = _roots(values)
     if not _gram_is_accurate(spectrum, k):
         return _direct(matrix, k, vectors)
@@ -96,7 +105,10 @@ def _gram_is_accurate(spectrum: Tensor, k: int) -> bool:
 def _direct(matrix: Tensor, k: int, vectors: bool) -> Decomposition:
     if not vectors:
         return Decomposition(torch.linalg.svdvals(matrix), k)
-    left, spectrum, right = torch.linalg.svd(matrix, full_matrices=False)
+    try:
+        left, spectrum, right = torch.linalg.svd(matrix, full_matrices=False)
+    except LinAlgError as error:
+        raise NumericalError(f"the singular value decomposition of a matrix failed: {one_line(error)}") from error
     count, (rows, columns) = spectrum.numel(), matrix.shape
 
     def determined(first: int, stop: int, side: int) -> bool:

@@ -160,13 +160,12 @@ class MetricsRun:
                 self._fall_back(error)
         self.progress.phase("reading")
         with self.clock.phase("read"):
-            base = self.sources.index(Source(self.files.bases[self.files.reference], options.key, options.ema))
-            opened = open_sources(self.sources)
-            opened.insert(0, opened.pop(base))
-            common = common_tensors(opened, self.progress)
+            self.checkpoints = dict(zip(self.files.all, open_sources(self.sources), strict=True))
+            first = self.files.bases[self.files.reference]
+            order = [first, *(path for path in self.files.all if path != first)]
+            common = common_tensors([self.checkpoints[path] for path in order], self.progress)
         self.keys, self.left_out = tuple(sorted(common.keys)), common.left_out
-        self.tensors: dict[Path, Tensors] = {held.checkpoint.path: held for held in common.tensors}
-        self.checkpoints = {one.path: one for one in opened}
+        self.tensors: dict[Path, Tensors] = dict(zip(order, common.tensors, strict=True))
         if self.left_out:
             self.warnings.append(f"left out, because not all checkpoints have them in one shape: {few(self.left_out)}")
 
@@ -331,7 +330,7 @@ class MetricsRun:
         with self.clock.phase("measure"):
             for start in range(0, len(left), ranks.world):
                 mine = left[start + ranks.rank] if start + ranks.rank < len(left) else None
-                part = None if mine is None else tensor_part(self.vectors, mine, self.metrics)
+                part = self._part_of(mine)
                 for one in ranks.gathered(part):
                     if one is not None:
                         done[one.key] = one
@@ -340,6 +339,17 @@ class MetricsRun:
                             self.journal.add(one)
                 self.progress.step(reached, total, left[start])
         return [done[key] for key in self.keys]
+
+    def _part_of(self, key: str | None) -> TensorPart | None:
+        """The part of this process's tensor of a round; an error of one process is that of all."""
+        error: RebasinError | None = None
+        part = None
+        try:
+            part = None if key is None else tensor_part(self.vectors, key, self.metrics)
+        except RebasinError as caught:
+            error = caught
+        self.ranks.agree(error)
+        return part
 
     def _finish(self, parts: Sequence[TensorPart], sums: NetworkSums) -> MetricsResult:
         options, labels = self.options, self.files.labels
