@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -31,6 +30,7 @@ from rebasin_cli.model.example_input import ExampleInput
 from rebasin_cli.model.factory import ModelFactory
 from rebasin_cli.model.in_memory import ModuleSource
 from rebasin_cli.model.state import parameter_keys, state_shapes, state_tensors, ties
+from rebasin_cli.model.weightless import copied
 from rebasin_cli.permutation import Permutations, check_permutation
 from rebasin_cli.progress import Silent
 from rebasin_cli.spec import PermutationSpec
@@ -113,7 +113,7 @@ def align_modules(
     if found is not None and found.method == "weight":
         verify_closer(before, after)
     check = networks.verify(theirs, moved, seed=seed)
-    module = b if in_place else copy.deepcopy(b)
+    module = b if in_place else copied(b)
     put(module, {key: moved[key] for key in theirs})
     return ModuleAlignment(
         module,
@@ -220,7 +220,7 @@ def recalibrate(module: nn.Module, source: BatchSource) -> None:
     """
     network = _Whole(tensors_of(module))
     first = next(iter(module.state_dict().values()), torch.empty(0))
-    slot = ModelSlot(copy.deepcopy(module), first.device)
+    slot = ModelSlot(copied(module), first.device)
     found = Recalibration(slot, source, [network], repair=False).run(RunningSums()).get(network.name)
     if found is not None:
         put(module, {key: found.apply(key, old) for key, old in network.tensors.items() if found.changes(key)})

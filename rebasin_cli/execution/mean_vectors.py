@@ -67,7 +67,7 @@ def mean_activation(
         NumericalError: the mean is not finite.
     """
     module = slot.module.get_submodule(layer)
-    sums: list[Tensor] = []
+    sums = _Sum()
     count = 0
 
     def observe(_: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
@@ -77,8 +77,7 @@ def mean_activation(
         if not isinstance(found, Tensor) or found.dim() < 2:
             raise DataError(f"layer {layer} handles no tensor of activations", hint="give --activation-layer NAME")
         units = _by_unit(found)
-        sums.append(units.detach().cpu().double().sum(0))
-        sums[:] = [torch.stack(sums).sum(0)]
+        sums.add(units.detach().cpu().double().sum(0))
         count += units.shape[0]
 
     hook = module.register_forward_hook(observe)
@@ -120,8 +119,7 @@ def mean_gradients(
     named = dict(slot.module.named_parameters())
     trained = [named[key] for key in sorted(named) if named[key].is_floating_point()]
     chosen = [parameter for parameter in trained if id(parameter) not in left_out] or trained
-    sums: list[Tensor] = []
-    inputs: list[Tensor] = []
+    weights, inputs = _Sum(), _Sum()
     shapes: set[int | None] = set()
     count = 0
 
@@ -130,15 +128,14 @@ def mean_gradients(
         with _trainable(chosen):
             for batch in batches:
                 of_weights, of_inputs = _gradients(slot, batch, chosen, loss)
-                sums.append(of_weights)
-                sums[:] = [torch.stack(sums).sum(0)]
+                weights.add(of_weights)
                 shapes.add(None if of_inputs is None else of_inputs.numel())
                 if of_inputs is not None and len(shapes) == 1:
-                    inputs[:] = [torch.stack([*inputs, of_inputs]).sum(0)]
+                    inputs.add(of_inputs)
                 count += batch.size
 
     _together(run, ranks)
-    encoder = _mean(sums, count, ranks, "the mean gradient of the weights")
+    encoder = _mean(weights, count, ranks, "the mean gradient of the weights")
     everywhere = set[int | None]().union(*ranks.gathered(shapes))
     usable = len(everywhere) == 1 and None not in everywhere
     return encoder, _mean(inputs, count, ranks, "the mean gradient of the input") if usable else None
@@ -209,8 +206,18 @@ def _together(run: Any, ranks: Ranks) -> None:
     ranks.agree(error)
 
 
-def _mean(sums: Sequence[Tensor], count: int, ranks: Ranks, what: str) -> Tensor:
-    total = torch.stack([one.cpu() for one in sums]).sum(0) if sums else None
+class _Sum:
+    """A running sum of float64 vectors of one length; None before the first."""
+
+    def __init__(self) -> None:
+        self.total: Tensor | None = None
+
+    def add(self, vector: Tensor) -> None:
+        self.total = vector if self.total is None else self.total.add_(vector)
+
+
+def _mean(sums: _Sum, count: int, ranks: Ranks, what: str) -> Tensor:
+    total = sums.total
     length = 0 if total is None else total.numel()
     if ranks.world > 1:
         length = max(ranks.gathered(length))

@@ -92,6 +92,11 @@ def _difference(name: str, found: Any, wanted: Any) -> str:
     if name in CONTENTS and isinstance(found, dict) and isinstance(wanted, dict):
         changed = [file for file in sorted({*found, *wanted}) if found.get(file) != wanted.get(file)]
         return f"another content of {', '.join(changed)}"
+    if isinstance(found, dict) and isinstance(wanted, dict) and (odd := set(found) & set(wanted)):
+        odd = {key for key in odd if found[key] != wanted[key]}
+        if odd:  # a long mapping would be cut before the difference shows
+            key = min(odd)
+            return f"{name} of {key}: {_short(found[key])}, now {_short(wanted[key])}"
     return f"{name} {_short(found)}, now {_short(wanted)}"
 
 

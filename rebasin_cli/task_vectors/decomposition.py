@@ -120,7 +120,7 @@ def _direct(matrix: Tensor, k: int, vectors: bool) -> Decomposition:
     return Decomposition(
         spectrum,
         k,
-        left[:, :k] if determined(0, k, rows) else None,
-        right[:k].T if determined(0, k, columns) else None,
-        right[count - k :].T if determined(count - k, count, columns) else None,
+        left[:, :k].clone() if determined(0, k, rows) else None,  # copies: views would keep the whole factor
+        right[:k].T.clone() if determined(0, k, columns) else None,
+        right[count - k :].T.clone() if determined(count - k, count, columns) else None,
     )

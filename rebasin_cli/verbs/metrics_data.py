@@ -77,19 +77,15 @@ class NetworkData:
         if options.activation_layer is not None:
             check_layer(subject.module, options.activation_layer)
         needs_labels = any(metric.source in GRADIENTS for metric in metrics)
-        opened: dict[str, BatchSource] = {}
-        slots: dict[str, ModelSlot] = {}
-        for label, name in files.data.items():
-            if name is not None and name not in opened:
-                slot = _slot(subject, tensors[label], options.device)
-                opened[name] = _open(options, files, subject, slot, name, labelled=needs_labels)
-                slots[name] = slot
+        slot = _slot(subject, tensors[files.reference], options.device)
+        names = dict.fromkeys(name for name in files.data.values() if name is not None)
+        opened = {name: _open(options, files, subject, slot, name, labelled=needs_labels) for name in names}
         first = next(iter(opened))
         batch = next((batch for batch in opened[first].batches() if batch.size), None)
         if batch is None:
             raise DataError(f"{first}: there is no sample", path=first)
         sources = {label: opened[name] for label, name in files.data.items() if name is not None}
-        found = NetworkData(options, files, tuple(metrics), subject, sources, output_layer(slots[first], batch))
+        found = NetworkData(options, files, tuple(metrics), subject, sources, output_layer(slot, batch))
         found.warnings += [note for source in opened.values() for note in source.notes]
         found._leave_out_unlabelled()
         return found
@@ -130,18 +126,23 @@ class NetworkData:
             networks: the fine-tuned networks by label, as they are compared.
         """
         kinds = tuple(dict.fromkeys(metric.source for metric in self.metrics if metric.needs_data))
-        rows: dict[Source, list[Tensor | None]] = {kind: [] for kind in kinds}
         progress.phase("running networks")
         for number, (label, tensors) in enumerate(networks.items()):
-            kept = ranks.shared(_kept(journal, number, kinds))
-            found = kept if kept is not None else self._vectors(label, tensors, kinds, ranks)
-            if journal is not None and kept is None:
-                for kind, vector in found.items():
-                    journal.keep_vector(f"{number}-{kind}", torch.empty(0) if vector is None else vector)
-            for kind in kinds:
-                rows[kind].append(found[kind])
+            if not ranks.shared(journal is not None and journal.has_vectors(_names(number, kinds))):
+                found = self._vectors(label, tensors, kinds, ranks)
+                if journal is not None:
+                    for kind, name in zip(kinds, _names(number, kinds), strict=True):
+                        journal.keep_vector(name, found[kind])
             progress.step(number + 1, len(networks), label)
-        return {kind: self._of_kind(kind, vectors) for kind, vectors in rows.items()}
+        sums: NetworkSums = {}
+        if journal is not None:
+            sums = {
+                kind: self._of_kind(
+                    kind, [journal.vector(_names(number, [kind])[0]) for number in range(len(networks))]
+                )
+                for kind in kinds
+            }
+        return ranks.shared(sums)  # type: ignore[no-any-return]
 
     def _of_kind(self, kind: Source, vectors: Sequence[Tensor | None]) -> list[Closeness]:
         present = [one for one in vectors if one is not None]
@@ -176,14 +177,9 @@ class NetworkData:
         return (batch for batch in source.batches(rank=ranks.rank, world=ranks.world) if batch.size)
 
 
-def _kept(journal: Journal | None, number: int, kinds: Sequence[Source]) -> dict[Source, Tensor | None] | None:
-    """The vectors of a network that an interrupted run has measured; None unless it has them all."""
-    if journal is None:
-        return None
-    found = {kind: journal.vector(f"{number}-{kind}") for kind in kinds}
-    if any(vector is None for vector in found.values()):
-        return None
-    return {kind: vector if vector is not None and vector.numel() else None for kind, vector in found.items()}
+def _names(number: int, kinds: Sequence[Source]) -> list[str]:
+    """The names under which the vectors of a network are kept."""
+    return [f"{number}-{kind}" for kind in kinds]
 
 
 def _slot(subject: Subject, tensors: Tensors, device: str) -> ModelSlot:

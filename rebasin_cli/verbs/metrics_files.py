@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -71,28 +71,27 @@ class Journal:
         self._handle.write(f"{json.dumps(part.to_json())}\n")
         self._handle.flush()
 
+    def has_vectors(self, names: Iterable[str]) -> bool:
+        """Whether all of these vectors are kept."""
+        return all((self.vectors / name).is_file() for name in names)
+
     def vector(self, name: str) -> Tensor | None:
-        """A kept float64 vector; None where there is none."""
-        import numpy as np
+        """A kept float64 vector, mapped from its file; None for one that a network does not have."""
         import torch
 
-        with suppress(OSError, ValueError):
-            return torch.from_numpy(np.load(self.vectors / f"{name}.npy", allow_pickle=False))
-        return None
+        path = self.vectors / name
+        count = path.stat().st_size // 8
+        return torch.from_file(str(path), shared=False, size=count, dtype=torch.float64) if count else None
 
-    def keep_vector(self, name: str, vector: Tensor) -> None:
-        import io
-
-        import numpy as np
-
+    def keep_vector(self, name: str, vector: Tensor | None) -> None:
+        """Write a vector, or that a network has none, whole or not at all."""
         from rebasin_cli.checkpoint.atomic import commit_file, flush_to_disk, staged_file
 
         self.vectors.mkdir(exist_ok=True)
-        buffer = io.BytesIO()
-        np.save(buffer, vector.double().numpy(), allow_pickle=False)
-        path = self.vectors / f"{name}.npy"
-        with staged_file(path, bytes_needed=buffer.tell()) as staged:
-            staged.handle.write(buffer.getbuffer())
+        size, path = 0 if vector is None else 8 * vector.numel(), self.vectors / name
+        with staged_file(path, bytes_needed=size) as staged:
+            if vector is not None:
+                staged.handle.write(vector.double().contiguous().numpy().data)
             flush_to_disk(staged)
             commit_file(staged, path, force=True)
 

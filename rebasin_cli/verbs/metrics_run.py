@@ -170,9 +170,8 @@ class MetricsRun:
             self.warnings.append(f"left out, because not all checkpoints have them in one shape: {few(self.left_out)}")
 
     def _fall_back(self, error: RebasinError) -> None:
-        said = (
-            f"{self.options.model}: {error.message}" if str(self.options.model) not in error.message else error.message
-        )
+        said = error.message if str(self.options.model) in error.message else f"{self.options.model}: {error.message}"
+        said = f"{said} ({error.hint})" if error.hint else said
         if self.options.aligns:
             self.fallback = said
             self.warnings.append(f"nothing is aligned: {said}")
