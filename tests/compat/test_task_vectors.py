@@ -94,6 +94,22 @@ def test_fine_tunings_of_one_base_are_not_moved_though_their_differences_would_b
     assert any(not torch.equal(perm, torch.arange(perm.numel())) for perm in by_differences.values())
 
 
+def outputs(state: State) -> Tensor:
+    x = torch.randn(30, 7, generator=torch.Generator().manual_seed(6))
+    hidden = (x @ state["0.weight"].T + state["0.bias"]).relu()
+    return (hidden @ state["2.weight"].T + state["2.bias"]).relu() @ state["4.weight"].T + state["4.bias"]
+
+
+def test_differences_that_were_matched_to_each_other_no_longer_make_the_fine_tuned_network() -> None:
+    by_differences = weight_matching_for_task_vectors(native(), None, step(1), step(2))
+    moved = apply(native(), by_differences, step(2))
+    nearer = [sum(float((step(1)[key] * vector[key]).sum()) for key in vector) for vector in (step(2), moved)]
+    assert nearer[1] > nearer[0]
+    ruined = {key: value + moved[key] for key, value in base().items()}
+    change = outputs(tuned(2)) - outputs(base())
+    assert float((outputs(ruined) - outputs(tuned(2))).norm()) > 0.5 * float(change.norm())
+
+
 def test_matching_can_start_from_permutations_and_visits_in_any_order() -> None:
     moved = apply(native(), shuffle(), tuned(2))
     wanted = weight_matching_for_task_vectors(native(), base(), tuned(1), moved)

@@ -239,6 +239,57 @@ def test_a_killed_run_is_resumed_and_gives_the_same_file(place: Path, monkeypatc
     assert sorted(path.name for path in place.glob(".half*")) == []
 
 
+def test_a_run_that_is_killed_between_networks_runs_each_network_once(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options: dict[str, Any] = {"model": "net.py:build", "data": ["x.npz"]}
+    whole = metrics("base.safetensors", TUNED, out="whole.json", **options)
+    from rebasin_cli.verbs.metrics_data import NetworkData
+
+    vectors, ran = NetworkData._vectors, []
+
+    def interrupted(self: NetworkData, label: str, *rest: Any) -> Any:
+        if len(ran) == 2 and label not in ran:
+            ran.append("stopped")
+            raise Stop
+        ran.append(label)
+        return vectors(self, label, *rest)
+
+    monkeypatch.setattr(NetworkData, "_vectors", interrupted)
+    with pytest.raises(Stop):
+        metrics("base.safetensors", TUNED, out="half.json", **options)
+    resumed = metrics("base.safetensors", TUNED, out="half.json", **options)
+    assert ran == ["cars", "mnist", "stopped", "dtd"]
+    assert pairs_of(resumed) == pairs_of(whole)
+    assert sorted(path.name for path in place.glob(".half*")) == []
+
+
+def test_the_same_run_writes_the_same_bytes_but_for_the_seconds(place: Path) -> None:
+    texts = []
+    for _ in range(2):
+        metrics("base.safetensors", TUNED, model="net.py:build", data=["x.npz"], per_layer=True, force=True)
+        document = json.loads(Path("base-metrics.json").read_text())
+        assert set(document["data"].pop("seconds")) == {"read", "trace", "verify", "match", "measure", "total"}
+        texts.append(json.dumps(document))
+    assert texts[0] == texts[1]
+
+
+def test_activations_of_a_named_module_are_those_that_it_returns(place: Path) -> None:
+    result = metrics(
+        *("base.safetensors", TUNED[:2]),
+        model="net.py:build",
+        data=["x.npz"],
+        activation_layer="0",
+        metrics=["activation_dot_product"],
+    )
+    x = torch.from_numpy(np.load("x.npz")["x"]).double()
+    means = []
+    for name in ("cars", "mnist"):
+        weights = {key: value.double() for key, value in state(name).items()}
+        means.append((x @ weights["0.weight"].T + weights["0.bias"]).mean(0))
+    assert result.value("activation_dot_product", "cars__mnist") == pytest.approx(float(means[0] @ means[1]), rel=1e-5)
+
+
 def test_a_journal_of_other_files_is_not_used(place: Path) -> None:
     journal = Journal(place / "x.json", {"sha256": {"a": "1"}})
     journal.close()
