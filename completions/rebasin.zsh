@@ -218,7 +218,7 @@ _rebasin() {
                 '--print-config[Print the options as TOML and stop]' \
                 '(-h --help)--help[Show this help and stop]' \
                 '(-h --help)-h[Show this help and stop]' \
-                '*:LABEL=]FINETUNED:_files'
+                '*:FINETUNED:_files'
             ;;
         verify)
             shift words; (( CURRENT-- ))

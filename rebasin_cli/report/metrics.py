@@ -26,7 +26,10 @@ CAUTION = (
 
 
 def metrics_table(result: MetricsResult, *, verbose: bool = False) -> Document:
-    """The report: for few pairs every metric of each, for many the closest and the farthest pair of each metric."""
+    """The report: for few pairs every metric of each, for many the closest and the farthest pair of each metric.
+
+    With `verbose`, all pairs are ranked, and every metric is explained.
+    """
     metrics = [metric for metric in all_metrics() if metric.name in result.metrics]
     pairs = result.pairs
     entries: list[tuple[str, object]] = [
@@ -41,6 +44,7 @@ def metrics_table(result: MetricsResult, *, verbose: bool = False) -> Document:
         facts(entries),
         None if few else _ranking(result, metrics, len(pairs) if verbose else MOST_PAIRS),
         _all_values(result, metrics) if few else _extremes(result, metrics),
+        facts([(metric.name, metric.help) for metric in metrics]) if verbose else None,
         text(CAUTION),
         facts([("written", result.out)]),
     )

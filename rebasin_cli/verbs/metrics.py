@@ -12,7 +12,17 @@ from typing import Any
 
 from rebasin_cli.errors import UsageError
 from rebasin_cli.matching.plan import EFFORTS
-from rebasin_cli.options import AnyPath, AnyPaths, AnyTexts, OptionalPath, argument, option, options_class, verb
+from rebasin_cli.options import (
+    AnyPath,
+    AnyPaths,
+    AnyTexts,
+    OptionalPath,
+    argument,
+    option,
+    options_class,
+    options_of,
+    verb,
+)
 from rebasin_cli.progress import Progress
 from rebasin_cli.task_vectors.metrics import chosen_metrics, names
 from rebasin_cli.verbs.document import Result
@@ -36,8 +46,8 @@ class MetricsOptions(ModelInput, Derivation, DataReading, StateInFile, Writing, 
 
     base: AnyPath = argument("Checkpoint that was fine-tuned.", metavar="BASE", kw_only=False)
     finetuned: AnyPaths = argument(
-        "Two or more fine-tuned checkpoints. The label is the file's stem by default.",
-        metavar="[LABEL=]FINETUNED ...",
+        "Two or more fine-tuned checkpoints, each a path or LABEL=PATH. The label is the file's stem by default.",
+        metavar="FINETUNED ...",
         kw_only=False,
     )
     own_bases: AnyTexts = option(
@@ -227,6 +237,10 @@ def pairwise_name(labels: Sequence[str], benchmark: str | None, *, aligned: bool
     return f"pairwise_metrics_{name.replace('/', '-')}{'_perm_matched' if aligned else ''}.json"
 
 
+MATCHING = ("max_passes", "effort")
+"""Options that say how permutations are found."""
+
+
 def run_metrics(options: MetricsOptions) -> MetricsResult:
     """Measure how alike the task vectors of fine-tuned checkpoints are, pair by pair.
 
@@ -265,8 +279,11 @@ def _check_options(options: MetricsOptions, files: TaskVectorFiles) -> None:
         raise UsageError("--benchmark has no effect without --layout pairwise")
     if options.activation_layer is not None and not options.data:
         raise UsageError("--activation-layer has no effect without --data")
-    if options.max_passes is not None and not options.aligns:
-        raise UsageError("--max-passes has no effect without --align reference")
+    if not options.aligns:
+        named = [*options_of(Derivation), *(one for one in options_of(MetricsOptions) if one.name in MATCHING)]
+        for entry in named:
+            if getattr(options, entry.name) != entry.default:
+                raise UsageError(f"{entry.flag} has no effect without --align reference")
 
 
 metrics = verb(MetricsOptions, run_metrics)

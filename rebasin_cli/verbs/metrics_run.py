@@ -89,6 +89,8 @@ class MetricsRun:
             self.progress.note(f"run already complete: {self.out}")
             return earlier
         self._make_vectors()
+        if self.options.mkdir and self.ranks.first:
+            self.out.parent.mkdir(parents=True, exist_ok=True)
         self.journal = Journal(self.out, self.identity) if self.ranks.first else None
         try:
             parts, ranks = self._measure(), self.ranks
@@ -126,8 +128,11 @@ class MetricsRun:
         data = (optional_path(text) for text in self.files.data.values())
         inputs = (*self.files.all, *(path for path in (*data, options.input_file, options.spec) if path is not None))
         check_outputs({"result": self.out}, inputs, force=True, mkdir=options.mkdir)
-        check_outputs(options.also_written, inputs, force=options.force, mkdir=options.mkdir)
-        check_outputs({"result": self.out, **options.also_written}, (), force=True, mkdir=options.mkdir)
+        others = dict(options.also_written)
+        if options.save_spec is not None:
+            others["spec"] = options.save_spec
+        check_outputs(others, inputs, force=options.force, mkdir=options.mkdir)
+        check_outputs({"result": self.out, **others}, (), force=True, mkdir=options.mkdir)
         if options.layout == "document":
             check_result_file(self.out, self._asked(), force=options.force, schema=SCHEMA)
         elif self.out.exists() and not options.force:
@@ -389,6 +394,9 @@ class MetricsRun:
             resumed=self.resumed,
         )
         self._write(result)
+        if self.networks is not None and options.save_spec is not None and self.ranks.first:
+            text = json.dumps(self.networks.understood.spec.to_json(), indent=1) + "\n"
+            write_text_atomically(options.save_spec, text, options.force)
         return result
 
     def _warn_of_far(self, parts: Sequence[TensorPart]) -> None:
@@ -413,7 +421,6 @@ class MetricsRun:
         """Write the results; those of the pairwise layout are merged into a file of the same checkpoints."""
         if not self.ranks.first:
             return
-        self.out.parent.mkdir(parents=True, exist_ok=True) if self.options.mkdir else None
         if self.options.layout == "pairwise":
             content = result.pairwise()
             if self.out.exists() and not self.options.force:

@@ -140,6 +140,15 @@ def test_metrics_of_aligned_networks_equal_those_of_the_unpermuted_ones(place: P
     assert apart.value(cosine, "mnist__dtd") == pytest.approx(plain.value(cosine, "mnist__dtd"), rel=1e-6)
 
 
+def test_axis_groups_can_be_saved_read_and_pinned(place: Path) -> None:
+    options: dict[str, Any] = {"own_bases": OWN, "model": "net.py:build", "align": "reference", "force": True}
+    whole = metrics("base.safetensors", MOVED, save_spec="groups.json", **options)
+    again = metrics("base.safetensors", MOVED, spec="groups.json", **options)
+    assert pairs_of(again) == pairs_of(whole)
+    pinned = metrics("base.safetensors", MOVED, pins=["0.*"], **options)
+    assert [one.units for one in pinned.alignment] == [48, 48]
+
+
 def test_networks_of_one_base_are_not_moved(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["metrics", "base.safetensors", *TUNED, "--model", "net.py:build", "--perm-matching"]
     assert main(words) == 0
@@ -202,6 +211,35 @@ def test_the_name_of_the_pairwise_file_says_that_networks_were_aligned(place: Pa
     assert json.loads(result.out.read_text())["perm_matching"] is True
 
 
+def test_each_matrix_of_each_task_vector_is_decomposed_once_for_all(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from rebasin_cli.task_vectors import measure
+    from rebasin_cli.task_vectors.decomposition import decompose
+
+    seen: list[tuple[tuple[int, ...], bool]] = []
+
+    def counted(matrix: Tensor, *, vectors: bool = True) -> Any:
+        seen.append((tuple(matrix.shape), vectors))
+        return decompose(matrix, vectors=vectors)
+
+    monkeypatch.setattr(measure, "decompose", counted)
+    metrics("base.safetensors", TUNED)
+    assert sorted(seen) == sorted([((40, 12), True), ((48, 40), True), ((5, 48), True)] * 3)
+    seen.clear()
+    metrics("base.safetensors", TUNED, metrics=["singular_value_overlap", "stable_rank"], out="spectra.json")
+    assert {vectors for _, vectors in seen} == {False}
+    seen.clear()
+    metrics("base.safetensors", TUNED, metrics=["layerwise_effective_rank"], out="layers.json")
+    assert seen == []
+
+
+def test_results_are_written_to_a_directory_that_is_made(place: Path) -> None:
+    result = metrics("base.safetensors", TUNED, out="new/place/results.json", mkdir=True)
+    assert result.out.exists()
+    assert [path.name for path in result.out.parent.iterdir()] == ["results.json"]
+
+
 class Stop(Exception):
     """Ends a run in its middle, as a signal does."""
 
@@ -246,7 +284,8 @@ def test_a_run_that_is_killed_between_networks_runs_each_network_once(
     whole = metrics("base.safetensors", TUNED, out="whole.json", **options)
     from rebasin_cli.verbs.metrics_data import NetworkData
 
-    vectors, ran = NetworkData._vectors, []
+    vectors = NetworkData._vectors
+    ran: list[str] = []
 
     def interrupted(self: NetworkData, label: str, *rest: Any) -> Any:
         if len(ran) == 2 and label not in ran:
@@ -383,6 +422,7 @@ def test_labels_come_from_names_and_are_made_unique(place: Path) -> None:
         ({"model": "net.py:build", "data": ["cars=x.npz"]}, UsageError, "not for mnist"),
         ({"model": "net.py:build", "data": ["crs=x.npz", "mnist=y.npz"]}, UsageError, "no checkpoint has this label"),
         ({"max_passes": 3}, UsageError, "no effect"),
+        ({"pins": ["0.*"]}, UsageError, "--pin has no effect"),
         ({"limit": 3}, UsageError, "no effect without data"),
         ({"model": "torchvision:resnt18"}, ModelError, "resnt18"),
         ({"out": "cars.safetensors"}, OutputError, "same file as the input"),
