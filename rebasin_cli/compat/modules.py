@@ -35,7 +35,7 @@ from rebasin_cli.permutation import Permutations, check_permutation
 from rebasin_cli.progress import Silent
 from rebasin_cli.spec import PermutationSpec
 from rebasin_cli.verbs.networks import Networks
-from rebasin_cli.verbs.verification import measure, verify_closer, verify_spec
+from rebasin_cli.verbs.verification import measure, verify_closer, verify_groups
 
 Tensors = Mapping[str, Tensor]
 
@@ -137,7 +137,8 @@ def open_module(module: nn.Module, example: Any, seed: int = 0) -> Networks:
     bare = factory.build_weightless()
     subject = Subject(factory, bare, state_shapes(bare), ties(bare), parameter_keys(bare), None)
     understood = understand(subject, ModelChoice("the module", seed=seed))
-    soundness = verify_spec(subject, understood, tensors_of(module), "the module", seed=seed, cache=False)
+    own = tensors_of(module)
+    understood, soundness = verify_groups(subject, understood, own, "the module", seed=seed, cache=False)
     return Networks((), subject, understood, soundness, Silent())
 
 

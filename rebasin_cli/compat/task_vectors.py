@@ -28,7 +28,7 @@ from rebasin_cli.permutation import Permutations, apply, compose, identity
 from rebasin_cli.progress import Silent
 from rebasin_cli.spec import AxisGroup, PermutationSpec, Site
 from rebasin_cli.verbs.networks import Networks, SearchSettings
-from rebasin_cli.verbs.verification import verify_spec
+from rebasin_cli.verbs.verification import verify_groups
 
 State = Mapping[str, Tensor]
 
@@ -214,7 +214,7 @@ def _open(pretrained: State, model_name: str) -> tuple[Networks, dict[str, str]]
             raise ModelError(f"{name} has shape {tuple(pretrained[name].shape)}, the model's {subject.shapes[key]}")
     understood = understand(subject, choice)
     own = {key: pretrained[name] for key, name in names.items()}
-    soundness = verify_spec(subject, understood, own, model_name, seed=0, cache=False)
+    understood, soundness = verify_groups(subject, understood, own, model_name, seed=0, cache=False)
     return Networks((), subject, understood, soundness, Silent()), names
 
 

@@ -41,7 +41,7 @@ from rebasin_cli.verbs.networks import Networks, SearchSettings, model_choice
 from rebasin_cli.verbs.output_paths import check_outputs, optional_path
 from rebasin_cli.verbs.shared_options import NetworkOptions
 from rebasin_cli.verbs.task_vector_files import TaskVectorFiles
-from rebasin_cli.verbs.verification import measure
+from rebasin_cli.verbs.verification import measure, spec_warnings
 
 if TYPE_CHECKING:
     from rebasin_cli.verbs.metrics_data import NetworkData
@@ -308,6 +308,8 @@ class MetricsRun:
                     )
                 )
         self.alignment = tuple(done)
+        if done:
+            self.warnings += spec_warnings(self.networks.soundness, self.networks.understood.given_up)
         if not done:
             self.progress.note(
                 "all networks share one base, so their units correspond already: nothing is permuted, and the metrics "
