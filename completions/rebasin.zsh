@@ -188,7 +188,7 @@ _rebasin() {
                 '--trust-remote-code[Run the Python code that lies in the directory of a transformers model]' \
                 '*--input=[Example input: a shape such as 1,3,224,224, or ids=1,16:int64]:SHAPE: ' \
                 '--input-file=[Example input from an .npz file]:FILE.npz:_files' \
-                '*--base=[Another base for one of the checkpoints]:LABEL=PATH: ' \
+                '*--base-of=[Another base for one of the checkpoints]:LABEL=PATH: ' \
                 '(--model -m)--model=[Model: torchvision:NAME, timm:NAME, open_clip:NAME, transformers:DIR, diffusers:DIR, path/to/file.py:function or package.module:function]:SPEC:_rebasin_models' \
                 '(--model -m)-m+[Model: torchvision:NAME, timm:NAME, open_clip:NAME, transformers:DIR, diffusers:DIR, path/to/file.py:function or package.module:function]:SPEC:_rebasin_models' \
                 '*--metrics=[Measure this metric only]:NAME:(task_vector_cosine_similarity task_vector_dot_product task_vector_l2_distance weight_space_angle task_vector_magnitude_ratio effective_rank effective_rank_mergeability_score stable_rank spectral_gap singular_value_ratio layerwise_effective_rank layerwise_effective_rank_mergeability_score singular_value_overlap subspace_overlap right_subspace_overlap_top_k right_subspace_overlap_bottom_k interaction_matrix_overlap_top_k interaction_matrix_overlap_bottom_k activation_l2_distance activation_cosine_similarity activation_magnitude_ratio activation_dot_product encoder_gradient_cosine_similarity encoder_gradient_l2_distance encoder_gradient_dot_product input_gradient_cosine_similarity input_gradient_l2_distance input_gradient_dot_product)' \

@@ -63,7 +63,7 @@ COMMAND = VerbCommand(
     examples=(
         ("rebasin metrics base.safetensors cars.safetensors mnist.safetensors", "two task vectors, without a model"),
         (
-            "rebasin metrics base.pt a.pt b.pt -m net.py:build --align reference --base b=other-base.pt",
+            "rebasin metrics base.pt a.pt b.pt -m net.py:build --align reference --base-of b=other-base.pt",
             "fine-tunings of two bases: b's is permuted with its task vector",
         ),
         (

@@ -50,12 +50,12 @@ class MetricsOptions(ModelInput, Derivation, DataReading, StateInFile, Writing, 
         metavar="FINETUNED ...",
         kw_only=False,
     )
-    own_bases: AnyTexts = option(
+    base_of: AnyTexts = option(
         "Another base for one of the checkpoints. Repeatable.",
         group="Task vectors",
-        flag="--base",
         metavar="LABEL=PATH",
         default=(),
+        aliases=("--base",),
     )
     model: str | None = option(
         f"{MODEL_HELP} Needed for --align and --data; without it, tensors are compared by name.",
@@ -250,7 +250,7 @@ def run_metrics(options: MetricsOptions) -> MetricsResult:
     Raises:
         RebasinError: of the kind, and with the exit code, that fits what went wrong.
     """
-    files = name_files(options.base, options.finetuned, options.own_bases, options.data)
+    files = name_files(options.base, options.finetuned, options.base_of, options.data)
     metrics = chosen_metrics(options.metrics, data=bool(options.data))
     _check_options(options, files)
     check_inputs(

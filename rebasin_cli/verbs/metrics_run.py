@@ -416,7 +416,7 @@ class MetricsRun:
             if length > FAR * size:
                 self.warnings.append(
                     f"{label} differs from its base by {length / size:.2g} times the base's length: it may be a "
-                    "fine-tuning of another base (--base LABEL=PATH), or have its units in another order"
+                    "fine-tuning of another base (--base-of LABEL=PATH), or have its units in another order"
                 )
 
     def _write(self, result: MetricsResult) -> None:

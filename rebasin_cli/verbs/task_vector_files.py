@@ -33,12 +33,12 @@ class TaskVectorFiles:
         return tuple(dict.fromkeys((*self.tuned.values(), *self.bases.values())))
 
 
-def name_files(base: Path, finetuned: Sequence[Path], own_bases: Sequence[str], data: Sequence[str]) -> TaskVectorFiles:
+def name_files(base: Path, finetuned: Sequence[Path], base_of: Sequence[str], data: Sequence[str]) -> TaskVectorFiles:
     """Label the checkpoints and give each its base and data.
 
     Args:
         finetuned: paths, each alone or as `LABEL=PATH`.
-        own_bases: `LABEL=PATH` for checkpoints whose base is not `base`.
+        base_of: `LABEL=PATH` for checkpoints whose base is not `base`.
         data: `LABEL=DATA`, or DATA for all.
 
     Raises:
@@ -61,11 +61,11 @@ def name_files(base: Path, finetuned: Sequence[Path], own_bases: Sequence[str], 
             f"the labels make two pairs named {pairs.most_common(1)[0][0]!r}", hint="use others: LABEL=PATH"
         )
     bases = dict.fromkeys(labels, base)
-    for text in own_bases:
+    for text in base_of:
         label, _, path = text.partition("=")
         if not path:
-            raise UsageError(f"--base {text}: expected LABEL=PATH", hint=f"labels are {', '.join(labels)}")
-        bases[_known(label, labels, "--base")] = Path(path)
+            raise UsageError(f"--base-of {text}: expected LABEL=PATH", hint=f"labels are {', '.join(labels)}")
+        bases[_known(label, labels, "--base-of")] = Path(path)
     return TaskVectorFiles(labels, dict(zip(labels, (p for _, p in given), strict=True)), bases, _data_of(labels, data))
 
 

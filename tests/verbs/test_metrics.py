@@ -118,11 +118,11 @@ def test_every_pair_has_every_metric_of_its_formula(place: Path) -> None:
 
 def test_metrics_of_aligned_networks_equal_those_of_the_unpermuted_ones(place: Path) -> None:
     plain = metrics("base.safetensors", TUNED, model="net.py:build", data=["x.npz"])
-    apart = metrics("base.safetensors", MOVED, own_bases=OWN, model="net.py:build", data=["x.npz"], out="apart.json")
+    apart = metrics("base.safetensors", MOVED, base_of=OWN, model="net.py:build", data=["x.npz"], out="apart.json")
     found = metrics(
         "base.safetensors",
         MOVED,
-        own_bases=OWN,
+        base_of=OWN,
         model="net.py:build",
         align="reference",
         data=["x.npz"],
@@ -141,7 +141,7 @@ def test_metrics_of_aligned_networks_equal_those_of_the_unpermuted_ones(place: P
 
 
 def test_axis_groups_can_be_saved_read_and_pinned(place: Path) -> None:
-    options: dict[str, Any] = {"own_bases": OWN, "model": "net.py:build", "align": "reference", "force": True}
+    options: dict[str, Any] = {"base_of": OWN, "model": "net.py:build", "align": "reference", "force": True}
     whole = metrics("base.safetensors", MOVED, save_spec="groups.json", **options)
     again = metrics("base.safetensors", MOVED, spec="groups.json", **options)
     assert pairs_of(again) == pairs_of(whole)
@@ -206,7 +206,7 @@ def test_the_pairwise_layout_is_the_object_alone_and_grows(place: Path) -> None:
 
 def test_the_name_of_the_pairwise_file_says_that_networks_were_aligned(place: Path) -> None:
     options: Mapping[str, Any] = {"model": "net.py:build", "metrics": ["stable_rank"], "layout": "pairwise"}
-    result = metrics("base.safetensors", MOVED, own_bases=OWN, perm_matching=True, **options)
+    result = metrics("base.safetensors", MOVED, base_of=OWN, perm_matching=True, **options)
     assert result.out == Path("pairwise_metrics_3tasks_cars_mnist_dtd_perm_matched.json")
     assert json.loads(result.out.read_text())["perm_matching"] is True
 
@@ -417,8 +417,8 @@ def test_labels_come_from_names_and_are_made_unique(place: Path) -> None:
         ({"metrics": ["stable_rnk"]}, UsageError, "did you mean stable_rank"),
         ({"metrics": ["activation_l2_distance"]}, UsageError, "needs data"),
         ({"align": "reference"}, UsageError, "needs a model"),
-        ({"own_bases": ["mnst=base.safetensors"]}, UsageError, "no checkpoint has this label"),
-        ({"own_bases": ["base.safetensors"]}, UsageError, "expected LABEL=PATH"),
+        ({"base_of": ["mnst=base.safetensors"]}, UsageError, "no checkpoint has this label"),
+        ({"base_of": ["base.safetensors"]}, UsageError, "expected LABEL=PATH"),
         ({"model": "net.py:build", "data": ["cars=x.npz"]}, UsageError, "not for mnist"),
         ({"model": "net.py:build", "data": ["crs=x.npz", "mnist=y.npz"]}, UsageError, "no checkpoint has this label"),
         ({"max_passes": 3}, UsageError, "no effect"),
@@ -481,6 +481,17 @@ def test_the_picture_and_all_formats_are_printed(place: Path, capsys: pytest.Cap
     assert main([*words, "-q"]) == 0
     assert capsys.readouterr().out == "base-metrics.json\n"
     assert main([*words, "--plot", "map.txt"]) == 2
+
+
+def test_a_run_can_be_repeated_from_its_configuration(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["metrics", "base.safetensors", *MOVED, "--model", "net.py:build", "--metrics", "stable_rank"]
+    words += ["--base-of", OWN[0], "--base-of", OWN[1], "--perm-matching"]
+    assert main([*words, "--print-config"]) == 0
+    (place / "run.toml").write_text(capsys.readouterr().out)
+    assert main(["metrics", "--config", "run.toml", "-q"]) == 0
+    document = json.loads((place / "base-metrics.json").read_text())["data"]
+    assert [one["label"] for one in document["alignment"]] == ["mnist", "dtd"]
+    assert list(document["metrics"]) == ["stable_rank"]
 
 
 def test_two_processes_give_the_numbers_of_one(place: Path) -> None:
