@@ -51,8 +51,12 @@ def pair_correlations(
 
 
 def _network(pair: Pair, weights: Weights) -> nn.Module:
-    """The model with these weights, in float32 where the file is narrower."""
-    return load_state(pair.subject.factory.build_weightless(), weights, dtype=torch.float32).eval()
+    """The model with these weights, in float32 where the file is narrower.
+
+    As in the trace, no parameter requires a gradient: `matmul` chooses its operations by that.
+    """
+    network = load_state(pair.subject.factory.build_weightless(), weights, dtype=torch.float32).eval()
+    return network.requires_grad_(False)
 
 
 def correlations(

@@ -43,16 +43,20 @@ def _makers(task: MatchTask) -> Makers:
 
 
 def _matched_on(task: MatchTask, inputs: Callable[[], Iterable[ExampleInput]]) -> Permutations:
-    """What activation matching finds on these inputs; the identity where the networks do not give finite numbers."""
+    """What activation matching finds on these inputs.
+
+    The identity where the networks do not give finite numbers, or run other operations than when they were traced.
+    """
     from rebasin_cli.errors import NumericalError
     from rebasin_cli.execution.activations import pair_correlations
     from rebasin_cli.matching.activation_matching import match_activations
     from rebasin_cli.permutation import identity
+    from rebasin_cli.tracing.capture import OtherPath
 
     assert task.understood.derivation is not None
     try:
         found = pair_correlations(task.pair, task.understood, inputs())
-    except NumericalError:  # noise may drive a network out of range, and then there is nothing to start from
+    except (NumericalError, OtherPath):  # noise may drive a network out of range; then there is nothing to start from
         return identity(task.understood.spec)
     return match_activations(task.understood.spec, task.understood.derivation.taps, found, seed=task.matching.seed)
 
