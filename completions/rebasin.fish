@@ -214,7 +214,7 @@ complete -c rebasin -n '__rebasin_verb_is apply' -l ema -d 'Use the exponential 
 complete -c rebasin -n '__rebasin_verb_is apply' -l ignore-extra -d 'Copy tensors that the model does not have unchanged, without a warning'
 complete -c rebasin -n '__rebasin_verb_is apply' -l model-arg -x -d 'Argument of the model, such as num_classes=10'
 complete -c rebasin -n '__rebasin_verb_is apply' -l trust-remote-code -d 'Run the Python code that lies in the directory of a transformers model'
-complete -c rebasin -n '__rebasin_verb_is apply' -l model -s m -r -F -a '(rebasin models --quiet 2>/dev/null)' -d 'Model, where its loader renames or rearranges what the file holds'
+complete -c rebasin -n '__rebasin_verb_is apply' -l model -s m -r -F -a '(rebasin models --quiet 2>/dev/null)' -d 'Model, for a file that only its loader can read, where the one that was aligned cannot be built again'
 complete -c rebasin -n '__rebasin_verb_is apply' -l out -s o -r -F -d 'Output file'
 complete -c rebasin -n '__rebasin_verb_is apply' -l format -x -a 'table json csv latex md' -d 'Format of the result'
 complete -c rebasin -n '__rebasin_verb_is apply' -l json -d 'Short for --format json: exactly one JSON document on stdout, errors included'

@@ -266,8 +266,8 @@ _rebasin() {
                 '--ignore-extra[Copy tensors that the model does not have unchanged, without a warning]' \
                 '*--model-arg=[Argument of the model, such as num_classes=10]:NAME=VALUE: ' \
                 '--trust-remote-code[Run the Python code that lies in the directory of a transformers model]' \
-                '(--model -m)--model=[Model, where its loader renames or rearranges what the file holds]:SPEC:_rebasin_models' \
-                '(--model -m)-m+[Model, where its loader renames or rearranges what the file holds]:SPEC:_rebasin_models' \
+                '(--model -m)--model=[Model, for a file that only its loader can read, where the one that was aligned cannot be built again]:SPEC:_rebasin_models' \
+                '(--model -m)-m+[Model, for a file that only its loader can read, where the one that was aligned cannot be built again]:SPEC:_rebasin_models' \
                 '(--out -o)--out=[Output file]:FILE:_files' \
                 '(--out -o)-o+[Output file]:FILE:_files' \
                 '--format=[Format of the result]:NAME:(table json csv latex md)' \

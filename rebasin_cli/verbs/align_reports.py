@@ -74,7 +74,7 @@ def read_report(path: Path) -> AlignReport:
         a=a,
         b=b,
         out=out,
-        model=_model(path, str(data["model"]), places.get("model")),
+        model=model_from_here(path, str(data["model"]), places.get("model")),
         model_args=dict(data.get("model_args") or {}),
         inputs=() if input_file else _stated(data.get("inputs")) or _inputs(str(data.get("input") or "")),
         input_file=_existing(path, str(input_file), places.get("input_file")) if input_file else None,
@@ -161,15 +161,23 @@ def _existing(report: Path, name: str, place: object = None) -> Path:
     raise UsageError(f"{name}: named by the report {report}, but missing", hint="name the checkpoints instead")
 
 
-def _model(report: Path, spec: str, place: object) -> str:
-    """The model spec, with its file as it is found from here."""
-    file, sign, name = spec.rpartition(":")
-    if not sign or place is None:
+def model_from_here(report: Path, spec: str, place: object) -> str:
+    """The model spec, with its file or directory as it is found from here.
+
+    Args:
+        report: the file that names the model.
+        place: the path of the model's file or directory, relative to the report's directory.
+    """
+    if place is None:
+        return spec
+    before, sign, after = spec.partition(":") if _in_directory(spec) else spec.rpartition(":")
+    if not sign:
         return spec
     try:
-        return f"{_existing(report, file, place)}:{name}"
+        found = _existing(report, after if _in_directory(spec) else before, place)
     except UsageError:
         return spec  # reported where the model is built
+    return f"{before}:{found}" if _in_directory(spec) else f"{found}:{after}"
 
 
 def places(report: Path, **files: Path | None) -> dict[str, str]:
@@ -196,6 +204,18 @@ def python_file(spec: str | None) -> Path | None:
     """The file of a spec such as `net.py:build`; None for specs of other kinds."""
     file, sign, _ = (spec or "").rpartition(":")
     return Path(file) if sign and file.endswith(".py") and Path(file).is_file() else None
+
+
+def _in_directory(spec: str) -> bool:
+    return spec.partition(":")[0] in ("transformers", "diffusers")
+
+
+def model_path(spec: str | None) -> Path | None:
+    """The Python file or the directory that a model spec names; None for other specs, and where it is absent."""
+    if spec is None or not _in_directory(spec):
+        return python_file(spec)
+    directory = Path(spec.partition(":")[2])
+    return directory if directory.exists() else None
 
 
 def _stated(inputs: object) -> tuple[str, ...]:

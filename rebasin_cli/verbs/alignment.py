@@ -42,14 +42,14 @@ from rebasin_cli.options import options_of
 from rebasin_cli.permutation import Permuted, is_identity
 from rebasin_cli.progress import Progress
 from rebasin_cli.verbs.align import AlignOptions, AlignResult, Architecture, Change, MovedGroup, Objective
-from rebasin_cli.verbs.align_reports import code_of, places, python_file
+from rebasin_cli.verbs.align_reports import code_of, model_path, places, python_file
 from rebasin_cli.verbs.cost import PhaseClock, peak_rss_bytes, release_freed_memory, spare_limited_memory
 from rebasin_cli.verbs.document import envelope, pretty
 from rebasin_cli.verbs.leftovers import find_leftovers
 from rebasin_cli.verbs.networks import model_choice
 from rebasin_cli.verbs.output_paths import check_outputs
 from rebasin_cli.verbs.permuted_copy import Rearrangement, write_permuted
-from rebasin_cli.verbs.saved_permutations import SavedPermutations
+from rebasin_cli.verbs.saved_permutations import RecordedModel, SavedPermutations
 from rebasin_cli.verbs.shared_options import DataReading
 from rebasin_cli.verbs.siblings import Network, SiblingPlan, plan_siblings
 from rebasin_cli.verbs.verification import (
@@ -425,7 +425,7 @@ class Alignment:
                 a=options.a,
                 b=options.b,
                 out=files.out,
-                model=python_file(options.model),
+                model=model_path(options.model),
                 input_file=options.input_file,
             ),
             code=code_of(files.report, filter(None, (python_file(options.model), *options.rules))),
@@ -528,6 +528,7 @@ class Alignment:
                 self.provenance(),
                 parameter_keys(self.pair.subject.module),
                 converted=self.pair.b.converted,
+                model=RecordedModel.of(self.options.model, self.pair.subject.factory.args, files.permutations),
                 state=(self.b.key, self.b.ema),
             )
             write_text_atomically(files.permutations, saved.dumps() + "\n", force)

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rebasin_cli import __version__
-from rebasin_cli.errors import CheckpointError, ModelError
+from rebasin_cli.errors import CheckpointError, ModelError, RebasinError
 from rebasin_cli.options import AnyPath, argument, option, options_class, verb
 from rebasin_cli.progress import Progress, Silent
 from rebasin_cli.verbs.document import Result
@@ -20,6 +20,7 @@ from rebasin_cli.verbs.siblings import Network, Sibling, plan_siblings
 
 if TYPE_CHECKING:
     from rebasin_cli.checkpoint.checkpoint import Checkpoint
+    from rebasin_cli.execution.subject import Subject
     from rebasin_cli.execution.weights import Weights
     from rebasin_cli.verbs.saved_permutations import SavedPermutations
 
@@ -54,13 +55,13 @@ class ApplyOptions(ModelCode, StateInFile, Siblings, Writing):
     )
     checkpoint: AnyPath = argument("Checkpoint to permute. It is not modified.", metavar="CHECKPOINT", kw_only=False)
     model: str | None = option(
-        "Model, where its loader renames or rearranges what the file holds. See 'rebasin help model-specs'.",
+        "Model, for a file that only its loader can read, where the one that was aligned cannot be built again.",
         group="Model",
         short="-m",
         metavar="SPEC",
         default=None,
         completes="model",
-        shown_default="not needed where the file has the model's own tensors",
+        shown_default="the one that was aligned",
     )
     out: AnyPath = option("Output file.", group="Output", short="-o", metavar="FILE", kw_only=False)
     progress: Progress | None = field(default=None, repr=False, compare=False)
@@ -70,7 +71,8 @@ def run_apply(options: ApplyOptions) -> ApplyResult:
     """Apply saved permutations to a checkpoint of the same model and write it in its own format.
 
     The alignment carries all that is needed, so no model is built where the checkpoint's tensors have the names and
-    shapes of the model for which the permutations were found; where its loader changes them, `model` is needed.
+    shapes of the model for which the permutations were found. Where the model's loader changes them, the model that the
+    alignment names is built, or `model`.
 
     Raises:
         RebasinError: a file cannot be used, or the output cannot be written. Then nothing was written.
@@ -100,7 +102,7 @@ def run_apply(options: ApplyOptions) -> ApplyResult:
     with clock.phase("read"):
         saved = SavedPermutations.load(saved_path)
         opened = _open(source_path, options, saved.state)
-        source = _weights(opened, saved, options)
+        source = _weights(opened, saved, options, listener)
         check_output(
             out_path,
             [*opened.files, saved_path],
@@ -159,30 +161,59 @@ def run_apply(options: ApplyOptions) -> ApplyResult:
     )
 
 
-def _weights(opened: Checkpoint, saved: SavedPermutations, options: ApplyOptions) -> Weights:
-    """The checkpoint's tensors by the names of the model: as its loader loads them, or by names alone.
+def _weights(opened: Checkpoint, saved: SavedPermutations, options: ApplyOptions, listener: Progress) -> Weights:
+    """The checkpoint's tensors by the names of the model: by names alone, or as the model's loader loads them.
 
     Raises:
-        ModelError: they do not fit; or the loader converts files and the model is not given.
+        ModelError: they do not fit; or the loader converts files and the model that was aligned cannot be built.
     """
     from rebasin_cli.checkpoint.keys import match_keys
-    from rebasin_cli.execution.subject import ModelChoice, open_subject
     from rebasin_cli.execution.weights import Weights
 
-    if options.model is None and not saved.converted:
-        return Weights(opened, match_keys(opened, saved.shapes, ties=saved.ties, ignore_extra=options.ignore_extra))
-    if options.model is None:
-        raise ModelError(
-            f"{options.permutations}: the model's loader converts what a file holds, so the model is needed",
-            hint="give the --model that was aligned",
-            slug="model-needed",
-        )
-    subject = open_subject(
-        ModelChoice(options.model, dict(options.model_args or {}), trust_remote_code=options.trust_remote_code)
+    if options.model is not None:
+        subject = _subject(options.model, options.model_args or {}, saved, options)
+        return Weights.of(opened, subject, ignore_extra=options.ignore_extra)
+    by_name: ModelError | None = None
+    if not saved.converted:
+        try:
+            return Weights(opened, match_keys(opened, saved.shapes, ties=saved.ties, ignore_extra=options.ignore_extra))
+        except ModelError as error:  # perhaps a file of another layout, which the loader knows
+            by_name = error
+    if saved.model is None:
+        raise by_name or _needs_model(options, "the alignment does not name it")
+    try:
+        spec = saved.model.found_from(options.permutations)
+        subject = _subject(spec, {**saved.model.args, **(options.model_args or {})}, saved, options)
+    except RebasinError as error:
+        raise by_name or _needs_model(options, f"{saved.model.spec} cannot be built: {error.message}") from error
+    try:
+        found = Weights.of(opened, subject, ignore_extra=options.ignore_extra)
+    except ModelError as error:
+        raise by_name or error from error
+    listener.note(f"{opened.path}: loaded as {spec} loads it")
+    return found
+
+
+def _needs_model(options: ApplyOptions, why: str) -> ModelError:
+    return ModelError(
+        f"{options.permutations}: the model's loader converts what a file holds, so the model is needed; {why}",
+        hint="give the model that was aligned with --model",
+        slug="model-needed",
     )
+
+
+def _subject(spec: str, args: Mapping[str, Any], saved: SavedPermutations, options: ApplyOptions) -> Subject:
+    """The model that was aligned, without weights.
+
+    Raises:
+        ModelError: it cannot be built, or is another one.
+    """
+    from rebasin_cli.execution.subject import ModelChoice, open_subject
+
+    subject = open_subject(ModelChoice(spec, dict(args), trust_remote_code=options.trust_remote_code))
     if subject.shapes != saved.shapes:
-        raise ModelError(f"{options.model}: not the model for which {options.permutations} was found", slug="shapes")
-    return Weights.of(opened, subject, ignore_extra=options.ignore_extra)
+        raise ModelError(f"{spec}: not the model for which {options.permutations} was found", slug="other-model")
+    return subject
 
 
 def _open(path: Path, options: ApplyOptions, aligned: tuple[str | None, bool]) -> Checkpoint:

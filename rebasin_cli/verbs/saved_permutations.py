@@ -2,9 +2,10 @@
 
 {"schema": "rebasin.permutations/1", "permutations": {group: [index, …]}, "spec": {…}, "shapes": {key: [n, …]},
  "ties": {key: key}, "provenance": {name: text}, "parameters": [key, …], "state": {"key": name or null, "ema": bool},
- "converted": true (only where a loader converts files)}
+ "converted": true (only where a loader converts files),
+ "model": {"spec": text, "args": {name: value}, "place": path or null, "sha256": text or null}}
 
-`parameters`, in the order of `model.parameters()`, is absent from files of earlier versions.
+`parameters`, in the order of `model.parameters()`, and `model` are absent from files of earlier versions.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,15 +22,52 @@ from torch import Tensor
 from rebasin_cli.errors import CheckpointError, ModelError, NumericalError
 from rebasin_cli.permutation import Permutations, check_permutation
 from rebasin_cli.spec import PermutationSpec
+from rebasin_cli.verbs.align_reports import model_from_here, model_path, places, python_file, sha256_of
+from rebasin_cli.verbs.document import plain
 
 SCHEMA = "rebasin.permutations/1"
+
+
+@dataclass(frozen=True, slots=True)
+class RecordedModel:
+    """The model for which permutations were found, for files that only its loader can read.
+
+    Args:
+        spec, args: as the user gave them, with the number of classes of the checkpoints.
+        place: the model's Python file or directory, relative to the file of permutations.
+        sha256: of that Python file.
+    """
+
+    spec: str
+    args: Mapping[str, Any]
+    place: str | None = None
+    sha256: str | None = None
+
+    @staticmethod
+    def of(spec: str, args: Mapping[str, Any], saved: Path) -> RecordedModel:
+        """As it is recorded in the file `saved`."""
+        code = python_file(spec)
+        place = places(saved, model=model_path(spec)).get("model")
+        return RecordedModel(spec, dict(args), place, None if code is None else sha256_of(code))
+
+    def found_from(self, saved: Path) -> str:
+        """The model spec, with its file as it is found from here.
+
+        Raises:
+            ModelError: its Python file is not the one with which the permutations were found.
+        """
+        spec = model_from_here(saved, self.spec, self.place)
+        code = python_file(spec)
+        if code is not None and self.sha256 is not None and sha256_of(code) != self.sha256:
+            raise ModelError(f"{code} has changed since {saved} was made", path=code, slug="changed")
+        return spec
 
 
 @dataclass(frozen=True, slots=True)
 class SavedPermutations:
     """All that applying needs: int64 index tensors by group, where they act, and the state they were made for.
 
-    `converted`: the model's loader changes what files hold, so applying needs the model.
+    `converted`: the model's loader changes what files hold, so applying builds the model.
     """
 
     permutations: Permutations
@@ -40,6 +79,7 @@ class SavedPermutations:
     converted: bool = False
     state: tuple[str | None, bool] = (None, False)
     """Which state dict of the file was permuted: its key, and whether it was the moving average."""
+    model: RecordedModel | None = None
 
     def dumps(self) -> str:
         return json.dumps(
@@ -53,6 +93,7 @@ class SavedPermutations:
                 "parameters": list(self.parameters),
                 **({"converted": True} if self.converted else {}),
                 "state": {"key": self.state[0], "ema": self.state[1]},
+                **({} if self.model is None else {"model": plain(self.model)}),
             },
             allow_nan=False,
         )
@@ -91,6 +132,7 @@ class SavedPermutations:
                 tuple(str(key) for key in document.get("parameters", ())),
                 document.get("converted") is True,
                 _state(document.get("state") or {}),
+                _model(document.get("model")),
             )
             saved.check()
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
@@ -114,6 +156,13 @@ class SavedPermutations:
 def _state(found: Mapping[str, object]) -> tuple[str | None, bool]:
     key = found.get("key")
     return (None if key is None else str(key)), bool(found.get("ema"))
+
+
+def _model(found: Mapping[str, Any] | None) -> RecordedModel | None:
+    if not found:
+        return None
+    place, sha256 = (None if found.get(name) is None else str(found[name]) for name in ("place", "sha256"))
+    return RecordedModel(str(found["spec"]), dict(found.get("args") or {}), place, sha256)
 
 
 def _index(entries: list[int]) -> Tensor:

@@ -393,11 +393,53 @@ def test_normed_weights_of_the_old_and_the_new_interface_are_aligned(nets: Path,
     torch.testing.assert_close(function(nets, b, after), expected, rtol=1e-12, atol=1e-12)
 
 
-def test_saved_permutations_are_applied_to_a_file_of_the_old_layout(nets: Path) -> None:
-    a, b = concatenated(plain(0)), concatenated(plain(1))
-    aligned(nets, "Concatenated", a, b, save_permutations=nets / "perm.json")
-    run_apply(
-        ApplyOptions(nets / "perm.json", nets / "b.pt", nets / "applied.pt", model=f"{nets / 'net.py'}:Concatenated")
-    )
+@pytest.mark.parametrize("model", ["of the alignment", "named"])
+def test_saved_permutations_are_applied_to_a_file_of_the_old_layout(nets: Path, model: str) -> None:
+    b = _saved_in_the_old_layout(nets)
+    named = f"{nets / 'net.py'}:Concatenated" if model == "named" else None
+    run_apply(ApplyOptions(nets / "perm.json", nets / "b.pt", nets / "applied.pt", model=named))
     out, applied = torch.load(nets / "out.pt"), torch.load(nets / "applied.pt")
     assert all(torch.equal(out[key], applied[key]) for key in b)
+
+
+def test_permutations_of_new_files_are_applied_to_a_file_of_the_old_layout(nets: Path) -> None:
+    aligned(nets, "Concatenated", plain(0), plain(1), save_permutations=nets / "perm.json")
+    torch.save(concatenated(plain(1)), nets / "old.pt")
+    run_apply(ApplyOptions(nets / "perm.json", nets / "old.pt", nets / "applied.pt"))
+    expected = concatenated(torch.load(nets / "out.pt"))
+    applied = torch.load(nets / "applied.pt")
+    assert all(torch.equal(applied[key], expected[key]) for key in expected)
+
+
+def test_an_alignment_that_was_moved_with_its_model_is_applied(
+    nets: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    _saved_in_the_old_layout(nets)
+    place = tmp_path_factory.mktemp("moved") / "all"
+    nets.rename(place)
+    run_apply(ApplyOptions(place / "perm.json", place / "b.pt", place / "applied.pt"))
+    assert torch.equal(torch.load(place / "out.pt")["fc1.bias"], torch.load(place / "applied.pt")["fc1.bias"])
+
+
+@pytest.mark.parametrize(
+    ("change", "said"), [("edited", "net.py has changed since .*perm.json"), ("removed", "net.py: no such file")]
+)
+def test_a_model_that_is_not_the_aligned_one_any_more_is_asked_for(nets: Path, change: str, said: str) -> None:
+    _saved_in_the_old_layout(nets)
+    (nets / "net.py").rename(nets / "moved.py")
+    if change == "edited":
+        (nets / "net.py").write_text(NETS + "\n# a comment\n")
+    with pytest.raises(ModelError, match=said) as caught:
+        run_apply(ApplyOptions(nets / "perm.json", nets / "b.pt", nets / "applied.pt"))
+    assert "the model is needed" in caught.value.message
+    assert caught.value.hint == "give the model that was aligned with --model"
+    run_apply(
+        ApplyOptions(nets / "perm.json", nets / "b.pt", nets / "applied.pt", model=f"{nets / 'moved.py'}:Concatenated")
+    )
+    assert torch.equal(torch.load(nets / "out.pt")["fc1.bias"], torch.load(nets / "applied.pt")["fc1.bias"])
+
+
+def _saved_in_the_old_layout(nets: Path) -> Tensors:
+    a, b = concatenated(plain(0)), concatenated(plain(1))
+    aligned(nets, "Concatenated", a, b, save_permutations=nets / "perm.json")
+    return b
