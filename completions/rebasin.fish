@@ -110,6 +110,7 @@ complete -c rebasin -n '__rebasin_verb_is interpolate' -l metric -x -d 'Addition
 complete -c rebasin -n '__rebasin_verb_is interpolate' -l recalibrate -x -d 'Training data'
 complete -c rebasin -n '__rebasin_verb_is interpolate' -l no-recalibrate -d 'Interpolate running statistics (BatchNorm) like weights, instead of re-estimating them'
 complete -c rebasin -n '__rebasin_verb_is interpolate' -l recalibrate-limit -x -d 'Number of training samples for --recalibrate'
+complete -c rebasin -n '__rebasin_verb_is interpolate' -l ignore-mismatched-sizes -d 'Interpolate what the checkpoints share where their heads have different sizes'
 complete -c rebasin -n '__rebasin_verb_is interpolate' -l repair -d 'REPAIR: restore the activation statistics of every unit, on the data of --recalibrate'
 complete -c rebasin -n '__rebasin_verb_is interpolate' -l device -x -d 'Device for the networks: cpu, cuda, cuda:1, mps'
 complete -c rebasin -n '__rebasin_verb_is interpolate' -l amp -d 'Run in bfloat16 where PyTorch considers it safe'

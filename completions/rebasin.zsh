@@ -134,6 +134,7 @@ _rebasin() {
                 '--recalibrate=[Training data]:DATA: ' \
                 '--no-recalibrate[Interpolate running statistics (BatchNorm) like weights, instead of re-estimating them]' \
                 '--recalibrate-limit=[Number of training samples for --recalibrate]:N: ' \
+                '--ignore-mismatched-sizes[Interpolate what the checkpoints share where their heads have different sizes]' \
                 '--repair[REPAIR: restore the activation statistics of every unit, on the data of --recalibrate]' \
                 '--device=[Device for the networks: cpu, cuda, cuda:1, mps]:value: ' \
                 '--amp[Run in bfloat16 where PyTorch considers it safe]' \

@@ -16,7 +16,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, runtime_checkable
 
 from rebasin_cli.checkpoint.atomic import StagedFile, commit_file, flush_to_disk, staged_file
-from rebasin_cli.errors import CheckpointError, ModelError, OutputError, RebasinError, few, quoted
+from rebasin_cli.errors import CheckpointError, ModelError, RebasinError, few, quoted
 
 if TYPE_CHECKING:
     import torch
@@ -174,17 +174,13 @@ class Checkpoint(abc.ABC):
         """Whether an output of this name becomes a directory."""
         return self.format.makes_directory(out)
 
+    @abc.abstractmethod
     def write_alone(self, path: Path, keys: Collection[str]) -> None:
-        """Write a new file of the same format that holds these tensors and nothing else, as they are.
+        """Write a new checkpoint of the same format that holds these tensors and nothing else, as they are.
 
-        Raises:
-            OutputError: the format is not one file.
+        Args:
+            path: of the file; of a sharded checkpoint: of the index, beside which the shards are written.
         """
-        raise OutputError(
-            f"{self.path}: --drop-siblings writes one file, and this checkpoint is several",
-            path=self.path,
-            hint="without --drop-siblings, what lies beside the weights is permuted with them or named",
-        )
 
     def check_copy(self, copy: Checkpoint) -> None:  # noqa: B027  (most formats have nothing to check)
         """Raise `NumericalError` if an independent reader of the format finds other tensors in the copy than here."""

@@ -11,7 +11,7 @@ import contextlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -189,10 +189,17 @@ class DirectoryCheckpoint(Checkpoint):
         """The weights alone."""
         return self._weights
 
-    def without_states(self) -> DirectoryCheckpoint:
-        """The same directory without the states of a training run."""
+    def without_states(self, weights: Checkpoint | None = None) -> DirectoryCheckpoint:
+        """The same directory without the states of a training run.
+
+        Args:
+            weights: in place of its own.
+        """
         kept = tuple(one for one in self.contents.beside if not _OPTIMIZER.fullmatch(one.name))
-        return DirectoryCheckpoint(replace(self.contents, beside=kept), self._weights)
+        return DirectoryCheckpoint(replace(self.contents, beside=kept), weights or self._weights)
+
+    def write_alone(self, path: Path, keys: Collection[str]) -> None:
+        self._weights.write_alone(path, keys)
 
     def beside_tensor(self, path: str) -> Tensor:
         return self.states.tensor(path) if path in self.states.infos else self._weights.beside_tensor(path)

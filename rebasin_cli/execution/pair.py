@@ -105,19 +105,37 @@ def open_pair(
     opened_a, opened_b = open_sources((a, b))
     subject = open_subject(choice, file_shapes(opened_b))
     weights = Weights.of(opened_b, subject, ignore_extra=ignore_extra)
+    hint = None if ignore_mismatched_sizes else "if only the heads differ, --ignore-mismatched-sizes aligns the rest"
+    shared, apart = open_beside(opened_a, weights, choice, subject, ignore_extra=ignore_extra, refused=hint)
+    return Pair(shared, weights, without(subject, apart), apart)
+
+
+def open_beside(
+    a: Checkpoint, b: Weights, choice: ModelChoice, subject: Subject, *, ignore_extra: bool, refused: str | None
+) -> tuple[Weights, tuple[Mismatch, ...]]:
+    """A through the names of the model that has B's shapes, and A's tensors of other sizes, for which B's stand in.
+
+    Args:
+        refused: such tensors are an error, with this hint.
+
+    Raises:
+        ModelError: A does not fit the model.
+    """
     try:
-        return Pair(Weights.of(opened_a, subject, ignore_extra=ignore_extra), weights, subject)
+        return Weights.of(a, subject, ignore_extra=ignore_extra), ()
     except ModelError as error:  # shapes are compared only now: a loader may change them
-        apart = mismatches_of(opened_a, opened_b, subject)
+        apart = mismatches_of(a, b.checkpoint, subject)
         if not apart:
             raise
-        if not ignore_mismatched_sizes:
-            hint = "if only the heads differ, --ignore-mismatched-sizes aligns the rest"
-            raise sizes_differ(opened_a, apart, hint) from error
-    shared = shared_weights(opened_a, weights, choice, apart, subject, ignore_extra=ignore_extra)
-    differ = {one.key for one in apart}
-    compared = tuple(key for key in subject.parameters if key not in differ)
-    return Pair(shared, weights, replace(subject, parameters=compared), apart)
+        if refused is not None:
+            raise sizes_differ(a, apart, refused) from error
+    return shared_weights(a, b, choice, apart, subject, ignore_extra=ignore_extra), apart
+
+
+def without(subject: Subject, mismatches: Sequence[Mismatch]) -> Subject:
+    """The model, of which tensors of other sizes are no parameters that are compared."""
+    differ = {one.key for one in mismatches}
+    return replace(subject, parameters=tuple(key for key in subject.parameters if key not in differ))
 
 
 def file_shapes(checkpoint: Checkpoint) -> Mapping[str, tuple[int, ...]]:

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rebasin_cli.execution.pair import Source, check_weights, file_shapes, open_sources
+from rebasin_cli.execution.pair import Source, check_weights, file_shapes, open_beside, open_sources, without
+from rebasin_cli.execution.shared_weights import Mismatch
 from rebasin_cli.execution.subject import ModelChoice, Subject, open_subject
 from rebasin_cli.execution.weights import Weights
 from rebasin_cli.progress import Progress
@@ -14,10 +15,14 @@ from rebasin_cli.progress import Progress
 
 @dataclass(frozen=True, slots=True)
 class Several:
-    """Checkpoints of one model through its names, in the order in which they were given."""
+    """Checkpoints of one model through its names, in the order in which they were given.
+
+    `mismatches`: tensors of other sizes than in the checkpoint that shapes the model, and of which checkpoint each is.
+    """
 
     weights: tuple[Weights, ...]
     subject: Subject
+    mismatches: tuple[tuple[int, Mismatch], ...] = ()
 
     @property
     def files(self) -> list[Path]:
@@ -35,12 +40,19 @@ class Several:
 
 
 def open_several(
-    sources: Sequence[Source], choice: ModelChoice, *, shaped_like: int = 0, ignore_extra: bool = False
+    sources: Sequence[Source],
+    choice: ModelChoice,
+    *,
+    shaped_like: int = 0,
+    ignore_extra: bool = False,
+    ignore_mismatched_sizes: bool | None = None,
 ) -> Several:
     """Open the files and check keys and shapes against the model; no tensor is read.
 
     Args:
         shaped_like: the number of the checkpoint whose number of classes the model gets.
+        ignore_mismatched_sizes: leave tensors of other sizes than in that checkpoint out, as `SharedWeights` does; None
+            where the caller has no such option.
 
     Raises:
         CheckpointError: a file cannot be read safely.
@@ -48,5 +60,15 @@ def open_several(
     """
     opened = open_sources(sources)
     subject = open_subject(choice, file_shapes(opened[shaped_like]))
-    weights = tuple(Weights.of(checkpoint, subject, ignore_extra=ignore_extra) for checkpoint in opened)
-    return Several(weights, subject)
+    if ignore_mismatched_sizes is None:
+        return Several(tuple(Weights.of(one, subject, ignore_extra=ignore_extra) for one in opened), subject)
+    hint = None if ignore_mismatched_sizes else "if only the heads differ, --ignore-mismatched-sizes takes the rest"
+    first = Weights.of(opened[shaped_like], subject, ignore_extra=ignore_extra)
+    found: list[tuple[Weights, tuple[Mismatch, ...]]] = [
+        (first, ())
+        if number == shaped_like
+        else open_beside(one, first, choice, subject, ignore_extra=ignore_extra, refused=hint)
+        for number, one in enumerate(opened)
+    ]
+    apart = tuple((number, one) for number, (_, differ) in enumerate(found) for one in differ)
+    return Several(tuple(held for held, _ in found), without(subject, [one for _, one in apart]), apart)

@@ -6,7 +6,7 @@ of other sizes do not take part: only axes that keep their order may differ, so 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -37,7 +37,7 @@ class SharedWeights(Weights):
     """A's tensors of B's shapes. Where all of A is needed to run it, B's tensors stand in for those of other sizes."""
 
     def __init__(self, a: Weights, b: Weights, mismatches: tuple[Mismatch, ...]) -> None:
-        super().__init__(a.checkpoint, a.keys_in_file)
+        super().__init__(a.checkpoint, a.keys_in_file, a._parts, a._made, a.note)
         self._a, self._b = a, b
         self._apart = frozenset(one.key for one in mismatches)
 
@@ -103,6 +103,12 @@ def shared_weights(
     if len(found.keys_in_file.extra) > apart_in_a and not ignore_extra:
         raise sizes_differ(a, mismatches, "the networks differ in more than their heads")
     return SharedWeights(found, b, mismatches)
+
+
+def named(mismatches: Sequence[Mismatch], shown: int = 4) -> str:
+    """The first of them, with their sizes."""
+    rest = len(mismatches) - shown
+    return ", ".join(map(str, mismatches[:shown])) + (f" and {rest} more" if rest > 0 else "")
 
 
 def sizes_differ(a: Checkpoint, mismatches: tuple[Mismatch, ...], hint: str) -> ModelError:

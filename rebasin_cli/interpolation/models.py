@@ -13,8 +13,10 @@ import torch
 from rebasin_cli.execution.model_slot import ModelSlot
 from rebasin_cli.execution.pair import Source
 from rebasin_cli.execution.several import open_several
+from rebasin_cli.execution.shared_weights import Mismatch, check_heads
 from rebasin_cli.execution.spectral_norm import spectral_sites
 from rebasin_cli.execution.subject import ModelChoice, Subject
+from rebasin_cli.execution.understanding import understand
 from rebasin_cli.execution.weights import Weights
 from rebasin_cli.interpolation.lams import Lams
 from rebasin_cli.interpolation.line import Line, Mode, Point, SweepNetworks, grid, sweep_networks
@@ -36,6 +38,8 @@ class SweepModels:
     points: tuple[Point, ...]
     networks: SweepNetworks
     spectral_norms: int
+    mismatches: Mapping[Path, Sequence[Mismatch]]
+    """Tensors of other sizes than in the last checkpoint, by file; the networks have those of the last one."""
 
     def treat_ends(self) -> None:
         """From now on the curves end in the checkpoints treated like the networks between; see `sweep_networks`."""
@@ -48,6 +52,7 @@ class SweepModels:
         *,
         states: Mapping[Path, tuple[str | None, bool]],
         ignore_extra: bool,
+        ignore_mismatched_sizes: bool = False,
         mode: Mode,
         steps: int,
         lams: Lams | None = None,
@@ -70,7 +75,20 @@ class SweepModels:
         sources = [Source(path, *states.get(path, (None, False))) for path in files]
         first_curve = next(iter(curves.values()))
         last = list(files).index(first_curve[-1])
-        several = open_several(sources, choice, shaped_like=last, ignore_extra=ignore_extra)
+        several = open_several(
+            sources,
+            choice,
+            shaped_like=last,
+            ignore_extra=ignore_extra,
+            ignore_mismatched_sizes=ignore_mismatched_sizes,
+        )
+        apart: dict[Path, list[Mismatch]] = {}
+        for number, one in several.mismatches:
+            apart.setdefault(sources[number].path, []).append(one)
+        if apart:
+            spec = understand(several.subject, choice).spec
+            for number, one in several.mismatches:
+                check_heads((one,), spec, several.weights[number].checkpoint)
         several.check(progress)
         subject, weights = several.subject, dict(zip(files, several.weights, strict=True))
         slot = ModelSlot(subject.factory.build(), device, amp=amp)
@@ -87,7 +105,8 @@ class SweepModels:
             for curve, row in curves.items()
         }
         points = grid(steps, len(first_curve)) if lams is None else lams.points()
-        return SweepModels(curves, weights, subject, slot, lines, points, sweep_networks(lines, points), len(spectral))
+        networks = sweep_networks(lines, points)
+        return SweepModels(curves, weights, subject, slot, lines, points, networks, len(spectral), apart)
 
     @cached_property
     def sha256(self) -> dict[str, str]:

@@ -94,7 +94,14 @@ def _other_method(result: AlignResult) -> Advice | None:
 
 def _the_line(result: AlignResult) -> Advice:
     """The sweep between the two networks."""
-    words = [*_of_report(result.report), "--steps", 10, *(_on(result.data) or ["--data", DATA])]
+    if result.mismatched:
+        reason = (
+            "The heads have different sizes, so no loss can be given for both ends; a network between has B's head."
+        )
+        name = f"average{split_name(result.b)[1]}"
+        own = ["--ignore-mismatched-sizes", "--lam", 0.5, "--save", name]
+        return Advice([*_of_report(result.report, result), *own], reason)
+    words = [*_of_report(result.report, result), "--steps", 10, *(_on(result.data) or ["--data", DATA])]
     if result.data is not None and result.data.get("real_targets") and result.data.get("loss") is None:
         words += ["--loss", LOSS]
     layers = result.architecture.running_statistics
@@ -114,7 +121,7 @@ def _average(result: InterpolateResult) -> Advice | None:
         key, ema = _states(result, result.a)
         words += [*([] if key is None else ["--key", key]), *(["--ema"] if ema else [])]
     else:
-        words = _of_report(result.report)
+        words = _of_report(result.report, result)
     words += ["--lam", 0.5, *([] if result.mode == "lerp" else ["--mode", result.mode])]
     if result.recalibration is not None:  # without --data there is no other evaluation in the way
         words += ["--recalibrate", result.run.get("recalibrate") or result.run["data"]]
@@ -138,10 +145,15 @@ def _states(result: InterpolateResult, path: Path) -> tuple[str | None, bool]:
     return key, ema
 
 
-def _of_report(report: Path | None) -> list[object]:
+def _of_report(report: Path | None, result: AlignResult | InterpolateResult) -> list[object]:
     """A sweep of the pair of this report, which needs no name if it is found without one."""
     here = report is None or report.parent.resolve() == Path.cwd()
-    return ["rebasin", "interpolate", *([] if here else ["--report", report])]
+    return ["rebasin", "interpolate", *([] if here else ["--report", report]), *_trust(result)]
+
+
+def _trust(result: AlignResult | InterpolateResult) -> list[object]:
+    """A report names no code that is run, so the user trusts it again."""
+    return ["--trust-remote-code"] if result.trust_remote_code else []
 
 
 def _align(result: AlignResult) -> list[object]:
@@ -187,4 +199,4 @@ def _model(words: list[object], result: AlignResult | InterpolateResult) -> list
         words += ["--input", given]
     if result.input_file is not None:
         words += ["--input-file", result.input_file]
-    return words
+    return [*words, *_trust(result)]

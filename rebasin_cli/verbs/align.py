@@ -172,15 +172,15 @@ class Objective:
 class AlignResult(Result):
     """The outcome of one alignment; field for field the `data` of `rebasin align --json`.
 
-    `chance` compares the gain of the cosine with that of chance (None: not measured). `cosine` and `distance` (L2) are
-    over the model's parameters. `state` says for `a` and `b` which state dict of the file was read, as `key` and `ema`
-    name it, and where it was found (`found`). `places` has the files' paths relative to the report's directory, `code`
-    the SHA-256 of the user's Python files. `out`, `report` and `sha256["out"]` are None after a dry run. `data` says
-    how the data were read and what was learned from them, None without data; `settings` are those of the search;
-    `timed_out` says that the time limit ended it, `stopped` why a search by weights ended (bound, agreement, margin,
-    effort, time). Seconds are wall-clock, by phase; `peak_rss_bytes` counts mapped file
-    pages too. `matched` has the permutations themselves, int64 index tensors by axis group (`new[i] = old[perm[i]]`);
-    they are not part of the JSON.
+    `chance` compares the gain of the cosine with that of chance (None: not measured). `cosine` and `distance` (L2)
+    are over the model's parameters. `state` says for `a` and `b` which state dict of the file was read, as `key` and
+    `ema` name it, and where it was found (`found`). `mismatched` are the tensors that have other sizes in A than in
+    B. `places` has the files' paths relative to the report's directory, `code` the SHA-256 of the user's Python
+    files. `out`, `report` and `sha256["out"]` are None after a dry run. `data` says how the data were read and what
+    was learned from them, None without data; `settings` are those of the search; `timed_out` says that the time limit
+    ended it, `stopped` why a search by weights ended (bound, agreement, margin, effort, time). Seconds are wall-clock, by phase;
+    `peak_rss_bytes` counts mapped file pages too. `matched` has the permutations themselves, int64 index tensors by axis group (`new[i] = old[perm[i]]`); they are not part of the
+    JSON.
     """
 
     a: Path
@@ -191,6 +191,8 @@ class AlignResult(Result):
     spec: Path | None
     model: str
     model_args: Mapping[str, Any]
+    trust_remote_code: bool
+    mismatched: tuple[str, ...]
     input: str
     inputs: tuple[str, ...]
     input_file: Path | None

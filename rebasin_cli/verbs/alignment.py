@@ -27,7 +27,7 @@ from rebasin_cli.execution.midpoint_loss import DISTANCE
 from rebasin_cli.execution.pair import Pair, Source, check_all_finite, open_pair
 from rebasin_cli.execution.recalibration import batch_norms
 from rebasin_cli.execution.same_function import FunctionCheck
-from rebasin_cli.execution.shared_weights import check_heads
+from rebasin_cli.execution.shared_weights import check_heads, named
 from rebasin_cli.execution.understanding import understand
 from rebasin_cli.execution.weights import Weights
 from rebasin_cli.matching.chance import MOST_ELEMENTS, Chance, gain_against_chance
@@ -227,10 +227,11 @@ class Alignment:
         options = self.options
         self.method.check(self.matching)
         check_options_apply(options, self.method)
-        if options.ignore_mismatched_sizes and (options.data is not None or self.method.name != "weight"):
+        by_data = options.data is not None or self.method.name != "weight"
+        if options.ignore_mismatched_sizes and (by_data or options.sweeps):
             raise UsageError(
                 "--ignore-mismatched-sizes compares weights alone: a network with another head has other outputs",
-                hint="leave --data and --method out",
+                hint=f"leave {'--data and --method' if by_data else '--interpolate'} out",
             )
         if options.loss is not None and not self.method.learns and not options.sweeps:
             raise UsageError(f"--loss has no effect with method {self.method.name}", hint="use --method learned")
@@ -275,10 +276,7 @@ class Alignment:
         said = [] if self.pair.subject.note is None else [self.pair.subject.note]
         said += [*a.notes, *b.notes]
         if self.pair.mismatches:
-            listed = ", ".join(map(str, self.pair.mismatches[:4]))
-            rest = len(self.pair.mismatches) - 4
-            more = f" and {rest} more" if rest > 0 else ""
-            said.append(f"not compared, because their sizes differ: {listed}{more}; the output has B's")
+            said.append(f"not compared, because their sizes differ: {named(self.pair.mismatches)}; the output has B's")
         return said if self.options.dry_run else [*said, *notes_on_output(b, self.options.files.out)]
 
     def _match(self) -> None:
@@ -416,6 +414,8 @@ class Alignment:
             spec=files.spec if written else None,
             model=options.model,
             model_args=self.pair.subject.factory.args,
+            trust_remote_code=options.trust_remote_code,
+            mismatched=tuple(one.key for one in self.pair.mismatches),
             input=understood.example.describe(),
             inputs=options.inputs,
             input_file=options.input_file,

@@ -93,6 +93,11 @@ class InterpolateOptions(ModelInput, DataReading, StateInFile, Writing, Seed):
     recalibrate_limit: int = option(
         "Number of training samples for --recalibrate.", group="Data", metavar="N", at_least=1, default=2000
     )
+    ignore_mismatched_sizes: bool = option(
+        "Interpolate what the checkpoints share where their heads have different sizes. Saved networks have B's head.",
+        group="Checkpoint",
+        default=False,
+    )
     repair: bool = option(
         "REPAIR: restore the activation statistics of every unit, on the data of --recalibrate.",
         group="Interpolation",

@@ -22,7 +22,9 @@ class InterpolateResult(Result):
     None, or `{"method", "data"}`, and `running_statistics` counts the layers that have any, `spectral_norms` the
     weights under spectral norm. The ends of curves are treated like the networks between, and `ends` has the
     checkpoints both ways. `text` has perplexity and bits per byte of a language model on text (see `language_figures`),
-    None for other data. `n` counts the samples that every network was run on, `skipped` those that could not be read.
+    None for other data. `mismatched` are the tensors that do not have the same size in all checkpoints: every network
+    between has those of its last one. `n` counts the samples that every network was run on, `skipped` those that could
+    not be read.
     `resumed` says that sums of an earlier run were used. It is not part of the JSON, so that an interrupted run ends
     with the same file as any other.
     """
@@ -63,6 +65,8 @@ class InterpolateResult(Result):
     input_file: Path | None = None
     aligned_by: str | None = None
     text: Mapping[str, Any] | None = None
+    trust_remote_code: bool = False
+    mismatched: tuple[str, ...] = ()
 
     @property
     def labelled(self) -> bool:

@@ -177,6 +177,7 @@ class InterpolationRun:
             self.choice,
             states=self.subjects.states,
             ignore_extra=options.ignore_extra,
+            ignore_mismatched_sizes=options.ignore_mismatched_sizes,
             mode="slerp" if options.mode == "slerp" else "lerp",
             steps=options.steps,
             lams=self.lams,
@@ -184,10 +185,32 @@ class InterpolationRun:
             amp=options.amp,
             progress=self.progress,
         )
+        self._check_heads()
         self._check_unchanged()
         outputs = {**self._result_output, **self.checkpoint_outputs}
         check_outputs(outputs, self.models.files, force=True, mkdir=options.mkdir)
         self._open_data()
+
+    def _check_heads(self) -> None:
+        """Say which tensors are not interpolated.
+
+        Raises:
+            ModelError: networks were to be evaluated, and the outputs of the ends have different sizes.
+        """
+        from rebasin_cli.execution.shared_weights import named
+
+        for path, apart in self.models.mismatches.items():
+            if self.options.data is not None:
+                raise ModelError(
+                    f"{path}: its outputs are not those of {self.subjects.checkpoints[-1]}, so no loss can be given for"
+                    f" both ends of the line: {named(apart)}",
+                    path=path,
+                    hint="leave --data out: --lam 0.5 --save FILE saves a network with B's head",
+                    slug="shapes",
+                )
+            self.warnings.append(
+                f"not interpolated, because their sizes differ: {named(apart)}; the networks between have B's"
+            )
 
     def _check_unchanged(self) -> None:
         """Refuse files that are not those that were aligned."""
@@ -485,6 +508,8 @@ class InterpolationRun:
             inputs=subjects.inputs,
             input_file=subjects.input_file,
             aligned_by=subjects.aligned_by,
+            trust_remote_code=options.trust_remote_code,
+            mismatched=tuple(dict.fromkeys(one.key for apart in self.models.mismatches.values() for one in apart)),
             text=language_figures(self.data, sweep) if options.loss is None else None,
             saved=saved,
             sha256=self.models.sha256,

@@ -104,16 +104,18 @@ def _on_axes(steps: Iterable[Gather], follow: Follow, tensor: Tensor) -> list[Ga
 
 @contextmanager
 def weights_alone(source: Weights, out: Path, *, mkdir: bool) -> Iterator[Weights]:
-    """The source as a temporary file that holds the chosen state dict alone, without further copies in it."""
-    if isinstance(source.checkpoint, DirectoryCheckpoint) and source.checkpoint.makes_directory(out):
-        yield source.seen_in(source.checkpoint.without_states())
+    """The source as a temporary checkpoint that holds the chosen state dict alone, without further copies in it."""
+    checkpoint, copies = source.checkpoint, source.keys_in_file.copies
+    folder = checkpoint if isinstance(checkpoint, DirectoryCheckpoint) and checkpoint.makes_directory(out) else None
+    if folder is not None and not copies and not checkpoint.others:
+        yield source.seen_in(folder.without_states())
         return
-    keys = source.keys_in_file
-    kept = [key for key in source.checkpoint.infos if key not in keys.copies]
-    with staged_directory(out, bytes_needed=source.checkpoint.file_bytes, mkdir=mkdir) as stage:
-        path = stage / source.checkpoint.files[0].name
-        source.checkpoint.write_alone(path, frozenset(kept))
-        yield source.seen_in(source.checkpoint.format.open(path))
+    kept = frozenset(key for key in checkpoint.infos if key not in copies)
+    with staged_directory(out, bytes_needed=checkpoint.file_bytes, mkdir=mkdir) as stage:
+        path = stage / checkpoint.files[-1].name
+        checkpoint.write_alone(path, kept)
+        alone = checkpoint.format.open(path)
+        yield source.seen_in(alone if folder is None else folder.without_states(alone))
 
 
 def write_permuted(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -95,6 +96,58 @@ def test_another_width_or_depth_names_the_first_layer_that_differs(
     done = run("align", "a.safetensors", "b.safetensors", "--model", "nets.py:net", "--input", "2,5", *flag)
     assert done.code == 4
     assert all(word in done.err for word in words), done.err
+    assert not (nets / "b-aligned.safetensors").exists()
+
+
+def test_the_middle_of_two_networks_with_other_heads_has_the_head_of_b(run: Runner, nets: Path) -> None:
+    permuted_with_another_head(nets, 9)
+    words = ["a.safetensors", "b.safetensors", "--model", "nets.py:net", "--input", "2,5"]
+    refused = run("interpolate", *words, "--lam", "0.25", "--save", "out.safetensors")
+    assert refused.code == 4
+    assert "--ignore-mismatched-sizes" in refused.err
+    done = run("interpolate", *words, "--lam", "0.25", "--save", "out.safetensors", "--ignore-mismatched-sizes")
+    assert done.code == 0, done.err
+    assert "not interpolated, because their sizes differ: '4.weight' ([9, 8] in A, [4, 8] in B)" in done.err
+    a, b, out = (safetensors.torch.load_file(nets / f"{name}.safetensors") for name in ("a", "b", "out"))
+    assert all(torch.equal(out[key], b[key]) for key in ("4.weight", "4.bias"))
+    shared = ("0.weight", "0.bias", "2.weight", "2.bias")
+    assert all(torch.allclose(out[key], 0.75 * a[key] + 0.25 * b[key]) for key in shared)
+
+
+def test_the_next_command_after_aligning_other_heads_saves_a_network(run: Runner, nets: Path) -> None:
+    permuted_with_another_head(nets, 9)
+    words = ["a.safetensors", "b.safetensors", "--model", "nets.py:net", "--input", "2,5", "--ignore-mismatched-sizes"]
+    done = run("align", *words)
+    command = next(line for line in done.out.splitlines() if "next: rebasin " in line).split("next: rebasin ")[1]
+    saved = run(*command.split())
+    assert saved.code == 0, saved.err
+    average, b = (safetensors.torch.load_file(nets / f"{name}.safetensors") for name in ("average", "b-aligned"))
+    assert torch.equal(average["4.weight"], b["4.weight"])
+    assert torch.allclose(average["2.weight"], b["2.weight"])  # A's, which B was a copy of
+
+
+@pytest.mark.parametrize("sizes", [{"width": 6}, {"depth": 2}])
+def test_networks_of_another_width_or_depth_are_not_interpolated(
+    run: Runner, nets: Path, sizes: dict[str, int]
+) -> None:
+    save(nets / "a.safetensors", 0, **sizes)
+    words = ["--model", "nets.py:net", "--input", "2,5", "--ignore-mismatched-sizes", "--lam", "0.5", "--save", "c.pt"]
+    done = run("interpolate", "a.safetensors", "b.safetensors", *words)
+    assert done.code == 4
+    assert "shape mismatch" in done.err
+    assert not (nets / "c.pt").exists()
+
+
+def test_no_loss_is_given_on_the_line_between_other_heads(run: Runner, nets: Path) -> None:
+    permuted_with_another_head(nets, 9)
+    np.savez(nets / "data.npz", x=np.zeros((8, 5), np.float32), y=np.zeros(8, np.int64))
+    words = ["a.safetensors", "b.safetensors", "--model", "nets.py:net", "--input", "2,5", "--ignore-mismatched-sizes"]
+    done = run("interpolate", *words, "--data", "data.npz")
+    assert done.code == 4
+    assert "no loss can be given for both ends of the line" in done.err
+    assert "--lam 0.5 --save FILE" in done.err
+    swept = run("align", *words, "--interpolate", "data.npz")
+    assert swept.code == 2
     assert not (nets / "b-aligned.safetensors").exists()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -85,6 +86,13 @@ def advised(result: AlignResult) -> list[list[str]]:
     """The commands of the report, as a shell would read them."""
     lines = [line for part in align_table(result).parts if isinstance(part, Lines) for line in part.lines]
     return [shlex.split(line.removeprefix(NEXT)) for line in lines if line.startswith(NEXT)]
+
+
+def test_a_model_whose_own_code_was_trusted_is_trusted_by_the_next_commands_too(place: Path) -> None:
+    result = replace(aligned("transformer", starts=("identity",)), trust_remote_code=True)
+    commands = advised(result)
+    assert len(commands) == 2
+    assert all("--trust-remote-code" in words for words in commands)
 
 
 def test_two_copies_of_one_network_are_already_aligned(place: Path) -> None:

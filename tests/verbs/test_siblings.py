@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -373,6 +374,46 @@ def test_a_trainers_directory_without_its_optimizer(trained: Path) -> None:
     result = _align(str(trained), "out", drop_siblings=True)
     assert [(one.path, one.dropped) for one in result.siblings] == [("optimizer.pt", True)]
     assert sorted(path.name for path in Path("out").iterdir()) == ["model.safetensors", "scheduler.pt"]
+
+
+def _sharded(folder: Path, *, ema: bool) -> dict[str, Tensor]:
+    """A network of double precision in two shards, with an average under another prefix in the same index."""
+    folder.mkdir()
+    state = {f"model.{key}": value for key, value in _net(3).state_dict().items()}
+    if ema:
+        state |= {f"ema.{key}": value for key, value in _net(4).state_dict().items()}
+    names = sorted(state)
+    where = {key: f"model-0000{1 + number % 2}-of-00002.safetensors" for number, key in enumerate(names)}
+    for shard in sorted(set(where.values())):
+        safetensors.torch.save_file({key: state[key].clone() for key in names if where[key] == shard}, folder / shard)
+    index = {"metadata": {"total_size": sum(value.nbytes for value in state.values())}, "weight_map": where}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    return state
+
+
+def _read_shards(index: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    document = json.loads(index.read_text())
+    tensors: dict[str, Tensor] = {}
+    for shard in set(document["weight_map"].values()):
+        tensors |= safetensors.torch.load_file(index.with_name(shard))
+    assert set(tensors) == set(document["weight_map"])
+    return document, tensors
+
+
+@pytest.mark.parametrize("given", ["index", "directory"])
+@pytest.mark.parametrize("ema", [True, False])
+def test_a_sharded_checkpoint_without_the_average_that_lies_in_it(place: Path, given: str, ema: bool) -> None:
+    state = _sharded(place / "b", ema=ema)
+    index = "model.safetensors.index.json"
+    b, out = (f"b/{index}", f"alone.{index}") if given == "index" else ("b", "alone")
+    result = _align(b, out, drop_siblings=True)
+    assert [(one.path, one.dropped) for one in result.siblings] == ([("ema", True)] if ema else [])
+    document, tensors = _read_shards(Path(out) if given == "index" else Path(out, index))
+    weights = {key: value for key, value in state.items() if key.startswith("model.")}
+    assert set(tensors) == set(weights)
+    assert document["metadata"]["total_size"] == sum(value.nbytes for value in weights.values())
+    before, after = ({key.removeprefix("model."): one[key] for key in weights} for one in (weights, tensors))
+    assert _same_function(before, after)
 
 
 def test_an_optimizer_that_no_parameter_explains_is_named(trained: Path) -> None:

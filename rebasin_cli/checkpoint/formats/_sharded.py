@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar
 
@@ -186,6 +186,16 @@ class ShardedCheckpoint(Checkpoint):
         index = directory / self.files[-1].name
         write_new_file(index, [self.index_bytes({name: name for name in self.shard_names}, provenance)])
         return index
+
+    def write_alone(self, path: Path, keys: Collection[str]) -> None:
+        kept = {key: shard for key, shard in self.weight_map.items() if key in keys}
+        for name in dict.fromkeys(kept.values()):
+            own = frozenset(key for key, shard in kept.items() if shard == name)
+            self._shards[name].write_alone(path.with_name(name), own)
+        document = {**self.document, "weight_map": kept}
+        if isinstance(found := document.get("metadata"), dict) and "total_size" in found:
+            document["metadata"] = {**found, "total_size": sum(self.infos[key].nbytes for key in kept)}
+        path.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
     def _write_shards(self, directory: Path, transform: Transform, provenance: Mapping[str, str]) -> None:
         for name in self.shard_names:
