@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from rebasin_cli.checkpoint.checkpoint import Checkpoint
+from rebasin_cli.checkpoint.computed_weights import explained
 from rebasin_cli.checkpoint.copies import copies_in_file, plain_name
 from rebasin_cli.errors import ModelError, few, quoted
 
@@ -232,6 +233,11 @@ def refuse_wrong_keys(checkpoint: Checkpoint, missing: list[str], extra: tuple[s
     """
     if not missing:
         return
+    parted = explained(missing, extra)
+    if parted is not None:
+        error = KeyMismatch(f"{checkpoint.path}: {parted[0]}", path=checkpoint.path, hint=parted[1], slug="parts")
+        error.missing = len(missing)
+        raise error
     parts = [f"missing {_counted(missing)} that the model has"]
     hint = "is this a checkpoint of this model?" if len(missing) * 2 > wanted else None
     if extra:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from rebasin_cli.errors import ModelError, UsageError, one_line
-from rebasin_cli.model.adaptation import Shapes, adapted_arguments
+from rebasin_cli.model.adaptation import Shapes, adapted_arguments, unshared
 from rebasin_cli.model.diffusers_zoo import diffusers_source
 from rebasin_cli.model.example_input import ExampleInput
 from rebasin_cli.model.foreign_code import failed, foreign_code
@@ -119,7 +119,29 @@ class ModelFactory:
         of the differences.
         """
         args, said = adapted_arguments(self.source, self.args, shapes, self._shapes_with)
+        if said is None and self.source.class_count_names():
+            arrived = self._arriving(shapes)
+            if arrived:
+                args, said = adapted_arguments(
+                    self.source, self.args, {**(self._shapes_with(self.args) or {}), **arrived}, self._shapes_with
+                )
         return (self if said is None else replace(self, args=args)), said
+
+    def _arriving(self, shapes: Mapping[str, Shape]) -> Shapes:
+        """The shapes in which tensors arrive in the module, where its loader renames them and their sizes differ."""
+        own = self._shapes_with(self.args) or {}
+        if not unshared(own, shapes):
+            return {}
+        tensors = {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}
+        for loader in self.source.loaders(self.args):
+            try:
+                with foreign_code(self.seed, quiet=self.source.root is None), tolerant_loading() as seen:
+                    loader(self.build_weightless, dict(tensors))
+            except Exception:  # it wants values; the loading itself will tell
+                continue
+            if seen.mismatched:
+                return seen.mismatched
+        return {}
 
     def _shapes_with(self, args: Mapping[str, Any]) -> Shapes | None:
         """The shapes of the model with these arguments; None if they are not the factory's own and it fails."""

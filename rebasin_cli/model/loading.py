@@ -6,6 +6,7 @@ recorded by `tracing/loading.py`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,6 +15,8 @@ from typing import Any
 from torch import Tensor, nn
 
 Tensors = dict[str, Tensor]
+_MISMATCH = re.compile(r"size mismatch for (\S+): copying a param with shape torch\.Size\((\[[\d, ]*\])\)")
+"""PyTorch's own words for a tensor of another size than the module's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +47,13 @@ def by_load_state_dict(build: Callable[[], nn.Module], tensors: Tensors) -> Load
 
 @dataclass(slots=True)
 class SeenLoading:
-    """What `load_state_dict` reported, by module: the keys that were missing, and those that were unexpected."""
+    """What `load_state_dict` reported, by module: the keys that were missing, and those that were unexpected.
+
+    `mismatched`: shapes in which tensors of other sizes than the module's arrived in it, after its load hooks.
+    """
 
     reported: dict[int, tuple[frozenset[str], frozenset[str]]] = field(default_factory=dict)
+    mismatched: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
     def of(self, loaded: Loaded) -> Loaded:
         """With what was reported for this module, unless its loader reports itself."""
@@ -75,8 +82,10 @@ def tolerant_loading(prepare: Callable[[nn.Module], None] | None = None) -> Iter
         try:
             result = original(self, state_dict, strict=False, assign=assign)
         except RuntimeError as error:
-            if "size mismatch" not in str(error):
+            found = {key: tuple(map(int, re.findall(r"\d+", shape))) for key, shape in _MISMATCH.findall(str(error))}
+            if not found:
                 raise
+            seen.mismatched |= found
             return nn.modules.module._IncompatibleKeys([], [])
         seen.reported[id(self)] = frozenset(result.missing_keys), frozenset(result.unexpected_keys)
         return result

@@ -161,6 +161,20 @@ NETS = textwrap.dedent(
                 tensors[f"{prefix}mid.2.{name}"] = shared
 
 
+    class Classes(Base):
+        """The head was renamed from `classifier`."""
+
+        def __init__(self, num_classes=3):
+            super().__init__()
+            self.out = nn.Linear(16, num_classes)
+            self._register_load_state_dict_pre_hook(self._old)
+
+        def _old(self, tensors, prefix, *_):
+            for name in ("weight", "bias"):
+                if f"{prefix}classifier.{name}" in tensors:
+                    tensors[f"{prefix}out.{name}"] = tensors.pop(f"{prefix}classifier.{name}")
+
+
     class Normed(Base):
         def __init__(self):
             super().__init__()
@@ -321,6 +335,21 @@ def test_a_permuted_copy_in_the_old_layout_comes_back_bit_for_bit(nets: Path) ->
 def test_elements_that_the_loader_drops_stay_as_they_were(nets: Path) -> None:
     aligned(nets, "Split", split(plain(0)), split(plain(1)))
     assert torch.equal(torch.load(nets / "out.pt")["both"][:16, 6:], torch.arange(160.0).view(16, 10))
+
+
+def test_the_number_of_classes_is_that_of_a_head_which_the_hook_renames(nets: Path) -> None:
+    states = []
+    for seed in (0, 1):
+        state = plain(seed)
+        torch.manual_seed(seed)
+        state = {key: value for key, value in state.items() if not key.startswith("out.")}
+        states.append(state | {"classifier.weight": torch.randn(7, 16), "classifier.bias": torch.randn(7)})
+    result = aligned(nets, "Classes", *states)
+    assert result.model_args == {"num_classes": 7}
+    assert any("the checkpoint has 7 classes" in text for text in result.warnings)
+    assert result.moved_units > 8
+    written = torch.load(nets / "out.pt")
+    assert {key: value.shape for key, value in written.items()} == {k: v.shape for k, v in states[1].items()}
 
 
 def test_a_loader_that_computes_is_refused_with_the_tensor_and_the_operation(nets: Path) -> None:
