@@ -33,6 +33,22 @@ VAE: dict[str, Any] = {
     "norm_num_groups": 4,
     "sample_size": 16,
 }
+
+
+def tiny(config: dict[str, Any]) -> dict[str, Any]:
+    """A U-Net of two levels of one layer each, with as many attention layers as the first levels have."""
+    depth = config.get("transformer_layers_per_block", 1)
+    return config | {
+        "block_out_channels": [16, 32],
+        "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"],
+        "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"],
+        "layers_per_block": 1,
+        "cross_attention_dim": 12,
+        "attention_head_dim": 4,
+        "transformer_layers_per_block": depth if isinstance(depth, int) else 1,
+    }
+
+
 DIT: dict[str, Any] = {
     "_class_name": "DiTTransformer2DModel",
     "num_attention_heads": 4,
@@ -231,6 +247,9 @@ def diffusers_pairs() -> Iterator[Pair]:
         config = {**UNETS[f"U-Net of {name}, small"], "_class_name": "UNet2DConditionModel"}
         layout = single_file(lambda state, config=config: ldm_unet(state, config), "model.diffusion_model", prefix)
         yield _diffusers(f"single file of {name}, U-Net", config, layout, single=True)
+        config = tiny(config)
+        layout = single_file(lambda state, config=config: ldm_unet(state, config), "model.diffusion_model", prefix)
+        yield _diffusers(f"single file of {name}, tiny U-Net", config, layout, single=True)
     yield _diffusers(
         "single file, VAE", VAE, single_file(ldm_vae, "first_stage_model", "model.diffusion_model"), single=True
     )

@@ -5,11 +5,18 @@ All of them: `python -m tests.benchmarks.library_files`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+import re
+import struct
+from collections.abc import Callable, Mapping
+from math import prod
 from pathlib import Path
 
 import pytest
 
+from rebasin_cli.checkpoint import open_checkpoint
+from rebasin_cli.execution.subject import ModelChoice, open_subject
+from rebasin_cli.execution.weights import Weights
 from rebasin_cli.model.names import is_installed
 from rebasin_cli.model.source import import_optional
 from tests.loading import other_libraries
@@ -42,11 +49,15 @@ PAIRS: dict[str, Callable[[], Pair]] = {
     "open_clip": of("open_clip", "open_clip:text tower without prefix"),
     "diffusers: VAE with older attention": of("diffusers", "diffusers:VAE, older attention"),
     "diffusers: VAE of a single file": of("diffusers", "diffusers:single file, VAE"),
+    "diffusers: single file of SD 1.5": of("diffusers", "diffusers:single file of SD 1.5, tiny U-Net"),
+    "diffusers: single file of SDXL": of("diffusers", "diffusers:single file of SDXL, tiny U-Net"),
+    "torchvision: ResNet without counters": of("torchvision", "torchvision:resnet18"),
 }
 
 RENAMED = {
     "transformers:mixtral", "transformers:vit", "transformers:qwen2_moe", "timm:convnext_atto", "open_clip",
     "diffusers: VAE with older attention", "diffusers: VAE of a single file",
+    "diffusers: single file of SD 1.5", "diffusers: single file of SDXL",
 }  # fmt: skip
 """Files with other keys than the module's; `gpt_neox` among them in versions that renamed its head."""
 
@@ -61,3 +72,37 @@ def test_a_file_of_the_library_is_aligned_and_loaded_by_it_again(name: str, tmp_
     assert outcome.moved > 8
     if name in RENAMED:
         assert outcome.layout == "renamed"
+
+
+OLDER = {
+    "densenet121": ((r"(denselayer\d+\.(?:norm|conv))(\d)", r"\1.\2"),),
+    "vit_b_16": ((r"\.mlp\.0\.", ".mlp.linear_1."), (r"\.mlp\.3\.", ".mlp.linear_2.")),
+    "vit_b_32": ((r"\.mlp\.0\.", ".mlp.linear_1."), (r"\.mlp\.3\.", ".mlp.linear_2.")),
+}
+
+
+@pytest.mark.parametrize("model", list(OLDER))
+def test_a_file_with_the_older_names_of_torchvision_is_loaded_under_the_present_ones(
+    model: str, tmp_path: Path
+) -> None:
+    subject = open_subject(ModelChoice(f"torchvision:{model}"))
+    older = {key: key for key in subject.shapes if not key.endswith("num_batches_tracked")}
+    for pattern, name in OLDER[model]:
+        older = {key: re.sub(pattern, name, old) for key, old in older.items()}
+    assert any(key != old for key, old in older.items())
+    empty_file(tmp_path / "old.safetensors", {old: subject.shapes[key] for key, old in older.items()})
+    weights = Weights.of(open_checkpoint(tmp_path / "old.safetensors"), subject)
+    assert dict(weights.keys_in_file.to_file) == older
+    assert not weights.keys_in_file.extra
+
+
+def empty_file(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """A safetensors file of zeros that takes no space on the disk."""
+    header, end = {}, 0
+    for key, shape in shapes.items():
+        begin, end = end, end + 4 * prod(shape)
+        header[key] = {"dtype": "F32", "shape": list(shape), "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        file.truncate(8 + len(text) + end)
