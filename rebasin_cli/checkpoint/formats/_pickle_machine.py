@@ -63,6 +63,10 @@ class Made(dict[Any, Any]):
         return self.callee.full if isinstance(self.callee, Name) else ""
 
 
+class Excessive(ValueError):
+    """The pickle is beyond a limit: reading it would take more time or memory than a checkpoint can need."""
+
+
 class SetOf:
     """A set or a frozen set, in the order of the file; its elements are not hashed."""
 
@@ -131,13 +135,13 @@ class Machine:
                 return self.pop()
             self.count += 1
             if self.count > MOST_OPERATIONS:
-                raise ValueError(f"more than {MOST_OPERATIONS:,} operations")
+                raise Excessive(f"more than {MOST_OPERATIONS:,} operations")
             operation = _OPERATIONS.get(code)
             if operation is None:
                 raise ValueError(f"operation {_FORBIDDEN.get(code, hex(code))} does not belong in a checkpoint")
             operation(self)
         if end < self.limit:
-            raise ValueError(f"more than {LONGEST_PICKLE:,} bytes")
+            raise Excessive(f"more than {LONGEST_PICKLE:,} bytes")
         raise ValueError("pickle exhausted before its end")
 
     def take(self, length: int) -> bytes:
@@ -216,7 +220,7 @@ class Machine:
             if isinstance(one, tuple):
                 size += self._nested.get(id(one), (1 + len(one),))[0]
         if size > LARGEST_TUPLE:
-            raise ValueError(f"a tuple of more than {LARGEST_TUPLE:,} elements, written out")
+            raise Excessive(f"a tuple of more than {LARGEST_TUPLE:,} elements, written out")
         if size > 1 + len(elements):
             self._nested[id(elements)] = (size, elements)  # with the tuple, so that its id is not used again
         self.stack.append(elements)
@@ -281,7 +285,7 @@ def _old_text(data: bytes) -> str:
 
 def _whole(text: bytes) -> int:
     if len(text) > 4_000:
-        raise ValueError("a number of more than 4,000 digits")
+        raise Excessive("a number of more than 4,000 digits")
     return int(text)
 
 

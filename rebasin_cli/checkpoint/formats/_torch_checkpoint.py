@@ -32,13 +32,13 @@ from rebasin_cli.checkpoint.checkpoint import (
 )
 from rebasin_cli.checkpoint.contents import Leaf, Unreadable, leaves, neutral_tree
 from rebasin_cli.checkpoint.formats import Format
-from rebasin_cli.checkpoint.formats._pickle_machine import Made
+from rebasin_cli.checkpoint.formats._pickle_machine import Excessive, Made
 from rebasin_cli.checkpoint.formats._pickle_writer import leading_to_tensors, padded, pickled
 from rebasin_cli.checkpoint.formats._pickled_names import Refused
 from rebasin_cli.checkpoint.formats._torch_pickle import StorageRef, TensorRef, Unpickled, skipped
 from rebasin_cli.checkpoint.mapped_file import MappedFile
 from rebasin_cli.checkpoint.state_dicts import find_state_dict, other_entries, pieces_of
-from rebasin_cli.errors import CheckpointError, ModelError, few, quoted, size
+from rebasin_cli.errors import CheckpointError, ModelError, few, folded, quoted, size
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -459,6 +459,14 @@ def _check_bounds(path: Path, name: str, view: StorageView) -> None:
     if (last + 1) * ITEM_SIZES[view.dtype] > view.record.size:
         seen = f"element {last:,} of a storage of {size(view.record.size)}"
         raise CheckpointError(f"{name}: truncated or corrupt: it reaches {seen}", path=path)
+
+
+def unreadable(file: MappedFile, what: str, error: ValueError) -> CheckpointError:
+    """The error for a pickle that is malformed, or that asks for more than any checkpoint needs."""
+    if isinstance(error, Excessive):
+        text = f"{file.path}: {what} is refused: {folded(error)}, which no checkpoint has"
+        return CheckpointError(text, path=file.path, hint="the file was made to stop its reader: do not use it")
+    return corrupt(file, f"{what} cannot be read: {folded(error)}")
 
 
 def corrupt(file: MappedFile, what: str) -> CheckpointError:

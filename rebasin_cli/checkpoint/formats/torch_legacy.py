@@ -19,10 +19,11 @@ from rebasin_cli.checkpoint.formats._torch_checkpoint import (
     TorchCheckpoint,
     corrupt,
     refuse_programs,
+    unreadable,
 )
 from rebasin_cli.checkpoint.formats._torch_pickle import Unpickled, unpickle
 from rebasin_cli.checkpoint.mapped_file import MappedFile
-from rebasin_cli.errors import CheckpointError, folded, quoted, size
+from rebasin_cli.errors import CheckpointError, quoted, size
 
 MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 """The pickled magic number of torch.save."""
@@ -90,5 +91,5 @@ def _next_pickle(file: MappedFile, position: int) -> tuple[Unpickled, int]:
     try:
         content = unpickle(file.buffer(), position)
     except ValueError as error:
-        raise corrupt(file, f"its pickle at byte {position:,} cannot be read: {folded(error)}") from error
+        raise unreadable(file, f"its pickle at byte {position:,}", error) from error
     return content, content.end

@@ -28,11 +28,12 @@ from rebasin_cli.checkpoint.formats._torch_checkpoint import (
     TorchCheckpoint,
     check_crc,
     corrupt,
+    unreadable,
 )
 from rebasin_cli.checkpoint.formats._torch_pickle import LONGEST_PICKLE, unpickle
 from rebasin_cli.checkpoint.formats._torch_writer import write_archive
 from rebasin_cli.checkpoint.mapped_file import MappedFile
-from rebasin_cli.errors import CheckpointError, few, folded, quoted, size
+from rebasin_cli.errors import CheckpointError, few, quoted, size
 
 MOST_RECORDS = 400_000
 LARGEST_DIRECTORY = 128 << 20
@@ -99,7 +100,7 @@ def take_apart(file: MappedFile) -> SavedObject:
     try:
         content = unpickle(file.read(description.start, description.size))
     except ValueError as error:
-        raise corrupt(file, f"its pickle cannot be read: {folded(error)}") from error
+        raise unreadable(file, "its pickle", error) from error
     start = f"{folder}data/"
     storages = {name.removeprefix(start): record for name, record in records.items() if name.startswith(start)}
     return SavedObject(content, storages, description, tuple(records.values()), directory.end + 20, directory.comment)
