@@ -74,8 +74,11 @@ def same_bits(a: Tensor, b: Tensor) -> bool:
     return torch.equal(a, b)
 
 
-def check_finite(tensor: Tensor, key: str, path: Path) -> None:
+def check_finite(tensor: Tensor, key: str, path: Path, *, infinite: bool = False) -> None:
     """Raise NumericalError, with the count, where a floating tensor holds NaN or an infinity.
+
+    Args:
+        infinite: infinities are meant, as in masks and bounds.
 
     `aminmax` decides in one fast pass; only a tensor that has failed is counted.
     """
@@ -88,6 +91,8 @@ def check_finite(tensor: Tensor, key: str, path: Path) -> None:
     if bool(torch.isfinite(low)) and bool(torch.isfinite(high)):
         return
     nans = int(probe.isnan().sum())
+    if infinite and not nans:
+        return
     infinities = int(probe.isinf().sum())
     seen = [f"{count} {name}" for count, name in ((nans, "NaN"), (infinities, "infinite")) if count]
     raise NumericalError(

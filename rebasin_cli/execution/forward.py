@@ -123,6 +123,7 @@ class _Reader:
                 self.keys[id(tensor)] = named
         self.state, self.dtype, self.rounding = state, dtype, rounding
         self.piecewise = not torch.is_grad_enabled()  # a gradient would want the whole of it afterwards
+        self.whole: set[int] = set()  # slots that are not widened in pieces
 
     def number(self, slot: Tensor) -> Tensor:
         key = self.keys.get(id(slot))
@@ -135,7 +136,8 @@ class _Reader:
                     f"{key} has shape {tuple(tensor.shape)} where the model has {tuple(slot.shape)}",
                     slug="shape-mismatch",
                 )
-            if self.dtype is None or (self.piecewise and is_large(tensor, self.dtype)):
+            piecewise = self.piecewise and id(slot) not in self.whole
+            if self.dtype is None or (piecewise and is_large(tensor, self.dtype)):
                 return tensor
             made = cast(tensor, self.dtype)
             own = made is not tensor
@@ -174,8 +176,13 @@ class _Parameters(dict[str, Any]):
 
 
 def _replace_lists(owner: nn.Module, reader: _Reader) -> None:
-    """Parameters that a module also holds in a list of its own (recurrent layers do) are read once, at the start."""
+    """Parameters that a module also holds in a list of its own (recurrent layers do) are read once, at the start.
+
+    They are widened as a whole, because recurrent layers compare their dtype with the input's.
+    """
     own = {id(slot) for slot in owner._parameters.values() if slot is not None}
+    if isinstance(owner, nn.RNNBase):
+        reader.whole |= own
     for name, value in list(owner.__dict__.items()):
         if name in ("_parameters", "_buffers", "_modules"):
             continue

@@ -15,6 +15,7 @@ from rebasin_cli.execution.closeness import check_finite, same_bits
 from rebasin_cli.execution.shared_weights import Mismatch, mismatches_of, shared_weights, sizes_differ
 from rebasin_cli.execution.subject import ModelChoice, Subject, open_subject
 from rebasin_cli.execution.weights import Weights
+from rebasin_cli.model.state import parameter_keys
 from rebasin_cli.progress import Progress
 
 
@@ -186,9 +187,11 @@ def check_weights(checkpoints: Collection[Weights], subject: Subject, progress: 
     for weights in checkpoints:
         check_ties(weights, subject.ties)
     total = sum(map(len, checkpoints))
+    parameters = frozenset(parameter_keys(subject.module))
     done = 0
     for weights in checkpoints:
         for key in weights:
-            check_finite(weights[key], weights.file_name(key), weights.checkpoint.path)
+            name, path = weights.file_name(key), weights.checkpoint.path
+            check_finite(weights[key], name, path, infinite=key not in parameters)
             done += 1
             progress.step(done, total)

@@ -26,6 +26,7 @@ TOKENS_FOR_EACH_EXPERT = 32
 MOST_TOKENS = 2048
 SAMPLES = 16000  # a second of sound
 FRAMES = 256
+USUAL_BINS = (80, 128)
 MOST_CANDIDATES = 40
 SPECIAL = ("image", "video", "audio", "vision", "pad", "media")
 
@@ -71,6 +72,9 @@ def _combined(wanted: Sequence[str], takes: Sequence[str], config: Any, seed: in
             for layout in chosen:
                 kwargs |= layout
             yield _in_order(kwargs, wanted)
+            if reads_text and not shown.values and "input_features" in takes and "input_features" not in kwargs:
+                for sound in _spectrograms("input_features", takes, config, sample):  # some models need both
+                    yield _in_order(kwargs | sound, wanted)
 
 
 def _in_order(kwargs: dict[str, Any], wanted: Sequence[str]) -> dict[str, Any]:
@@ -137,6 +141,9 @@ def _layouts(name: str, takes: Sequence[str], config: Any, sample: Sampler) -> l
     if name in ("decoder_input_ids", "qformer_input_ids", "input_ids"):
         part = getattr(config, "qformer_config", None) if name.startswith("qformer") else None
         return [{name: token_ids(part or config, sample)}]
+    if name == "query_embeds" and "encoder_hidden_states" in takes and _first(config, "encoder_hidden_size"):
+        states = sample.normal(1, TOKENS, config.encoder_hidden_size)
+        return [{name: sample.normal(1, TOKENS, width), "encoder_hidden_states": states}]
     if name in ("inputs_embeds", "query_embeds", "hidden_states", "noise_embeds"):
         return [{name: sample.normal(1, TOKENS, width)}]
     if name == "input_values" and _first(config, "num_mel_bins") and _first(config, "max_length"):
@@ -154,14 +161,21 @@ def _layouts(name: str, takes: Sequence[str], config: Any, sample: Sampler) -> l
 
 def _spectrograms(name: str, takes: Sequence[str], config: Any, sample: Sampler) -> list[dict[str, Any]]:
     """(1, bins, frames) and (1, frames, bins), with a mask of all frames where one is taken."""
-    parts = [config, *(getattr(config, part, None) for part in ("encoder_config", "audio_config", "encoder"))]
+    parts = [
+        config,
+        *(getattr(config, part, None) for part in ("encoder_config", "audio_config", "encoder", "decoder_config")),
+    ]
     known = ("num_mel_bins", "n_mels", "input_feat_size", "feature_projection_input_dim", "feature_size", "input_dim")
-    bins = next((size for part in parts if part is not None and (size := _first(part, *known))), 80)
+    named = next((size for part in parts if part is not None and (size := _first(part, *known))), None)
     positions = next((size for part in parts if part is not None and (size := _first(part, "max_source_positions"))), 0)
     frames = 2 * positions if positions else FRAMES
     masks = [mask for mask in (f"{name}_mask", "audio_mel_mask") if mask in takes]
     masks = masks or [mask for mask in ("attention_mask",) if mask in takes and "input_ids" not in takes]
-    by_shape = ((1, bins, frames), (1, frames, bins), (1, 1, frames, bins), (bins, frames))
+    by_shape = tuple(
+        shape
+        for bins in (USUAL_BINS if named is None else (named,))
+        for shape in ((1, bins, frames), (1, frames, bins), (1, 1, frames, bins), (bins, frames))
+    )
     found: list[dict[str, Any]] = []
     for masked in (bool(masks), False) if f"{name}_mask" not in takes else (True, False):
         for shape in by_shape:
@@ -170,7 +184,7 @@ def _spectrograms(name: str, takes: Sequence[str], config: Any, sample: Sampler)
             found.append({name: sample.normal(*shape), **beside})
         if not masks:
             break
-    return found if masks else found[:3]
+    return found
 
 
 def _boxes(length: int, config: Any, sample: Sampler) -> list[dict[str, Any]]:

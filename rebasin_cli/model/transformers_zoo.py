@@ -75,7 +75,9 @@ class TransformersModel(ModelSource):
     def _configuration(self, args: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
         """The configuration, and how the class is built from it."""
         package = import_optional("transformers", "transformers")
-        entries = {**self.config, **{name: value for name, value in args.items() if name not in _OURS}}
+        entries = _with_infinities(
+            {**self.config, **{name: value for name, value in args.items() if name not in _OURS}}
+        )
         kind = None if self.code is None else self.code.config_class()
         kind = package.CONFIG_MAPPING[self.model_type] if kind is None else kind
         config, defaults = kind.from_dict(entries), kind()
@@ -110,6 +112,15 @@ class TransformersModel(ModelSource):
 
     def examples(self, module: nn.Module, seed: int) -> tuple[ExampleInput, ...]:
         return transformers_inputs(module, seed)
+
+
+def _with_infinities(value: Any) -> Any:
+    """Numbers that JSON does not have, as transformers writes them: `{"__float__": "Infinity"}`."""
+    if isinstance(value, dict):
+        if value.keys() == {"__float__"}:
+            return float(value["__float__"])
+        return {name: _with_infinities(item) for name, item in value.items()}
+    return [_with_infinities(item) for item in value] if isinstance(value, list) else value
 
 
 @contextmanager

@@ -113,7 +113,8 @@ def run_apply(options: ApplyOptions) -> ApplyResult:
         )
         check_ties(source, saved.ties)
         for name in source:
-            check_finite(source[name], source.file_name(name), opened.path)
+            buffer = bool(saved.parameters) and name not in saved.parameters
+            check_finite(source[name], source.file_name(name), opened.path, infinite=buffer)
         leftovers = find_leftovers(
             {key: tuple(opened.infos[key].shape) for key in source.keys_in_file.extra}, {}, saved.spec, saved.shapes
         )

@@ -98,6 +98,40 @@ def test_a_number_that_is_none_is_counted(run: Runner, place: Path, side: str, v
     assert sorted(place.iterdir()) == files
 
 
+@pytest.mark.parametrize(("value", "code"), [(-float("inf"), 0), (float("nan"), 7)])
+def test_a_mask_among_the_buffers_may_be_infinite(run: Runner, place: Path, value: float, code: int) -> None:
+    (place / "masked.py").write_text(MASKED)
+    for seed, side in enumerate("ab"):
+        torch.manual_seed(seed)
+        mask = torch.zeros(6)
+        mask[4:] = value
+        torch.save(
+            {"into.weight": torch.randn(8, 6), "mask": mask, "out.weight": torch.randn(3, 8)}, place / f"{side}.pt"
+        )
+    done = run("align", "a.pt", "b.pt", "--model", "masked.py:Masked", "--input", "2,6", "-o", "out.pt")
+    assert done.code == code, done.err
+    if code == 0:
+        assert torch.equal(torch.load(place / "out.pt")["mask"], mask)
+    else:
+        assert "mask" in done.err
+
+
+MASKED = """
+import torch
+from torch import nn
+
+
+class Masked(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.into, self.out = nn.Linear(6, 8, bias=False), nn.Linear(8, 3, bias=False)
+        self.register_buffer("mask", torch.zeros(6))
+
+    def forward(self, x):
+        return self.out(self.into((x + self.mask).softmax(-1)).relu())
+"""
+
+
 def test_weights_whose_products_overflow_are_refused(run: Runner, place: Path) -> None:
     for side in "ab":
         rewrite(place, side, _4__weight=torch.full((6, 32), 3e38))

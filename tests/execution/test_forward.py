@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from rebasin_cli.errors import ModelError
 from rebasin_cli.execution.forward import Changed, run
 from rebasin_cli.execution.random_state import RandomState
-from rebasin_cli.execution.widening import Rounding
+from rebasin_cli.execution.widening import Rounding, is_large
 from rebasin_cli.model.example_input import ExampleInput
 from rebasin_cli.model.weightless import without_weights
 
@@ -121,3 +121,28 @@ def test_what_a_pass_leaves_in_the_module_does_not_reach_the_next() -> None:
     run(module, one, example)
     assert module.kept is None
     assert float(run(module, zero, example)[0].abs().max()) == 0.0
+
+
+class LargeRecurrent(nn.Module):
+    """A recurrent layer whose matrices are widened in pieces elsewhere."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.recurrent = nn.GRU(300, 600, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.recurrent(x)[0]
+        return found
+
+
+def test_a_large_recurrent_layer_computes_in_double_precision() -> None:
+    torch.manual_seed(0)
+    module = LargeRecurrent().eval()
+    state = {key: value.clone() for key, value in module.state_dict().items()}
+    assert all(is_large(value, torch.float64) for key, value in state.items() if "weight" in key)
+    x = torch.randn(2, 4, 300)
+    found = run(without_weights(module), state, ExampleInput((x,)))[0]
+    with torch.no_grad():
+        expected = LargeRecurrent().double().eval()
+        expected.load_state_dict(state)
+        torch.testing.assert_close(found, expected(x.double()), rtol=1e-13, atol=1e-14)

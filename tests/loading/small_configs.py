@@ -6,15 +6,17 @@ divided by one number, which keeps relations between sizes; and these with singl
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
 SIZES: tuple[tuple[str, int], ...] = (
-    (r".*vocab_size.*|vocab_size", 96),
+    (r".*vocab_size.*|vocab_size|.*_vocab", 96),
     (r".*(_|^)(token_id|token_index|tok_id|token)$", 3),
     (r"rotary_dim", 4),
+    (r".*_d_head", 8),
     (r"(num_)?(hidden_|encoder_|decoder_|transformer_|n_)?layers?|.*_layers|.*_depth|depth|n_layers?|num_blocks", 2),
     (r".*(kv_heads|key_value_heads|num_key_value_head|attention_groups)$|n_head_kv|multi_query_group_num", 2),
     (r".*(_heads|_head|attention_head)$|n_heads?|num_heads", 4),
@@ -39,12 +41,16 @@ SIZES: tuple[tuple[str, int], ...] = (
     (r"n_group|topk_group|num_labels", 2),
     (r"num_queries|num_object_queries", 8),
     (r"prediction_length", 4),
+    (r"label_length", 2),
 )
-KEPT = r"num_feat_extract_layers|num_feature_levels|num_conv_.*layers|.*_token_dim|.*stem.*|.*conv_.*groups"
+KEPT = (
+    r"subsampling_conv_channels|num_feat_extract_layers|num_feature_levels|num_conv_.*layers|.*_token_dim|.*stem.*"
+    r"|.*conv_.*groups"
+)
 """Entries whose names match a size, and which other entries count."""
 
 HEAD_COUNTS = r".*(_heads|_head|attention_head)$|n_heads?|num_heads"
-HEAD_SIZES = r".*head_dim$|d_kv|kv_channels|rotary_dim|qk_.*_dim"
+HEAD_SIZES = r".*head_dim$|.*_d_head|d_kv|kv_channels|rotary_dim|qk_.*_dim"
 WIDTHS = (
     r"(.*_)?(hidden_size|hidden_dim|embed_dim|embedding_size|d_model|n_embd|model_dim|intermediate_size|d_ff|n_inner)"
 )
@@ -83,11 +89,12 @@ def _ways(config_class: Any, changes: Mapping[str, Any]) -> Iterator[Callable[[]
     default = config_class()
     entries = default.to_dict()
     absolute = [_shrunk(entries, divisor, fill=fill) for divisor in (8, 4, 2) for fill in (False, True)]
-    proportional = [_divided(_shrunk(entries, 8, fill=fill), entries) for fill in (False, True)]
+    proportional = [_linked(_divided(_shrunk(entries, 8, fill=fill), entries), entries) for fill in (False, True)]
     for found in (absolute[0], proportional[0], *absolute[1:], *proportional[1:]):
         yield partial(config_class.from_dict, {**found, **changes})
     for found in (absolute[0], proportional[0]):
         yield partial(_assigned, config_class, found, changes)
+        yield partial(config_class.from_dict, {**_stated(config_class, found), **changes})
     for found in (absolute[0], proportional[0]):
         for path in _changed(found, entries):
             yield partial(config_class.from_dict, {**_without(found, entries, path), **changes})
@@ -107,6 +114,12 @@ def _assigned(config_class: Any, entries: Entries, changes: Mapping[str, Any]) -
 
     assign(config, {**entries, **changes})
     return config
+
+
+def _stated(config_class: Any, entries: Entries) -> Entries:
+    """Without what the class computes from other entries."""
+    named = {*inspect.signature(config_class.__init__).parameters, *getattr(config_class, "__dataclass_fields__", ())}
+    return {name: value for name, value in entries.items() if name in named}
 
 
 def _is_part(name: str, value: Any) -> bool:
@@ -133,6 +146,8 @@ def _shrunk(entries: Entries, divisor: int, *, fill: bool = False) -> Entries:
             and name == "per_layer_config"
         ):
             found[name] = {key: one for key, one in value.items() if int(key) < new}
+        elif value is None and fill and re.fullmatch("image_token_(id|index)", name):
+            found[name] = 3
         elif value is None and fill and (size := _size(name, 1 << 20)) < 1 << 20 and "token" not in name:
             found[name] = size
         else:
@@ -167,6 +182,8 @@ def _layers(entries: Entries) -> tuple[int, int]:
 
 
 def _list(name: str, values: list[Any], old: int, new: int, divisor: int) -> list[Any]:
+    if re.fullmatch(KEPT, name):
+        return values
     whole = all(type(value) is int for value in values)
     if name == "out_features" and old:
         return [f"stage{new - len(values) + place + 1}" for place in range(len(values))]
@@ -221,6 +238,16 @@ def _divided(found: Entries, entries: Entries) -> Entries:
         elif type(value) is int and value > factor and re.fullmatch(WIDTHS, name):
             result[name] = value // factor
     return result
+
+
+def _linked(found: Entries, entries: Entries) -> Entries:
+    """The width of what an image becomes in the text is that of the text, where it was."""
+    text, vision = (entries.get(f"{part}_config") for part in ("text", "vision"))
+    if isinstance(text, dict) and isinstance(vision, dict):
+        same = [name for name in vision if name == "out_hidden_size" and vision[name] == text.get("hidden_size")]
+        widths = dict.fromkeys(same, found["text_config"].get("hidden_size"))
+        return {**found, "vision_config": {**found["vision_config"], **widths}}
+    return found
 
 
 def _changed(found: Entries, entries: Entries, prefix: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:

@@ -107,3 +107,11 @@ def test_trust_in_a_directory_without_code_is_refused(directory: Path) -> None:
     written(directory, None, model_type="bert")
     with pytest.raises(UsageError, match="names no code"):
         load_factory(f"transformers:{directory}", trust_remote_code=True)
+
+
+def test_an_infinity_in_a_configuration_is_a_number(tmp_path: Path) -> None:
+    limits = {"time_step_limit": [0.0, {"__float__": "Infinity"}]}
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_heads": 8, "head_dim": 8, "n_groups": 1, "vocab_size": 9}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "mamba2", "state_size": 8, **sizes, **limits}))
+    module = load_factory(f"transformers:{tmp_path}").build_weightless()
+    assert list(module.config.time_step_limit) == [0.0, float("inf")]

@@ -56,6 +56,14 @@ class _Hearing(_Shown):
     def forward(self, input_features: Tensor, input_features_mask: Tensor) -> None: ...
 
 
+class _ReadingAndHearing(_Shown):
+    def forward(self, input_ids: Tensor | None = None, input_features: Tensor | None = None) -> None: ...
+
+
+class _Querying(_Shown):
+    def forward(self, query_embeds: Tensor, encoder_hidden_states: Tensor | None = None) -> None: ...
+
+
 class _Unknown(_Shown):
     def forward(self, input_ids: Tensor, protein: Tensor) -> None: ...
 
@@ -127,3 +135,25 @@ def test_text_is_long_enough_for_attention_that_merges_tokens() -> None:
     rates = {"compressed": 4, "heavily_compressed": 128}
     assert _described(_Text("input_ids", vocab_size=50, compress_rates=rates)) == ["input_ids=1x128:int64"]
     assert _described(_Text("input_ids", vocab_size=50, compress_rates=None)) == ["input_ids=1x16:int64"]
+
+
+def test_text_alone_comes_before_text_with_sound() -> None:
+    sound = SimpleNamespace(num_mel_bins=16)
+    first, *others = transformers_inputs(_ReadingAndHearing("input_ids", vocab_size=9, audio_config=sound), 0)
+    assert list(first.kwargs) == ["input_ids"]
+    shapes = [tuple(one.kwargs["input_features"].shape) for one in others]
+    assert shapes == [(1, 16, 256), (1, 256, 16), (1, 1, 256, 16), (16, 256)]
+    assert all(torch.equal(one.kwargs["input_ids"], first.kwargs["input_ids"]) for one in others)
+
+
+def test_sound_of_which_no_number_of_bins_is_known_has_one_of_two() -> None:
+    others = transformers_inputs(_ReadingAndHearing("input_ids", vocab_size=9), 0)[1:]
+    assert {one.kwargs["input_features"].shape[1] for one in others} >= {80, 128}
+
+
+def test_queries_come_with_the_states_that_they_attend_to() -> None:
+    (found,) = transformers_inputs(_Querying("query_embeds", hidden_size=6, encoder_hidden_size=10), 0)
+    assert {name: tuple(value.shape) for name, value in found.kwargs.items()} == {
+        "query_embeds": (1, 16, 6),
+        "encoder_hidden_states": (1, 16, 10),
+    }
