@@ -105,7 +105,12 @@ def open_pair(
     """
     opened_a, opened_b = open_sources((a, b))
     subject = open_subject(choice, file_shapes(opened_b))
-    weights = Weights.of(opened_b, subject, ignore_extra=ignore_extra)
+    try:
+        weights = Weights.of(opened_b, subject, ignore_extra=ignore_extra)
+    except ModelError:
+        if not mismatches_of(opened_a, opened_b, subject):  # A fits the model: perhaps B has another vocabulary
+            mismatches_of(opened_b, opened_a, subject)
+        raise
     hint = None if ignore_mismatched_sizes else "if only the heads differ, --ignore-mismatched-sizes aligns the rest"
     shared, apart = open_beside(opened_a, weights, choice, subject, ignore_extra=ignore_extra, refused=hint)
     return Pair(shared, weights, without(subject, apart), apart)

@@ -65,9 +65,14 @@ def mismatches_of(a: Checkpoint, b: Checkpoint, subject: Subject) -> tuple[Misma
     tables = {f"{name}.weight" for name, module in subject.module.named_modules() if isinstance(module, nn.Embedding)}
     for one in found:
         if one.key in tables and one.in_a[1:] == one.in_b[1:]:
+            rows = (
+                f"{a.path}: the table {quoted(one.key)} has {one.in_a[0]:,} rows, that of {b.path} has {one.in_b[0]:,}"
+            )
+            if "pos" in one.key.lower():
+                hint = "the networks were trained on texts of different length: build both with the same number"
+                raise ModelError(f"{rows}: the numbers of positions differ", path=a.path, hint=hint, slug="shapes")
             raise ModelError(
-                f"{a.path}: the table {quoted(one.key)} has {one.in_a[0]:,} rows, that of {b.path} has"
-                f" {one.in_b[0]:,}: the vocabularies differ{different_tokens(a.path, b.path)}",
+                f"{rows}: the vocabularies differ{different_tokens(a.path, b.path)}",
                 path=a.path,
                 hint="give both the same tokens first, for example with transformers' resize_token_embeddings",
                 slug="vocabulary",

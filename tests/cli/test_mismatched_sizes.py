@@ -22,6 +22,14 @@ def net(num_classes=4, width=8, depth=1):
 def fixed():
     return net(4)
 
+class Placed(nn.Module):
+    def __init__(self, length=8):
+        super().__init__()
+        self.position, self.out = nn.Embedding(length, 6), nn.Linear(6, 3)
+
+    def forward(self, ids):
+        return self.out(self.position(ids))
+
 class Words(nn.Module):
     def __init__(self, vocabulary=10):
         super().__init__()
@@ -158,6 +166,18 @@ def test_data_cannot_be_used_with_another_head(run: Runner, nets: Path) -> None:
     assert done.code == 2
 
 
+@pytest.mark.parametrize(("built", "other"), [(8, "b"), (16, "a")])
+def test_another_number_of_positions_is_not_another_vocabulary(run: Runner, nets: Path, built: int, other: str) -> None:
+    for name, length in (("a", 8), ("b", 16)):
+        state = {"position.weight": torch.randn(length, 6), "out.weight": torch.randn(3, 6), "out.bias": torch.randn(3)}
+        safetensors.torch.save_file(state, nets / f"{name}.safetensors")
+    words = ["--model", "nets.py:Placed", "--input", "ids=2,3:int64", "--model-arg", f"length={built}"]
+    done = run("align", "a.safetensors", "b.safetensors", *words)
+    assert done.code == 4
+    assert f"{other}.safetensors: the table 'position.weight' has" in done.err
+    assert "the numbers of positions differ" in done.err
+
+
 @pytest.mark.parametrize("flag", [[], ["--ignore-mismatched-sizes"]])
 def test_vocabularies_that_differ_are_refused_with_the_tokens(run: Runner, nets: Path, flag: list[str]) -> None:
     for name, vocabulary in (("A", 10), ("B", 12)):
@@ -167,8 +187,11 @@ def test_vocabularies_that_differ_are_refused_with_the_tokens(run: Runner, nets:
         safetensors.torch.save_file(state, nets / name / "model.safetensors")
         tokens = {f"t{number}": number for number in range(vocabulary)}
         (nets / name / "tokenizer.json").write_text(json.dumps({"model": {"vocab": tokens}}))
-    words = ["--model", "nets.py:Words", "--input", "ids=2,3:int64", "--model-arg", "vocabulary=12"]
-    done = run("align", "A", "B", *words, *flag)
+    words = ["--model", "nets.py:Words", "--input", "ids=2,3:int64", "--model-arg"]
+    done = run("align", "A", "B", *words, "vocabulary=10", *flag)
+    assert done.code == 4
+    assert "B: the table 'table.weight' has 12 rows, that of A has 10: the vocabularies differ; 2 tokens" in done.err
+    done = run("align", "A", "B", *words, "vocabulary=12", *flag)
     assert done.code == 4
     assert "has 10 rows" in done.err
     assert "has 12: the vocabularies differ; 2 tokens differ: 't10', 't11'" in done.err
