@@ -6,7 +6,6 @@ divided by one number, which keeps relations between sizes; and these with singl
 
 from __future__ import annotations
 
-import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -44,7 +43,7 @@ SIZES: tuple[tuple[str, int], ...] = (
     (r"label_length", 2),
 )
 KEPT = (
-    r"subsampling_conv_channels|num_feat_extract_layers|num_feature_levels|num_conv_.*layers|.*_token_dim|.*stem.*"
+    r"num_feat_extract_layers|num_feature_levels|num_conv_.*layers|.*_token_dim|.*stem.*"
     r"|.*conv_.*groups"
 )
 """Entries whose names match a size, and which other entries count."""
@@ -94,7 +93,6 @@ def _ways(config_class: Any, changes: Mapping[str, Any]) -> Iterator[Callable[[]
         yield partial(config_class.from_dict, {**found, **changes})
     for found in (absolute[0], proportional[0]):
         yield partial(_assigned, config_class, found, changes)
-        yield partial(config_class.from_dict, {**_stated(config_class, found), **changes})
     for found in (absolute[0], proportional[0]):
         for path in _changed(found, entries):
             yield partial(config_class.from_dict, {**_without(found, entries, path), **changes})
@@ -114,12 +112,6 @@ def _assigned(config_class: Any, entries: Entries, changes: Mapping[str, Any]) -
 
     assign(config, {**entries, **changes})
     return config
-
-
-def _stated(config_class: Any, entries: Entries) -> Entries:
-    """Without what the class computes from other entries."""
-    named = {*inspect.signature(config_class.__init__).parameters, *getattr(config_class, "__dataclass_fields__", ())}
-    return {name: value for name, value in entries.items() if name in named}
 
 
 def _is_part(name: str, value: Any) -> bool:
@@ -182,7 +174,7 @@ def _layers(entries: Entries) -> tuple[int, int]:
 
 
 def _list(name: str, values: list[Any], old: int, new: int, divisor: int) -> list[Any]:
-    if re.fullmatch(KEPT, name):
+    if name == "subsampling_conv_channels":  # the first is the number of bins, too
         return values
     whole = all(type(value) is int for value in values)
     if name == "out_features" and old:
