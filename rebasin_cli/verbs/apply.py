@@ -186,7 +186,9 @@ def _weights(opened: Checkpoint, saved: SavedPermutations, options: ApplyOptions
         spec = saved.model.found_from(options.permutations)
         subject = _subject(spec, {**saved.model.args, **(options.model_args or {})}, saved, options)
     except RebasinError as error:
-        raise by_name or _needs_model(options, f"{saved.model.spec} cannot be built: {error.message}") from error
+        advice = f" ({error.hint})" if error.hint else ""
+        why = f"{saved.model.spec} cannot be built: {error.message}{advice}"
+        raise by_name or _needs_model(options, why) from error
     try:
         found = Weights.of(opened, subject, ignore_extra=options.ignore_extra)
     except ModelError as error:
