@@ -148,6 +148,12 @@ def _layouts(name: str, takes: Sequence[str], config: Any, sample: Sampler) -> l
         return [{name: sample.normal(1, TOKENS, width)}]
     if name == "input_values" and _first(config, "num_mel_bins") and _first(config, "max_length"):
         return [{name: sample.normal(1, config.max_length, config.num_mel_bins)}]
+    if name == "task_inputs":  # the text of a task, as whole numbers or, further on, as embeddings
+        length, known = (
+            _first(config, "task_seq_len") or TOKENS,
+            _first(config, "text_encoder_vocab_size", "vocab_size"),
+        )
+        return [{name: sample.integers((1, length), known or 2)}, {name: sample.normal(1, length)}]
     if name in ("input_values", "waveform"):
         return [{name: sample.normal(1, SAMPLES)}, {name: sample.normal(1, 1, SAMPLES)}]
     if name in ("input_features", "audio_mel"):

@@ -64,6 +64,10 @@ class _Querying(_Shown):
     def forward(self, query_embeds: Tensor, encoder_hidden_states: Tensor | None = None) -> None: ...
 
 
+class _Tasked(_Shown):
+    def forward(self, pixel_values: Tensor, task_inputs: Tensor) -> None: ...
+
+
 class _Unknown(_Shown):
     def forward(self, input_ids: Tensor, protein: Tensor) -> None: ...
 
@@ -157,3 +161,11 @@ def test_queries_come_with_the_states_that_they_attend_to() -> None:
         "query_embeds": (1, 16, 6),
         "encoder_hidden_states": (1, 16, 10),
     }
+
+
+def test_a_picture_with_a_task_has_the_text_of_the_task_beside_it() -> None:
+    model = _Tasked("pixel_values", image_size=32, num_channels=3, task_seq_len=7, text_encoder_vocab_size=9)
+    first = transformers_inputs(model, 0)[0].kwargs
+    assert tuple(first["pixel_values"].shape) == (1, 3, 32, 32)
+    assert tuple(first["task_inputs"].shape) == (1, 7)
+    assert 0 <= int(first["task_inputs"].min()) <= int(first["task_inputs"].max()) < 9
