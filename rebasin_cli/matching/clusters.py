@@ -48,7 +48,13 @@ class Cluster:
     families: tuple[int, ...]
     tiles: tuple[Tile, ...]
     curved: bool
-    """The objective is not linear in the cluster's cells: it acts on two folds of one tensor, or tiles are coupled."""
+    """The objective is not linear in the cluster's cells: it acts on two folds of one tensor, or tiles are coupled.
+
+    Or it acts twice on one fold, on the rows and the columns of matrices that lie in it as wholes. Such a fold has no
+    tiles: it counts when a step is judged by the true objective.
+    """
+    keys: tuple[str, ...]
+    """The tensors that it moves, sorted."""
 
 
 class NotNested(Exception):
@@ -76,13 +82,19 @@ def _cluster(families: GroupFamilies, root: int, below: Sequence[int]) -> Cluste
     for family in members:
         if any(place not in places for place in family.rows):
             raise NotNested(family)
-    tiles = tuple(tile for place in places for tile in _tiles(families.all[root], members, place))
+    twice = {place for place in places for one in (families.all[root], *members) if _acts_twice(one, place)}
+    tiles = tuple(tile for place in places if place not in twice for tile in _tiles(families.all[root], members, place))
     folds: dict[str, set[int]] = defaultdict(set)
     for tile in tiles:
         folds[tile.key].add(tile.fold)
-    curved = any(len(found) > 1 for found in folds.values()) or any(tile.coupled for tile in tiles)
+    coupled = any(len(found) > 1 for found in folds.values()) or any(tile.coupled for tile in tiles)
     ordered = sorted(below, key=lambda index: -families.all[index].depth)
-    return Cluster(root, (*ordered, root), tiles, curved)
+    keys = tuple(sorted({tile.key for tile in tiles} | {key for key, _ in twice}))
+    return Cluster(root, (*ordered, root), tiles, bool(twice) or coupled, keys)
+
+
+def _acts_twice(family: GroupFamily, place: TensorFold) -> bool:
+    return place in family.rows and len(np.unique(family.rows[place])) < family.rows[place].size
 
 
 def _tiles(root: GroupFamily, below: Sequence[GroupFamily], place: TensorFold) -> list[Tile]:

@@ -208,7 +208,7 @@ def prepare(
     _check_finite(sizes, keys)
     if budget is None:
         budget = max(1 << 26, sum(a[key].nbytes for key in keys) // 4)
-    touched = tuple(tuple(sorted({tile.key for tile in cluster.tiles})) for cluster in clusters)
+    touched = tuple(cluster.keys for cluster in clusters)
     return Problem(spec, a, b, keys, families, clusters, sizes, touched, identity, budget, torch.device(device))
 
 

@@ -365,3 +365,31 @@ def test_the_second_name_of_a_tied_tensor_is_not_called_unseen() -> None:
     assert check.ok
     assert check.power.unseen == ()
     assert check.power.unknown is None
+
+
+class _Refusing(torch.autograd.Function):
+    """As reversible layers do in eval mode."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        raise AssertionError("use model.train()")
+
+
+def test_a_model_that_refuses_gradients_in_eval_mode_is_verified() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(5, 12), nn.Linear(12, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.second(_Refusing.apply(self.first(x)).relu())
+
+    sites = [("first.weight", 0), ("first.bias", 0), ("second.weight", 1)]
+    check = verify_by_execution(Net, VECTORS, spec_of(("first", 12, sites)), power=True)
+    assert check.ok
+    assert check.power.unseen == ()
+    assert not verify_by_execution(Net, VECTORS, spec_of(("first", 12, sites[:2]))).ok
