@@ -178,9 +178,9 @@ class AlignResult(Result):
     B. `places` has the files' paths relative to the report's directory, `code` the SHA-256 of the user's Python
     files. `out`, `report` and `sha256["out"]` are None after a dry run. `data` says how the data were read and what
     was learned from them, None without data; `settings` are those of the search; `timed_out` says that the time limit
-    ended it, `stopped` why a search by weights ended (bound, agreement, margin, effort, time). Seconds are wall-clock, by phase;
-    `peak_rss_bytes` counts mapped file pages too. `matched` has the permutations themselves, int64 index tensors by axis group (`new[i] = old[perm[i]]`); they are not part of the
-    JSON.
+    ended it, `stopped` why a search by weights ended (bound, agreement, margin, effort, time). Seconds are wall-clock,
+    by phase; `peak_rss_bytes` counts mapped file pages too. `matched` has the permutations themselves, int64 index
+    tensors by axis group (`new[i] = old[perm[i]]`); they are not part of the JSON.
     """
 
     a: Path
