@@ -12,6 +12,7 @@ _rebasin() {
         'interpolate:Evaluate the networks on the line between checkpoints, before and after alignment'
         'metrics:Measure how alike the task vectors of fine-tuned checkpoints are'
         'verify:Check numerically whether two checkpoints compute the same function'
+        'compare:Show what differs between two checkpoints, and whether they have a common base'
         'apply:Apply a saved alignment to another checkpoint of the same model, such as an EMA copy or a later epoch'
         'trace:Show which axes of a model are permuted together, and which are pinned and why'
         'inspect:Show what checkpoints contain, from their headers alone, and which models they fit'
@@ -242,6 +243,52 @@ _rebasin() {
                 '--tolerance=[Allowed difference in noise floors of each output]:N: ' \
                 '--rtol=[Allow |a - b| <= atol + R |a| instead]:R: ' \
                 '--atol=[Allow |a - b| <= D + rtol |a| instead]:D: ' \
+                '--format=[Format of the result]:NAME:(table json csv latex md)' \
+                '--json[Short for --format json: exactly one JSON document on stdout, errors included]' \
+                '(--quiet -q)--quiet[No progress and no notes]' \
+                '(--quiet -q)-q[No progress and no notes]' \
+                '(--verbose -v)--verbose[Show more detail]' \
+                '(--verbose -v)-v[Show more detail]' \
+                '--color=[Color the output]:WHEN:(auto always never)' \
+                '--config=[Read options from the table of this verb in a TOML file]:FILE.toml:_files' \
+                '--print-config[Print the options as TOML and stop]' \
+                '(-h --help)--help[Show this help and stop]' \
+                '(-h --help)-h[Show this help and stop]' \
+                '*:B:_files'
+            ;;
+        compare)
+            shift words; (( CURRENT-- ))
+            _arguments \
+                '(--force -f)--force[Overwrite outputs that exist]' \
+                '(--force -f)-f[Overwrite outputs that exist]' \
+                '--mkdir[Create the output'\''s directory if it is missing]' \
+                '--seed=[Random seed]:value: ' \
+                '--key=[Where in the file the state dict is, such as ema.model]:NAME: ' \
+                '--ema[Use the exponential moving average of the weights, where the file has one]' \
+                '--ignore-extra[Copy tensors that the model does not have unchanged, without a warning]' \
+                '--key-a=[--key for A alone]:NAME: ' \
+                '--key-b=[--key for B alone]:NAME: ' \
+                '--ema-a[--ema for A alone]' \
+                '--ema-b[--ema for B alone]' \
+                '--spec=[Read the axis groups from this file instead of deriving them]:FILE:_files' \
+                '*--pin=[Do not permute the axes of tensors whose name matches, such as '\''head.*'\'']:PATTERN: ' \
+                '*--rules=[Python file with rules for your own operations]:FILE.py:_files' \
+                '*--trace-call=[Trace another method of the model too, called with the example input, such as encode]:METHOD: ' \
+                '*--also-input=[Trace the model on this input too: arguments separated by '\'';'\'', such as '\''ids=1,16:int64; task=b'\'']:ARGUMENTS: ' \
+                '--strict[Refuse an operation that has no rule, and tensors that no pass reaches and that could read permuted units]' \
+                '--no-cache[Neither read nor write verified specs in the user'\''s cache directory]' \
+                '--save-spec=[Save the axis groups, as --spec reads them]:FILE:_files' \
+                '*--model-arg=[Argument of the model, such as num_classes=10]:NAME=VALUE: ' \
+                '--trust-remote-code[Run the Python code that lies in the directory of a transformers model]' \
+                '*--input=[Example input: a shape such as 1,3,224,224, or ids=1,16:int64]:SHAPE: ' \
+                '--input-file=[Example input from an .npz file]:FILE.npz:_files' \
+                '(--model -m)--model=[Model: torchvision:NAME, timm:NAME, open_clip:NAME, transformers:DIR, diffusers:DIR, path/to/file.py:function or package.module:function]:SPEC:_rebasin_models' \
+                '(--model -m)-m+[Model: torchvision:NAME, timm:NAME, open_clip:NAME, transformers:DIR, diffusers:DIR, path/to/file.py:function or package.module:function]:SPEC:_rebasin_models' \
+                '--effort=[Search effort]:LEVEL:(auto fast standard thorough)' \
+                '--device=[Device for matching: cpu, cuda, cuda:1, mps]:value: ' \
+                '--ignore-mismatched-sizes[Compare what the two share where tensors such as a head have other shapes]' \
+                '--html=[Write the report as one HTML page]:FILE:_files' \
+                '--fail-unless=[Exit with code 9 if the verdict is none of these: same-file, same-function, permuted-copy, fine-tuned, permuted-fine-tuned, unrelated, undecided]:VERDICT[,...: ' \
                 '--format=[Format of the result]:NAME:(table json csv latex md)' \
                 '--json[Short for --format json: exactly one JSON document on stdout, errors included]' \
                 '(--quiet -q)--quiet[No progress and no notes]' \

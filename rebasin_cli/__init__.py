@@ -15,6 +15,7 @@ __all__ = [
     "AlignResult",
     "ApplyResult",
     "CheckpointError",
+    "CompareResult",
     "DataError",
     "EnvResult",
     "GateExceeded",
@@ -43,6 +44,7 @@ __all__ = [
     "align_modules",
     "apply",
     "apply_permutation_to_task_vectors",
+    "compare",
     "env",
     "inspect",
     "interpolate",
@@ -79,6 +81,8 @@ if TYPE_CHECKING:
     from rebasin_cli.verbs.align import align as align
     from rebasin_cli.verbs.apply import ApplyResult as ApplyResult
     from rebasin_cli.verbs.apply import apply as apply
+    from rebasin_cli.verbs.compare import CompareResult as CompareResult
+    from rebasin_cli.verbs.compare import compare as compare
     from rebasin_cli.verbs.env import EnvResult as EnvResult
     from rebasin_cli.verbs.env import env as env
     from rebasin_cli.verbs.inspect import InspectResult as InspectResult
@@ -98,6 +102,7 @@ _HOMES = {
     "AlignResult": "verbs.align",
     "ApplyResult": "verbs.apply",
     "CheckpointError": "errors",
+    "CompareResult": "verbs.compare",
     "DataError": "errors",
     "EnvResult": "verbs.env",
     "GateExceeded": "errors",
@@ -126,6 +131,7 @@ _HOMES = {
     "align_modules": "compat.modules",
     "apply": "verbs.apply",
     "apply_permutation_to_task_vectors": "compat.task_vectors",
+    "compare": "verbs.compare",
     "env": "verbs.env",
     "inspect": "verbs.inspect",
     "interpolate": "verbs.interpolate",

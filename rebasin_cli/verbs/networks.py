@@ -22,7 +22,7 @@ from rebasin_cli.matching.search import search
 from rebasin_cli.permutation import Permutations, Permuted
 from rebasin_cli.progress import Progress
 from rebasin_cli.verbs.cost import PhaseClock
-from rebasin_cli.verbs.shared_options import Derivation, ModelInput, NetworkOptions
+from rebasin_cli.verbs.shared_options import Derivation, ModelInput, NetworkReading
 from rebasin_cli.verbs.verification import measure, verify_closer, verify_groups, verify_same_function, with_spec
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ class Networks:
     @staticmethod
     def open(
         sources: Sequence[Source],
-        options: NetworkOptions,
+        options: NetworkReading,
         progress: Progress,
         clock: PhaseClock,
         *,
@@ -104,13 +104,35 @@ class Networks:
         progress.phase("reading")
         with clock.phase("read"):
             several = open_several(sources, choice, shaped_like=shaped_like, ignore_extra=options.ignore_extra)
-            if several.subject.note:
-                progress.note(several.subject.note)
             several.check(progress)
+        return Networks.of(several.weights, several.subject, options, progress, clock, shaped_like=shaped_like)
+
+    @staticmethod
+    def of(
+        weights: tuple[Weights, ...],
+        subject: Subject,
+        options: NetworkReading,
+        progress: Progress,
+        clock: PhaseClock,
+        *,
+        shaped_like: int = 0,
+    ) -> Networks:
+        """The same for networks that are opened and checked: derive the axis groups of the model and verify them.
+
+        Args:
+            clock: has the phases `trace` and `verify`.
+            shaped_like: the number of the network whose weights stand in where random ones give no finite outputs.
+
+        Raises:
+            ModelError, NumericalError: as for `open`.
+        """
+        choice = model_choice(options)
+        if subject.note:
+            progress.note(subject.note)
         progress.phase("tracing")
         with clock.phase("trace"):
             understood = understand(
-                several.subject,
+                subject,
                 choice,
                 spec_file=options.spec,
                 pins=options.pins,
@@ -120,15 +142,15 @@ class Networks:
         progress.phase("verifying the groups")
         with clock.phase("verify"):
             understood, soundness = verify_groups(
-                several.subject,
+                subject,
                 understood,
-                several.weights[shaped_like],
-                str(options.spec or options.model),
+                weights[shaped_like],
+                str(options.spec or choice.spec),
                 seed=options.seed,
                 cache=options.cache,
                 narrow=not options.strict,
             )
-        return Networks(several.weights, several.subject, understood, soundness, progress)
+        return Networks(weights, subject, understood, soundness, progress)
 
     def search(
         self,

@@ -213,5 +213,10 @@ class Seed:
 
 
 @options_class
-class NetworkOptions(RequiredModel, Derivation, StateInFile, Seed):
-    """What a verb needs to open networks of one model and to find the axis groups of the model."""
+class NetworkReading(ModelInput, Derivation, StateInFile, Seed):
+    """What a verb that knows the model needs to open networks of it and to find its axis groups."""
+
+
+@options_class
+class NetworkOptions(RequiredModel, NetworkReading):
+    """The same, with the model that the user must name."""
