@@ -13,6 +13,7 @@ _rebasin() {
         'metrics:Measure how alike the task vectors of fine-tuned checkpoints are'
         'verify:Check numerically whether two checkpoints compute the same function'
         'compare:Show what differs between two checkpoints, and whether they have a common base'
+        'transfer:Carry a fine-tuning, or a LoRA adapter, over to another base'
         'apply:Apply a saved alignment to another checkpoint of the same model, such as an EMA copy or a later epoch'
         'trace:Show which axes of a model are permuted together, and which are pinned and why'
         'inspect:Show what checkpoints contain, from their headers alone, and which models they fit'
@@ -301,6 +302,61 @@ _rebasin() {
                 '(-h --help)--help[Show this help and stop]' \
                 '(-h --help)-h[Show this help and stop]' \
                 '*:B:_files'
+            ;;
+        transfer)
+            shift words; (( CURRENT-- ))
+            _arguments \
+                '(--force -f)--force[Overwrite outputs that exist]' \
+                '(--force -f)-f[Overwrite outputs that exist]' \
+                '--mkdir[Create the output'\''s directory if it is missing]' \
+                '--transform=[Image transform: resize=256,crop=224,mean=a/b/c,std=a/b/c, the name of a preset, file.py:function, or raw]:TEXT: ' \
+                '--class-map=[File with the name of a class folder in each line, in the order of the model'\''s outputs]:FILE:_files' \
+                '--class-order=[Order of class folders: numeric (9, 10), or text (10, 9) as in torchvision'\''s ImageFolder]:ORDER:(numeric text)' \
+                '--loss=[Loss: f(output, target)]:FILE.py\:FUNCTION: ' \
+                '--limit=[Use N random samples of the data]:N: ' \
+                '--batch-size=[Batch size]:N: ' \
+                '--workers=[Number of processes that decode images]:N: ' \
+                '--skip-corrupt[Skip and count images that cannot be read]' \
+                '--seed=[Random seed]:value: ' \
+                '--key=[Where in the file the state dict is, such as ema.model]:NAME: ' \
+                '--ema[Use the exponential moving average of the weights, where the file has one]' \
+                '--ignore-extra[Copy tensors that the model does not have unchanged, without a warning]' \
+                '--spec=[Read the axis groups from this file instead of deriving them]:FILE:_files' \
+                '*--pin=[Do not permute the axes of tensors whose name matches, such as '\''head.*'\'']:PATTERN: ' \
+                '*--rules=[Python file with rules for your own operations]:FILE.py:_files' \
+                '*--trace-call=[Trace another method of the model too, called with the example input, such as encode]:METHOD: ' \
+                '*--also-input=[Trace the model on this input too: arguments separated by '\'';'\'', such as '\''ids=1,16:int64; task=b'\'']:ARGUMENTS: ' \
+                '--strict[Refuse an operation that has no rule, and tensors that no pass reaches and that could read permuted units]' \
+                '--no-cache[Neither read nor write verified specs in the user'\''s cache directory]' \
+                '--save-spec=[Save the axis groups, as --spec reads them]:FILE:_files' \
+                '*--model-arg=[Argument of the model, such as num_classes=10]:NAME=VALUE: ' \
+                '--trust-remote-code[Run the Python code that lies in the directory of a transformers model]' \
+                '*--input=[Example input: a shape such as 1,3,224,224, or ids=1,16:int64]:SHAPE: ' \
+                '--input-file=[Example input from an .npz file]:FILE.npz:_files' \
+                '(--model -m)--model=[Model: torchvision:NAME, timm:NAME, open_clip:NAME, transformers:DIR, diffusers:DIR, path/to/file.py:function or package.module:function]:SPEC:_rebasin_models' \
+                '(--model -m)-m+[Model: torchvision:NAME, timm:NAME, open_clip:NAME, transformers:DIR, diffusers:DIR, path/to/file.py:function or package.module:function]:SPEC:_rebasin_models' \
+                '(--out -o)--out=[Output file or directory]:FILE:_files' \
+                '(--out -o)-o+[Output file or directory]:FILE:_files' \
+                '--dry-run[Run without writing files]' \
+                '--scale=[Multiply the fine-tuning'\''s change by this]:X: ' \
+                '--align=[Align OLD_BASE to NEW_BASE (reference), or add the change as it is (none)]:HOW:(reference none)' \
+                '--effort=[Search effort]:LEVEL:(auto fast standard thorough)' \
+                '--device=[Device for matching and evaluation: cpu, cuda, cuda:1, mps]:value: ' \
+                '(--data -d)--data=[Evaluate the networks on this]:DATA: ' \
+                '(--data -d)-d+[Evaluate the networks on this]:DATA: ' \
+                '--ignore-mismatched-sizes[Where FINETUNED has a head that a base lacks, or of another size, keep FINETUNED'\''s own]' \
+                '--format=[Format of the result]:NAME:(table json csv latex md)' \
+                '--json[Short for --format json: exactly one JSON document on stdout, errors included]' \
+                '(--quiet -q)--quiet[No progress and no notes]' \
+                '(--quiet -q)-q[No progress and no notes]' \
+                '(--verbose -v)--verbose[Show more detail]' \
+                '(--verbose -v)-v[Show more detail]' \
+                '--color=[Color the output]:WHEN:(auto always never)' \
+                '--config=[Read options from the table of this verb in a TOML file]:FILE.toml:_files' \
+                '--print-config[Print the options as TOML and stop]' \
+                '(-h --help)--help[Show this help and stop]' \
+                '(-h --help)-h[Show this help and stop]' \
+                '*:NEW_BASE:_files'
             ;;
         apply)
             shift words; (( CURRENT-- ))

@@ -38,6 +38,7 @@ __all__ = [
     "RebasinError",
     "ResourceError",
     "TraceResult",
+    "TransferResult",
     "UsageError",
     "VerifyResult",
     "align",
@@ -51,6 +52,7 @@ __all__ = [
     "metrics",
     "models",
     "trace",
+    "transfer",
     "verify",
     "weight_matching_for_task_vectors",
 ]
@@ -95,6 +97,8 @@ if TYPE_CHECKING:
     from rebasin_cli.verbs.models import models as models
     from rebasin_cli.verbs.trace import TraceResult as TraceResult
     from rebasin_cli.verbs.trace import trace as trace
+    from rebasin_cli.verbs.transfer import TransferResult as TransferResult
+    from rebasin_cli.verbs.transfer import transfer as transfer
     from rebasin_cli.verbs.verify import VerifyResult as VerifyResult
     from rebasin_cli.verbs.verify import verify as verify
 
@@ -125,6 +129,7 @@ _HOMES = {
     "RebasinError": "errors",
     "ResourceError": "errors",
     "TraceResult": "verbs.trace",
+    "TransferResult": "verbs.transfer",
     "UsageError": "errors",
     "VerifyResult": "verbs.verify",
     "align": "verbs.align",
@@ -138,6 +143,7 @@ _HOMES = {
     "metrics": "verbs.metrics",
     "models": "verbs.models",
     "trace": "verbs.trace",
+    "transfer": "verbs.transfer",
     "verify": "verbs.verify",
     "weight_matching_for_task_vectors": "compat.task_vectors",
 }

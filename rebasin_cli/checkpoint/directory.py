@@ -14,6 +14,7 @@ import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from rebasin_cli.checkpoint.atomic import (
@@ -169,10 +170,13 @@ class DirectoryCheckpoint(Checkpoint):
     Args:
         contents: what is in it.
         weights: the opened weights.
+        rewritten: files beside the weights that a copy gets with other contents, by name.
     """
 
-    def __init__(self, contents: ModelDirectory, weights: Checkpoint) -> None:
-        self.contents = contents
+    def __init__(
+        self, contents: ModelDirectory, weights: Checkpoint, rewritten: Mapping[str, bytes] = MappingProxyType({})
+    ) -> None:
+        self.contents, self.rewritten = contents, rewritten
         self._weights = weights
         self.path = contents.path
         self.format, self.files, self.wrapper = weights.format, weights.files, weights.wrapper
@@ -196,10 +200,14 @@ class DirectoryCheckpoint(Checkpoint):
             weights: in place of its own.
         """
         kept = tuple(one for one in self.contents.beside if not _OPTIMIZER.fullmatch(one.name))
-        return DirectoryCheckpoint(replace(self.contents, beside=kept), weights or self._weights)
+        return DirectoryCheckpoint(replace(self.contents, beside=kept), weights or self._weights, self.rewritten)
 
     def write_alone(self, path: Path, keys: Collection[str]) -> None:
         self._weights.write_alone(path, keys)
+
+    def with_files(self, rewritten: Mapping[str, bytes]) -> DirectoryCheckpoint:
+        """The same directory, of which a copy gets other contents in these files beside the weights."""
+        return DirectoryCheckpoint(self.contents, self._weights, {**self.rewritten, **rewritten})
 
     def beside_tensor(self, path: str) -> Tensor:
         return self.states.tensor(path) if path in self.states.infos else self._weights.beside_tensor(path)
@@ -245,7 +253,9 @@ class DirectoryCheckpoint(Checkpoint):
 
     def write_into(self, directory: Path, transform: Transform, provenance: Mapping[str, str]) -> Path:
         for one in self.contents.beside:
-            if one.copied:
+            if one.name in self.rewritten:
+                write_new_file(directory / one.name, [self.rewritten[one.name]])
+            elif one.copied:
                 _copy(self.contents.path / one.name, directory / one.name)
         for name in self.states.tree:
             with open(directory / name, "x+b") as handle:

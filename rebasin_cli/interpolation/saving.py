@@ -95,7 +95,9 @@ def _save(
     def transform(key: str, tensor: Tensor) -> Tensor:
         if key not in line.keys or not (network.changes(key) or adjustment.changes(key)):
             return tensor
-        return _cast(adjustment.apply(key, network.tensor(key)), tensor.dtype, f"{file.path}: {source.file_name(key)}")
+        return cast_to_file(
+            adjustment.apply(key, network.tensor(key)), tensor.dtype, f"{file.path}: {source.file_name(key)}"
+        )
 
     provenance = {
         "version": __version__,
@@ -112,9 +114,9 @@ def _save(
     )
 
 
-def _cast(value: Tensor, dtype: torch.dtype, what: str) -> Tensor:
+def cast_to_file(value: Tensor, dtype: torch.dtype, what: str) -> Tensor:
     """The value in the file's dtype; an overflow is an error, not an infinity."""
     cast = value.to(dtype)
     if dtype.is_floating_point and dtype.itemsize < value.dtype.itemsize and not bool(cast.isfinite().all()):
-        raise NumericalError(f"{what}: an interpolated value does not fit {dtype}")
+        raise NumericalError(f"{what}: a computed value does not fit {dtype}")
     return cast

@@ -20,6 +20,7 @@ from rebasin_cli.report.verdict import finding
 from rebasin_cli.verbs.align import AlignResult
 from rebasin_cli.verbs.interpolate_result import InterpolateResult
 from rebasin_cli.verbs.shared_options import DataReading
+from rebasin_cli.verbs.transfer import TransferResult
 
 LITTLE_MORE_THAN_CHANCE = 1.25
 """Weights say little where the gain of the similarity is less than this many times the gain by chance.
@@ -61,6 +62,19 @@ def after_interpolate(result: InterpolateResult) -> Lines | None:
     above = found == "there" and height is not None and error is not None and height > 2 * error
     if curve == "matched" and above and fits and result.aligned_by != "learned":
         return _said([_learned(result)])
+    return None
+
+
+def after_transfer(result: TransferResult) -> Lines | None:
+    """What a transfer needs next: data to judge it by, or another scale."""
+    if not result.scores:
+        return text("Only data show whether the fine-tuning works on NEW_BASE: give --data DATA.")
+    by = {name: found.accuracy for name, found in result.scores.items()}
+    naive, moved, base = by.get("naive"), by.get("transferred"), by.get("new_base")
+    if moved is not None and naive is not None and naive > moved:
+        return text("On these data the change does better without alignment (--align none).")
+    if moved is not None and base is not None and moved < base:
+        return text("On these data NEW_BASE does better without the change: try a smaller --scale.")
     return None
 
 

@@ -1,1 +1,1 @@
-"""Task vectors (fine-tuned minus base weights) and metrics between pairs of them."""
+"""Task vectors: what a fine-tuning changed, `finetuned - base`, moved to another base, and metrics between pairs."""

@@ -1,6 +1,6 @@
 """Verdicts of `rebasin compare` on made pairs: what was fine-tuned, permuted, pruned, quantized, distilled or neither.
 
-    python -m tests.benchmarks.compare_pairs [DIR] [--count N]
+    python -m tests.benchmarks.compare_pairs [DIR] [--count N] [--effort LEVEL]
 
 For each of N bases, small networks trained on scikit-learn's digits (an MLP, a residual network with BatchNorm, a
 vision transformer, in turn), one pair of every kind. Networks and results are kept in DIR and not made again.
@@ -153,9 +153,9 @@ def bases(count: int, cache: Path) -> Iterator[Made]:
         yield Made(kind, read(trained(kind, number, train, cache)), number, train, specs[kind.name])
 
 
-def judge(made: Made, cache: Path) -> dict[str, dict[str, object]]:
+def judge(made: Made, cache: Path, effort: str) -> dict[str, dict[str, object]]:
     """The verdict of every pair of a base, with the figures that it stands on."""
-    kept = cache / f"verdicts-{made.kind.builder}-{made.seed}.json"
+    kept = cache / f"verdicts-{effort}-{made.kind.builder}-{made.seed}.json"
     if kept.exists():
         found: dict[str, dict[str, object]] = json.loads(kept.read_text())
         return found
@@ -164,7 +164,9 @@ def judge(made: Made, cache: Path) -> dict[str, dict[str, object]]:
     save_file({key: value.contiguous() for key, value in made.base.items()}, a)
     for name, make in pairs(made, cache).items():
         save_file({key: value.contiguous() for key, value in make().items()}, b)
-        result = compare(a, b, model=made.kind.model, model_args=made.kind.model_args, inputs=("1,1,8,8",))
+        result = compare(
+            a, b, model=made.kind.model, model_args=made.kind.model_args, inputs=("1,1,8,8",), effort=effort
+        )
         tests = result.tests
         in_order, matched = (None, None) if tests is None else (tests.in_order, tests.matched)
         found[name] = {
@@ -182,10 +184,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("cache", nargs="?", type=Path, default=Path("compare-pairs"))
     parser.add_argument("--count", type=int, default=21)
+    parser.add_argument("--effort", default="fast", help="of the searches; the default costs minutes in all")
     given = parser.parse_args()
     given.cache.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
-    results = [judge(made, given.cache) for made in bases(given.count, given.cache)]
+    results = [judge(made, given.cache, given.effort) for made in bases(given.count, given.cache)]
     lines = []
     for name, expected in EXPECTED.items():
         rows = [result[name] for result in results]
