@@ -17,7 +17,10 @@ EXIT_CODES = (
     (6, "output: exists, is an input, not a regular file, no permission, disk full"),
     (7, "numbers: not finite, or the verification failed"),
     (8, "resources: memory, device, missing or broken optional package"),
-    (9, "a limit such as --fail-above was exceeded; the files are written"),
+    (
+        9,
+        "a limit such as --fail-above was exceeded, or --fail-unless not met; the files are written",
+    ),
     (130, "interrupted (SIGINT)"),
     (141, "output pipe closed (SIGPIPE)"),
     (143, "terminated (SIGTERM)"),

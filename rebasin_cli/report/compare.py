@@ -13,7 +13,7 @@ from rebasin_cli.verbs.compare import BeforeAfter, ComparedModule, CompareResult
 MOST_MODULES = 20
 """Modules that are listed where not all were asked for: those that differ most."""
 
-HEADINGS = ("module", "cosine before", "after", "distance before", "after", "tensors equal")
+HEADINGS = ("module", "cosine before", "after", "relative distance before", "after", "tensors equal")
 
 VERDICTS: Mapping[str, str] = {
     "same-file": "Every tensor of B is equal to A's, bit for bit.",

@@ -1,7 +1,7 @@
 """A comparison as one HTML page, in light and dark, for wide and narrow screens; no script, nothing from elsewhere.
 
 The heat map has a cell for each module, in the order of the model, before alignment and after it: the stronger the
-color, the larger the relative distance `|A - B| / |A|`, on a scale that ends at 1.
+color, the larger the relative distance `|A - B| / |A|`, by its square root, so that small ones show; 1 is the end.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from rebasin_cli.verbs.compare import ComparedModule, CompareResult
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1d2530; --soft: #566170; --page: #fff; --line: #d5dae1; --hot: #d9480f;
-  --band: #f4f6f8; }
+  --band: #f4f6f8; --top: 70%; }
 @media (prefers-color-scheme: dark) { :root { --ink: #e6e9ee; --soft: #a3adba; --page: #14181d; --line: #353d47;
-  --hot: #ff8a4c; --band: #1c222a; } }
+  --hot: #ff8a4c; --band: #1c222a; --top: 45%; } }
 * { box-sizing: border-box; }
 body { margin: 0 auto; padding: 1.5rem 1rem 3rem; max-width: 68rem; background: var(--page); color: var(--ink);
   font: 16px/1.5 system-ui, sans-serif; overflow-wrap: anywhere; }
@@ -28,7 +28,7 @@ dt { color: var(--soft); } dd { margin: 0; }
 .map { display: grid; grid-template-columns: max-content 1fr; gap: .3rem .75rem; align-items: center; }
 .cells { display: flex; flex-wrap: wrap; gap: 2px; }
 .cell { flex: 1 1 .5rem; min-width: .5rem; max-width: 2.5rem; height: 1.6rem; border: 1px solid var(--line); }
-.cell, td.heat { background: color-mix(in srgb, var(--hot) calc(var(--h) * 70%), var(--page)); }
+.cell, td.heat { background: color-mix(in srgb, var(--hot) calc(var(--h) * var(--top)), var(--page)); }
 .none { background: repeating-linear-gradient(45deg, var(--page) 0 4px, var(--line) 4px 5px); }
 .legend { color: var(--soft); font-size: .85rem; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
@@ -43,6 +43,7 @@ tr.same td:first-child { color: var(--soft); }
   td, td:not(:first-child) { border: 0; text-align: left; padding: .1rem .4rem; white-space: normal; }
   td:first-child { grid-column: 1 / -1; font-weight: 600; }
   td[data-label]::before { content: attr(data-label) ": "; color: var(--soft); }
+  td.heat[data-label]::before { color: inherit; }
 }
 """
 
@@ -85,8 +86,8 @@ def _heat_map(result: CompareResult) -> str:
         cells = "".join(_cell(one, figures(one)[place]) for one in result.modules)
         lines.append(f'<span>{name}</span><div class="cells">{cells}</div>')
     legend = (
-        f"{counted(len(result.modules), 'module')} in the order of the model. Color: relative distance |A - B| / |A|, "
-        "from 0 (none) to 1 and above (strongest); hatched: no parameters."
+        f"{counted(len(result.modules), 'module')} in the order of the model. Color: square root of the relative "
+        "distance |A - B| / |A|, from 0 (none) to 1 and above (strongest); hatched: no parameters."
     )
     return f'<h2>Where they differ</h2><div class="map">{"".join(lines)}</div><p class="legend">{legend}</p>'
 
@@ -99,13 +100,13 @@ def _cell(module: ComparedModule, value: float | None) -> str:
 
 
 def _heat(value: float) -> str:
-    return f"{min(1.0, max(0.0, value)):.3f}"
+    return f"{min(1.0, max(0.0, value)) ** 0.5:.3f}"
 
 
 def _table(result: CompareResult) -> str:
     aligned = result.distance.after is not None
     columns = [1, 2, 3, 4] if aligned else [1, 3]
-    labels = ("", "cosine before", "cosine after", "distance before", "distance after")
+    labels = ("", "cosine before", "cosine after", "relative distance before", "relative distance after")
     head = "".join(f"<th>{labels[column]}</th>" for column in columns)
     lines = []
     for module in result.modules:

@@ -216,7 +216,7 @@ def test_the_factors_of_convolutions_follow_channels(place: Path) -> None:
         made.load_state_dict({**state, "second.weight": state["second.weight"] + ALPHA / RANK * delta})
         with torch.no_grad():
             found.append(made(x))
-    assert torch.allclose(*found, rtol=1e-4, atol=1e-4)
+    assert torch.allclose(found[0], found[1], rtol=1e-4, atol=1e-4)
 
 
 def test_what_is_no_lora_or_belongs_to_another_model_is_refused(place: Path) -> None:
