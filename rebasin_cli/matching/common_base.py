@@ -36,9 +36,9 @@ from rebasin_cli.matching.search import search
 from rebasin_cli.permutation import Permuted, random
 from rebasin_cli.spec import AxisGroup, PermutationSpec, Site
 
-LIMIT = 0.5
+LIMIT = 0.8
 """Correlation of matched units that networks without a common base do not exceed."""
-OUTER_LIMIT = 0.8
+OUTER_LIMIT = 0.9
 """The same for networks that have no weights between hidden layers, so that those at inputs and outputs must do."""
 FEWEST_UNITS = 4
 """Units of a group below which its permutations are too few to say anything."""

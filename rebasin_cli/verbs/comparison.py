@@ -38,9 +38,11 @@ if TYPE_CHECKING:
 LEVEL = 0.001
 """The p-value up to which a test of a common base counts as significant."""
 STRANGERS = 0.3
-"""Correlation of matched units up to which two networks are called unrelated; networks trained apart stay below it."""
-CERTAIN = 0.8
+"""Correlation of matched units up to which two networks are called unrelated."""
+CERTAIN = 0.9
 """Correlation in the order of the files that no alignment of networks trained apart reaches."""
+ORDERED = 0.5
+"""Correlation in the order of the files above which two networks are not called unrelated."""
 PERMUTED = 0.25
 """A group counts as permuted where aligning raises the correlation of its units by more than this."""
 OURS = "rebasin.sha256.a"
@@ -248,7 +250,7 @@ def base_verdict(tests: CommonBaseTests) -> str:
     if significant:
         return "permuted-fine-tuned"
     strange = matched is not None and matched.interior and matched.correlation <= STRANGERS
-    if strange and matched is not None and matched.p_below <= tests.level and in_order.correlation <= in_order.limit:
+    if strange and matched is not None and matched.p_below <= tests.level and in_order.correlation <= ORDERED:
         return "unrelated"
     return "undecided"
 

@@ -38,8 +38,8 @@ if TYPE_CHECKING:
 
 Tensors = Mapping[str, Tensor]
 
-SIGNIFICANT = 0.001
-"""The p-value up to which a fine-tuning shows that it has the base that it is said to have."""
+DOUBTFUL = 0.5
+"""Correlation of the units of a fine-tuning and its base up to which it does not look like one."""
 
 
 class Task(abc.ABC):
@@ -359,10 +359,10 @@ class Transfer:
         if task.networks.subject.note:
             said.append(task.networks.subject.note)
         test = change.common_base
-        if test is not None and test.p_value > SIGNIFICANT and test.correlation <= test.limit:
+        if test is not None and test.correlation <= DOUBTFUL:
             said.append(
                 f"{options.finetuned} does not look like a fine-tuning of {options.old_base}: their units correlate by "
-                f"{test.correlation:.2f}; a common base shows above {test.limit:g} ('rebasin compare')"
+                f"{test.correlation:.2f} only; see 'rebasin compare'"
             )
         if options.out is not None and not options.dry_run:
             said += notes_on_output(task.layout, options.out)

@@ -156,13 +156,12 @@ def bases(count: int, cache: Path) -> Iterator[Made]:
 def judge(made: Made, cache: Path, effort: str) -> dict[str, dict[str, object]]:
     """The verdict of every pair of a base, with the figures that it stands on."""
     kept = cache / f"verdicts-{effort}-{made.kind.builder}-{made.seed}.json"
-    if kept.exists():
-        found: dict[str, dict[str, object]] = json.loads(kept.read_text())
-        return found
-    found = {}
+    found: dict[str, dict[str, object]] = json.loads(kept.read_text()) if kept.exists() else {}
     a, b = cache / "a.safetensors", cache / "b.safetensors"
     save_file({key: value.contiguous() for key, value in made.base.items()}, a)
     for name, make in pairs(made, cache).items():
+        if name in found:
+            continue
         save_file({key: value.contiguous() for key, value in make().items()}, b)
         result = compare(
             a, b, model=made.kind.model, model_args=made.kind.model_args, inputs=("1,1,8,8",), effort=effort

@@ -53,12 +53,12 @@ def test_a_kernel_of_a_convolution_is_held_out_as_a_whole() -> None:
 
 def test_changed_weights_are_found_in_order_and_permuted() -> None:
     a = network(0)
-    b = changed(a, 1, 0.5)  # a correlation of 1 / sqrt(1 + 0.25) = 0.894
+    b = changed(a, 1, 0.3)  # a correlation of 1 / sqrt(1 + 0.09) = 0.958
     found = units_in_order(SPEC, a, b, parameters=KEYS)
     assert found is not None
     assert found.interior
     assert found.units == 48
-    assert found.correlation == pytest.approx(0.894, abs=0.02)
+    assert found.correlation == pytest.approx(0.958, abs=0.02)
     assert found.p_value < 1e-6
     hidden = permuted(b, 7)
     in_order = units_in_order(SPEC, a, hidden, parameters=KEYS)
@@ -68,8 +68,8 @@ def test_changed_weights_are_found_in_order_and_permuted() -> None:
     matched = units_matched(SPEC, a, hidden, parameters=KEYS)
     assert matched is not None
     assert matched.held_out
-    assert matched.correlation == pytest.approx(0.87, abs=0.03)
-    assert matched.p_value < 1e-6
+    assert matched.correlation == pytest.approx(0.93, abs=0.03)
+    assert matched.p_value < 5e-4
 
 
 def test_an_alignment_of_strangers_does_not_make_a_common_base() -> None:
@@ -100,7 +100,7 @@ def test_the_p_value_at_the_limit_keeps_its_level() -> None:
     values = []
     for n in range(60):
         a = network(2 * n)
-        b = changed(a, 2 * n + 1, 3**0.5)  # a correlation of 1 / sqrt(1 + 3) = 0.5
+        b = changed(a, 2 * n + 1, 0.75)  # a correlation of 1 / sqrt(1 + 0.5625) = 0.8
         found = units_in_order(SPEC, a, b, parameters=KEYS, seed=n)
         assert found is not None
         values.append(found.p_value)
@@ -114,7 +114,7 @@ def test_networks_without_weights_between_hidden_layers_are_held_to_a_higher_lim
     found = units_in_order(spec, a, changed(a, 1, 0.2), parameters=KEYS)
     assert found is not None
     assert not found.interior
-    assert found.limit == 0.8
+    assert found.limit == 0.9
     assert found.p_value < 0.01
 
 
