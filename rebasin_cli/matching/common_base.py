@@ -40,8 +40,8 @@ LIMIT = 0.8
 """Correlation of matched units that networks without a common base do not exceed."""
 OUTER_LIMIT = 0.9
 """The same for networks that have no weights between hidden layers, so that those at inputs and outputs must do."""
-FEWEST_UNITS = 4
-"""Units of a group below which its permutations are too few to say anything."""
+FEWEST_UNITS = 8
+"""Units of a group below which it is not tested: too much of each unit is lost with the mean of those held out."""
 MOST_UNITS, MOST_COORDINATES = 128, 4096
 """Units of a group and entries of each in one tensor that are used; of more, a random sample."""
 DRAWS, MANY_GROUPS, FEWER_DRAWS = 4999, 32, 999
