@@ -82,7 +82,7 @@ def test_an_adapter_of_packed_attention_is_carried_over(bases: tuple[Path, nn.Mo
     with torch.no_grad():
         old.get_submodule(key).weight += 2 * (factors["B"] @ factors["A"]).T  # type: ignore[operator]
         a, b = (moved[f"base_model.model.{key}.lora_{name}.weight"] for name in "AB")
-        new.get_submodule(key).weight += 2 * (b @ a).T  # type: ignore[operator]
+        new.get_submodule(key).weight += 2 * (b @ a).T
     assert torch.allclose(logits(old), logits(new), atol=1e-5)
     assert not torch.allclose(logits(old), before, atol=1e-2)
 
