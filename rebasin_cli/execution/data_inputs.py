@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -94,6 +94,12 @@ def _language(
 
 def _zoo_knows_input(subject: Subject) -> bool:
     return subject.factory.source.example(subject.module, subject.factory.seed) is not None
+
+
+def has_no_labels(source: BatchSource) -> bool:
+    """Whether the first batch that holds samples has no target."""
+    first = next((batch for batch in source.batches() if batch.size), None)
+    return first is not None and (first.target is None or isinstance(first.target, Mapping))
 
 
 SAMPLES = 64

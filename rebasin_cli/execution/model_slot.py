@@ -28,6 +28,7 @@ class Network(Protocol):
         end: the number of the checkpoint that this network is, or None for an interpolated network.
         between: the numbers of the two checkpoints that it is interpolated from.
         lam: 0 at the first of the two, 1 at the second.
+        shares: the checkpoints that it is made of, by number, each with its share; REPAIR takes its targets from them.
         adjusted: statistics are measured for this network: an interpolated one, or a checkpoint treated like those.
     """
 
@@ -41,6 +42,8 @@ class Network(Protocol):
     def between(self) -> tuple[int, int]: ...
     @property
     def lam(self) -> float: ...
+    @property
+    def shares(self) -> Sequence[tuple[int, float]]: ...
     @property
     def adjusted(self) -> bool: ...
     def tensor(self, key: str, device: torch.device | None = None) -> Tensor: ...

@@ -105,9 +105,10 @@ class Recalibration:
         self._ends = {one.end: one for one in networks if one.end is not None and not one.adjusted}
         self._inner = {one.name: one for one in networks if one.adjusted}
         self._norms = batch_norms(slot.module)
+        self._sources = max((len(one.shares) for one in self._inner.values()), default=0)
         self.sites: tuple[RepairSite, ...] = self._find_sites() if repair else ()
         layout = {f"norm {name}": (2, _units(layer.running_mean)) for name, layer in self._norms.items()}
-        layout |= {f"site {site.name}": (6, site.units) for site in self.sites}
+        layout |= {f"site {site.name}": (2 + 2 * self._sources, site.units) for site in self.sites}
         self._averages = Averages(layout)
         self._end_moments: dict[int, list[SiteMoments]] = {}
 
@@ -164,20 +165,19 @@ class Recalibration:
         """The batch's weight and rows, as `Averages.vector` takes them; `number` is its place in the chunk."""
         norms: NormMoments = {}
         seen: SiteMoments = {}
-        a: SiteMoments = {}
-        b: SiteMoments = {}
+        sources: list[tuple[SiteMoments, float]] = []
         with ExitStack() as stack:
             stack.enter_context(normalising_by_batch(self._norms, norms))
             if self.sites:
-                a, b = (self._end_moments[end][number] for end in network.between)
-                stack.enter_context(correcting(self._slot.module, self.sites, seen, a, b, network.lam))
+                sources = [(self._end_moments[end][number], share) for end, share in network.shares]
+                stack.enter_context(correcting(self._slot.module, self.sites, seen, sources))
             norms, seen = _run_in_pieces(self._slot, batch, norms, seen)
         rows: dict[str, Sequence[Tensor]] = {}
         for name, found in norms.items():
             means = torch.stack([one.mean for one in found]).mean(0)
             rows[f"norm {name}"] = (means, torch.stack([one.unbiased for one in found]).mean(0))
         for name, one in seen.items():
-            row = (one, a[name], b[name])
+            row = (one, *(source[name] for source, _ in sources))
             rows[f"site {name}"] = [value for each in row for value in (each.mean, each.variance)]
         return float(batch.size), rows
 
@@ -189,7 +189,7 @@ class Recalibration:
             if rows is not None:
                 replaced[f"{name}.running_mean"], replaced[f"{name}.running_var"] = rows[0], rows[1]
         rows_by_site = {site.name: means[f"site {site.name}"] for site in self.sites if f"site {site.name}" in means}
-        return Adjustment(replaced, folded(self.sites, rows_by_site, network.lam))
+        return Adjustment(replaced, folded(self.sites, rows_by_site, [share for _, share in network.shares]))
 
 
 def _run_in_pieces(

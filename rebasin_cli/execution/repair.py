@@ -2,7 +2,9 @@
 
 Jordan et al. 2023, "REPAIR: REnormalizing Permuted Activations for Interpolation Repair", section 3: for unit X at lam
 
-    X' = (X - E[X]) / std(X) * ((1 - lam) std(A) + lam std(B)) + (1 - lam) E[A] + lam E[B].
+    X' = (X - E[X]) / std(X) * ((1 - lam) std(A) + lam std(B)) + (1 - lam) E[A] + lam E[B];
+
+for a network made of several, sums over all of them, each with its share.
 
 Layers are corrected in the order in which the data reaches them, within one pass: each is measured on inputs that are
 already corrected. The correction is folded into the module's own weight and bias, so a repaired network is an ordinary
@@ -178,30 +180,36 @@ class Correction:
     shift: Tensor
 
 
-def correction(
-    mean: Tensor, variance: Tensor, a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor], lam: float
-) -> Correction:
-    """The map from units of this mean and variance to the target between the (mean, variance) of A and of B."""
-    target_mean = torch.lerp(a[0], b[0], lam)
-    target_std = torch.lerp(a[1].sqrt(), b[1].sqrt(), lam)
+def correction(mean: Tensor, variance: Tensor, sources: Sequence[tuple[Tensor, Tensor, float]]) -> Correction:
+    """The map from units of this mean and variance to the target between those of the checkpoints.
+
+    Args:
+        sources: mean, variance and share of each checkpoint.
+    """
+    target_mean = torch.stack([share * one for one, _, share in sources]).sum(0)
+    target_std = torch.stack([share * one.sqrt() for _, one, share in sources]).sum(0)
     std = variance.sqrt()
     alive = std > DEAD * target_std.clamp_min(1e-12)
     scale = torch.where(alive, target_std / torch.where(alive, std, torch.ones_like(std)), torch.ones_like(std))
     return Correction(scale, target_mean - scale * mean)
 
 
-def folded(sites: Sequence[RepairSite], averages: Mapping[str, Tensor], lam: float) -> dict[str, UnitAffine]:
+def folded(
+    sites: Sequence[RepairSite], averages: Mapping[str, Tensor], shares: Sequence[float]
+) -> dict[str, UnitAffine]:
     """The corrections as maps on weights and biases, by key.
 
     Args:
-        averages: by site name, rows (mean, variance, mean A, variance A, mean B, variance B) over the units.
+        averages: by site name, rows (mean, variance, then mean and variance of each checkpoint) over the units.
+        shares: of the checkpoints.
     """
     maps: dict[str, UnitAffine] = {}
     for site in sites:
         rows = averages.get(site.name)
         if rows is None:
             continue
-        made = correction(rows[0], rows[1], (rows[2], rows[3]), (rows[4], rows[5]), lam)
+        sources = [(rows[2 + 2 * number], rows[3 + 2 * number], share) for number, share in enumerate(shares)]
+        made = correction(rows[0], rows[1], sources)
         maps[site.weight] = UnitAffine(site.weight_axis, made.scale)
         if site.bias is not None:
             maps[site.bias] = UnitAffine(0, made.scale, made.shift)
@@ -217,10 +225,17 @@ def observing(module: nn.Module, sites: Sequence[RepairSite], seen: SiteMoments)
 
 @contextmanager
 def correcting(
-    module: nn.Module, sites: Sequence[RepairSite], seen: SiteMoments, a: SiteMoments, b: SiteMoments, lam: float
+    module: nn.Module,
+    sites: Sequence[RepairSite],
+    seen: SiteMoments,
+    sources: Sequence[tuple[SiteMoments, float]],
 ) -> Iterator[None]:
-    """While active, every site's output is corrected by this batch's moments; `seen` gets those before correction."""
-    with _hooked(module, sites, seen, (a, b, lam)):
+    """While active, every site's output is corrected by this batch's moments; `seen` gets those before correction.
+
+    Args:
+        sources: the checkpoints' moments on this batch, each with its share.
+    """
+    with _hooked(module, sites, seen, sources):
         yield
 
 
@@ -229,14 +244,14 @@ def _hooked(
     module: nn.Module,
     sites: Sequence[RepairSite],
     seen: SiteMoments,
-    between: tuple[SiteMoments, SiteMoments, float] | None,
+    sources: Sequence[tuple[SiteMoments, float]] | None,
 ) -> Iterator[None]:
     def correct(site: RepairSite, found: Moments) -> Correction | None:
         seen[site.name] = found
-        if between is None:
+        if sources is None:
             return None
-        a, b, lam = between[0][site.name], between[1][site.name], between[2]
-        return correction(found.mean, found.variance, (a.mean, a.variance), (b.mean, b.variance), lam)
+        own = [(one[site.name].mean, one[site.name].variance, share) for one, share in sources]
+        return correction(found.mean, found.variance, own)
 
     def after(site: RepairSite, output: object) -> object:
         values = _first_tensor(output)

@@ -109,12 +109,6 @@ def language_figures(data: SweepData, sweep: Sweep) -> dict[str, Any] | None:
     }
 
 
-def has_no_labels(source: BatchSource) -> bool:
-    """Whether the first batch that holds samples has no target."""
-    first = next((batch for batch in source.batches() if batch.size), None)
-    return first is not None and (first.target is None or isinstance(first.target, Mapping))
-
-
 def sweep_view(
     models: SweepModels, choice: ModelChoice, transform: str | None, classes: Classes, *, stated: bool
 ) -> ModelView:

@@ -9,7 +9,6 @@ bit for bit.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,11 +18,12 @@ import torch
 from torch import Tensor
 
 from rebasin_cli.errors import UsageError
+from rebasin_cli.execution.lams import Lams
 from rebasin_cli.execution.spectral_norm import SpectralSite, singular_vectors
+from rebasin_cli.execution.weight_arithmetic import angle_between, compute_dtype, slerp
 
 Mode = Literal["lerp", "slerp"]
 MODES: tuple[Mode, ...] = ("lerp", "slerp")
-NEARLY_PARALLEL = 1e-4
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +58,17 @@ def grid(steps: int, checkpoints: int) -> tuple[Point, ...]:
     return tuple(Point(segment, number / steps) for segment in range(checkpoints - 1) for number in range(steps + 1))
 
 
-def compute_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype in which values of this dtype are combined: float32 or better; integers and booleans stay."""
-    if dtype.is_complex or not dtype.is_floating_point:
-        return dtype
-    return dtype if dtype.itemsize >= 4 else torch.float32
+def single_point(lams: Lams) -> Point | None:
+    """The only network that is asked for; None where there are several."""
+    return None if lams.single is None else Point(0, lams.single, mixed=bool(lams.patterns))
+
+
+def points_of(lams: Lams) -> tuple[Point, ...]:
+    """The points to evaluate, along the line: both ends are among them."""
+    single = single_point(lams)
+    asked = {single} if single is not None else {Point(0, number) for number in lams.numbers}
+    both = {Point(0, 0.0), Point(0, 1.0)}
+    return tuple(sorted({*both, *asked}, key=lambda one: (one.lam, one.mixed)))
 
 
 class Line:
@@ -121,11 +127,7 @@ class Line:
                 return computed.reshape(a.shape).to(a)
         if key not in self._by_slerp:
             return torch.lerp(a, b, lam)
-        angle = self._angle(key, point.segment, a, b)
-        if not NEARLY_PARALLEL < angle < math.pi - NEARLY_PARALLEL:
-            return torch.lerp(a, b, lam)
-        sine = math.sin(angle)
-        return a * (math.sin((1 - lam) * angle) / sine) + b * (math.sin(lam * angle) / sine)
+        return slerp(a, b, lam, self._angle(key, point.segment, a, b))
 
     def computes(self, key: str) -> bool:
         """Whether this tensor is computed from another one."""
@@ -143,10 +145,7 @@ class Line:
     def _angle(self, key: str, segment: int, a: Tensor, b: Tensor) -> float:
         """Angle between the two, in [0, pi]; 0 where one is zero."""
         if (segment, key) not in self._angles:
-            x, y = a.double().flatten(), b.double().flatten()
-            norms = float(x.norm() * y.norm())
-            cosine = float(x @ y) / norms if norms > 0 and math.isfinite(norms) else 1.0
-            self._angles[(segment, key)] = math.acos(max(-1.0, min(1.0, cosine)))
+            self._angles[(segment, key)] = angle_between(a, b)
         return self._angles[(segment, key)]
 
 
@@ -182,6 +181,10 @@ class NetworkOnLine:
     @property
     def lam(self) -> float:
         return self.point.lam
+
+    @property
+    def shares(self) -> tuple[tuple[int, float], ...]:
+        return (self.between[0], 1 - self.lam), (self.between[1], self.lam)
 
     def tensor(self, key: str, device: torch.device | None = None) -> Tensor:
         return self.line.tensor(key, self.point, device, treated=self.treated)

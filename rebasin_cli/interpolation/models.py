@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from rebasin_cli.execution.lams import Lams
 from rebasin_cli.execution.model_slot import ModelSlot
 from rebasin_cli.execution.pair import Source
 from rebasin_cli.execution.several import open_several
@@ -18,8 +19,7 @@ from rebasin_cli.execution.spectral_norm import spectral_sites
 from rebasin_cli.execution.subject import ModelChoice, Subject
 from rebasin_cli.execution.understanding import understand
 from rebasin_cli.execution.weights import Weights
-from rebasin_cli.interpolation.lams import Lams
-from rebasin_cli.interpolation.line import Line, Mode, Point, SweepNetworks, grid, sweep_networks
+from rebasin_cli.interpolation.line import Line, Mode, Point, SweepNetworks, grid, points_of, sweep_networks
 from rebasin_cli.progress import Progress
 
 Curves = Mapping[str, Sequence[Path]]
@@ -104,7 +104,7 @@ class SweepModels:
             )
             for curve, row in curves.items()
         }
-        points = grid(steps, len(first_curve)) if lams is None else lams.points()
+        points = grid(steps, len(first_curve)) if lams is None else points_of(lams)
         networks = sweep_networks(lines, points)
         return SweepModels(curves, weights, subject, slot, lines, points, networks, len(spectral), apart)
 

@@ -6,16 +6,15 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from rebasin_cli import __version__
 from rebasin_cli.checkpoint.write import write_like
-from rebasin_cli.errors import NumericalError
+from rebasin_cli.execution.lams import Lams
 from rebasin_cli.execution.model_slot import NO_ADJUSTMENT, Adjustment
+from rebasin_cli.execution.weight_arithmetic import narrow_dtypes, rounded
 from rebasin_cli.execution.weights import Weights
-from rebasin_cli.interpolation.lams import Lams
-from rebasin_cli.interpolation.line import Point, grid
+from rebasin_cli.interpolation.line import Point, grid, points_of
 from rebasin_cli.interpolation.models import Curves, SweepModels
 
 
@@ -37,7 +36,7 @@ def files_of_all(
     """
     files = []
     for curve, checkpoints in curves.items():
-        for point in grid(steps, len(checkpoints)) if lams is None else lams.points():
+        for point in grid(steps, len(checkpoints)) if lams is None else points_of(lams):
             if point.end is None:
                 segment = f"{point.segment}-" if len(checkpoints) > 2 else ""
                 files.append(NetworkFile(curve, point, directory / f"{curve}-{segment}{point.lam:.4f}{suffix}"))
@@ -74,13 +73,7 @@ def save_networks(
 
 def rounded_to(models: SweepModels, curves: Iterable[str]) -> tuple[str, ...]:
     """Names of the dtypes narrower than float32 that the files of interpolated networks on these curves have."""
-    found: dict[str, None] = {}
-    for curve in curves:
-        for path in models.curves[curve][1:]:
-            infos = models.weights[path].checkpoint.infos.values()
-            narrow = (info.dtype_name for info in infos if info.dtype.is_floating_point and info.dtype.itemsize < 4)
-            found |= dict.fromkeys(narrow)
-    return tuple(found)
+    return narrow_dtypes(models.weights[path].checkpoint for curve in curves for path in models.curves[curve][1:])
 
 
 def _save(
@@ -95,9 +88,8 @@ def _save(
     def transform(key: str, tensor: Tensor) -> Tensor:
         if key not in line.keys or not (network.changes(key) or adjustment.changes(key)):
             return tensor
-        return cast_to_file(
-            adjustment.apply(key, network.tensor(key)), tensor.dtype, f"{file.path}: {source.file_name(key)}"
-        )
+        what = f"{file.path}: {source.file_name(key)}"
+        return rounded(adjustment.apply(key, network.tensor(key)), tensor.dtype, what)
 
     provenance = {
         "version": __version__,
@@ -112,11 +104,3 @@ def _save(
     write_like(
         source.checkpoint, file.path, source.inverse_of(transform), provenance=provenance, force=force, mkdir=mkdir
     )
-
-
-def cast_to_file(value: Tensor, dtype: torch.dtype, what: str) -> Tensor:
-    """The value in the file's dtype; an overflow is an error, not an infinity."""
-    cast = value.to(dtype)
-    if dtype.is_floating_point and dtype.itemsize < value.dtype.itemsize and not bool(cast.isfinite().all()):
-        raise NumericalError(f"{what}: a computed value does not fit {dtype}")
-    return cast

@@ -10,7 +10,7 @@ from dataclasses import field
 from pathlib import Path
 
 from rebasin_cli.errors import UsageError
-from rebasin_cli.interpolation.lams import Lams, parse_lams
+from rebasin_cli.execution.lams import Lams, parse_lams
 from rebasin_cli.options import AnyPaths, AnyTexts, OptionalPath, argument, option, options_class, verb
 from rebasin_cli.progress import Progress
 from rebasin_cli.verbs.early_checks import check_data_options, check_inputs

@@ -23,9 +23,9 @@ from rebasin_cli.verbs.output_paths import check_outputs, optional_path
 if TYPE_CHECKING:
     from rebasin_cli.data import BatchSource, DataOptions
     from rebasin_cli.execution.dataset_pass import RunningSums
+    from rebasin_cli.execution.lams import Lams
     from rebasin_cli.execution.model_slot import Adjustment
     from rebasin_cli.interpolation.data import SweepData
-    from rebasin_cli.interpolation.lams import Lams
     from rebasin_cli.interpolation.result_file import ResultFile
     from rebasin_cli.interpolation.saving import NetworkFile
     from rebasin_cli.interpolation.sweep import Sweep
@@ -231,9 +231,10 @@ class InterpolationRun:
     def _open_data(self) -> None:
         from rebasin_cli.data import DataOptions, open_data
         from rebasin_cli.data.batch_sources import load_callable
+        from rebasin_cli.execution.data_inputs import has_no_labels
         from rebasin_cli.execution.evaluation import Measure
         from rebasin_cli.execution.recalibration import batch_norms
-        from rebasin_cli.interpolation.data import SweepData, classes_of, has_no_labels, sweep_view
+        from rebasin_cli.interpolation.data import SweepData, classes_of, sweep_view
 
         options = self.options
         loss, metric = (None if name is None else load_callable(name) for name in (options.loss, options.metric))
@@ -438,7 +439,7 @@ class InterpolationRun:
         Raises:
             DataError: there is no best network by the measure that was asked for.
         """
-        from rebasin_cli.interpolation.line import Point
+        from rebasin_cli.interpolation.line import Point, single_point
         from rebasin_cli.interpolation.saving import NetworkFile, rounded_to, save_networks
 
         self.progress.phase("saving")
@@ -451,8 +452,9 @@ class InterpolationRun:
             )
         if options.save_best is not None and best is not None:
             files = [NetworkFile(best.curve, Point(best.segment, best.lam, best.mixed), options.save_best), *files]
-        if options.save is not None and self.lams is not None and self.lams.single is not None:
-            files = [NetworkFile(list(self.subjects.curves)[-1], self.lams.single, options.save), *files]
+        single = None if self.lams is None else single_point(self.lams)
+        if options.save is not None and single is not None:
+            files = [NetworkFile(list(self.subjects.curves)[-1], single, options.save), *files]
         narrow = rounded_to(self.models, {file.curve for file in files if file.point.end is None})
         if narrow:
             self.warnings.append(

@@ -20,7 +20,7 @@ from rebasin_cli.execution.pair import Source, check_weights
 from rebasin_cli.execution.same_function import FunctionCheck
 from rebasin_cli.execution.shared_weights import check_heads
 from rebasin_cli.execution.weights import Weights
-from rebasin_cli.interpolation.saving import cast_to_file
+from rebasin_cli.execution.weight_arithmetic import rounded
 from rebasin_cli.matching.common_base import UnitTest, units_in_order
 from rebasin_cli.permutation import Permutations, identity
 from rebasin_cli.progress import Progress
@@ -153,7 +153,7 @@ class FullWeights(Task):
 
         def transform(key: str, tensor: Tensor) -> Tensor:
             first = key if key in result else ties.get(key, key)
-            return cast_to_file(result[first], tensor.dtype, f"{out}: {target.file_name(key)}")
+            return rounded(result[first], tensor.dtype, f"{out}: {target.file_name(key)}")
 
         in_file = target.inverse_of(transform)
 
@@ -233,7 +233,7 @@ class LowRank(Task):
         tensors = self._on_new(permutations, options.scale)
 
         def transform(key: str, tensor: Tensor) -> Tensor:
-            return cast_to_file(tensors[key], tensor.dtype, f"{out}: {key}")
+            return rounded(tensors[key], tensor.dtype, f"{out}: {key}")
 
         def check(written: Checkpoint) -> None:
             for key in tensors:

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from rebasin_cli.errors import UsageError
-from rebasin_cli.interpolation.lams import parse_lams
+from rebasin_cli.execution.lams import parse_lams
 from tests.interpolation.conftest import Bench
 
 PLAIN = ("interpolate", "plain-a.safetensors", "plain-b.safetensors", "--model", "net.py:plain")

@@ -1,4 +1,4 @@
-"""`--lam`: which networks of a line are wanted, where not a grid of them.
+"""`--lam`: which networks between checkpoints are wanted, where not a grid of them.
 
 Plain numbers are points of the line; outside [0, 1] it is extrapolated. `PATTERN=NUMBER` sets the lam of the tensors
 whose names match, as in `blocks.0.*=0.3`; then one plain number is that of all others, and the last pattern that
@@ -11,12 +11,8 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING
 
 from rebasin_cli.errors import UsageError
-
-if TYPE_CHECKING:
-    from rebasin_cli.interpolation.line import Point
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,19 +23,9 @@ class Lams:
     patterns: tuple[tuple[str, float], ...] = ()
 
     @property
-    def single(self) -> Point | None:
-        """The only network that is asked for; None where there are several."""
-        from rebasin_cli.interpolation.line import Point
-
-        return Point(0, self.numbers[0], mixed=bool(self.patterns)) if len(self.numbers) == 1 else None
-
-    def points(self) -> tuple[Point, ...]:
-        """The points to evaluate, along the line: both ends are among them."""
-        from rebasin_cli.interpolation.line import Point
-
-        asked = {self.single} if self.single is not None else {Point(0, number) for number in self.numbers}
-        both = {Point(0, 0.0), Point(0, 1.0)}
-        return tuple(sorted({*both, *(point for point in asked if point)}, key=lambda one: (one.lam, one.mixed)))
+    def single(self) -> float | None:
+        """The plain number of the only network that is asked for; None where there are several."""
+        return self.numbers[0] if len(self.numbers) == 1 else None
 
     def by_key(self, keys: Iterable[str], ties: Mapping[str, str]) -> dict[str, float]:
         """lam by tensor name, of the names that a pattern matches; names of one tensor have one lam.
