@@ -1,16 +1,17 @@
 """Several processes that share one pass over the data, under `torchrun`; a single process has world size 1.
 
-Only sums over batches are exchanged, in float64, so the results equal those of one process up to the order of
-additions.
+Of a pass, only sums over batches are exchanged, in float64, so the results equal those of one process up to the order
+of additions. Tasks of other kinds are divided whole (`Ranks.divided`).
 """
 
 from __future__ import annotations
 
 import atexit
 import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -18,6 +19,9 @@ from torch import Tensor
 
 from rebasin_cli import errors
 from rebasin_cli.errors import RebasinError, ResourceError
+
+Task = TypeVar("Task")
+Done = TypeVar("Done")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +59,23 @@ class Ranks:
         if self.world > 1:
             dist.all_gather_object(found, value)
         return found
+
+    def divided(self, tasks: Sequence[Task], work: Callable[[Task], Done]) -> list[Done]:
+        """The results of all tasks in their order, in every process; each task is done by one of them.
+
+        Raises:
+            RebasinError: in every process, where a task fails in one.
+        """
+        own: dict[int, Done] = {}
+        error: RebasinError | None = None
+        try:
+            for number in range(self.rank, len(tasks), self.world):
+                own[number] = work(tasks[number])
+        except RebasinError as caught:
+            error = caught
+        self.agree(error)
+        own = {number: done for found in self.gathered(own) for number, done in found.items()}
+        return [own[number] for number in range(len(tasks))]
 
     def agree(self, error: RebasinError | None) -> None:
         """Raise in every process the error of the first process that has one.

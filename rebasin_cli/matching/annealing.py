@@ -20,7 +20,7 @@ is the joint optimum, not an alternation.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from math import sqrt
 
@@ -162,6 +162,12 @@ class Balancing:
             self._solve(self.cluster.root, own, temperature, replicas)
             root = self._inner[self.cluster.root]
             self._unfold((self.cluster.root,), root.view(replicas, *root.shape[-2:]))
+        return self.cells
+
+    def keep(self, put: Callable[[Axes, Tensor], Tensor]) -> dict[Axes, Tensor]:
+        """Hold what `put` makes of each matrix instead (a copy in a file); returns them."""
+        self.cells = {axes: put(axes, matrix) for axes, matrix in self.cells.items()}
+        self._inner.clear()
         return self.cells
 
     def _solve(self, index: int, own: Mapping[int, Tensor], temperature: float, replicas: int) -> Tensor | None:

@@ -139,24 +139,39 @@ class Problem:
     @property
     def assignments(self) -> int:
         """The time of all assignments once, in multiply-adds: for unrelated weights, a third of the units' cube."""
-        return sum(len(tile.positions) ** 3 // 3 for cluster in self.clusters for tile in cluster.tiles[:1])
+        return sum(map(assignment_work, self.clusters))
 
     def work(self, cluster: Cluster) -> int:
         """Multiply-adds of all products of one cluster."""
-        total = 0
-        for tile in cluster.tiles:
-            sizes = self.families.shapes[tile.key].sizes
-            total += 0 if tile.coupled else len(tile.positions) * prod(sizes) * tile.positions.size // sizes[tile.fold]
-        return total
+        return product_work(self.families, cluster)
 
     def bytes_of(self, cluster: Cluster) -> int:
         """Bytes of a cluster's similarities, at the most."""
-        cells = {tile.axes: len(tile.positions) for tile in cluster.tiles if not tile.coupled}
-        return sum(8 * count**2 for count in cells.values())
+        return similarity_bytes(cluster)
 
     def value(self, arrangement: Arrangement) -> float:
         """The true objective of an arrangement."""
         return self.identity if arrangement.is_identity else objective(self.a, self.b, self.keys, arrangement)
+
+
+def product_work(families: GroupFamilies, cluster: Cluster) -> int:
+    """Multiply-adds of all products of one cluster."""
+    total = 0
+    for tile in cluster.tiles:
+        sizes = families.shapes[tile.key].sizes
+        total += 0 if tile.coupled else len(tile.positions) * prod(sizes) * tile.positions.size // sizes[tile.fold]
+    return total
+
+
+def assignment_work(cluster: Cluster) -> int:
+    """The time of a cluster's assignment once, in multiply-adds; see `Problem.assignments`."""
+    return sum(len(tile.positions) ** 3 // 3 for tile in cluster.tiles[:1])
+
+
+def similarity_bytes(cluster: Cluster) -> int:
+    """Bytes of a cluster's similarities, at the most."""
+    cells = {tile.axes: len(tile.positions) for tile in cluster.tiles if not tile.coupled}
+    return sum(8 * count**2 for count in cells.values())
 
 
 class RealParts(Mapping[str, Tensor]):
@@ -203,7 +218,7 @@ def prepare(
         if key not in b or b[key].shape != a[key].shape:
             seen = tuple(b[key].shape) if key in b else "nothing"
             raise ModelError(f"tensor {key!r}: A has shape {tuple(a[key].shape)}, B has {seen}")
-    families, clusters = _families_and_clusters(spec, {key: tuple(a[key].shape) for key in keys})
+    families, clusters = families_and_clusters(spec, {key: tuple(a[key].shape) for key in keys})
     sizes, identity = norms_and_product(a, b, keys)
     _check_finite(sizes, keys)
     if budget is None:
@@ -212,10 +227,10 @@ def prepare(
     return Problem(spec, a, b, keys, families, clusters, sizes, touched, identity, budget, torch.device(device))
 
 
-def _families_and_clusters(
+def families_and_clusters(
     spec: PermutationSpec, shapes: Mapping[str, tuple[int, ...]]
 ) -> tuple[GroupFamilies, tuple[Cluster, ...]]:
-    """GroupSplit families that are not laid out alike in every block into single groups."""
+    """The families of a spec and their clusters; families not laid out alike in every block are single groups."""
     alone: set[str] = set()
     while True:
         families = build_families(spec, shapes, alone)

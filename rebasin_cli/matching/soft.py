@@ -77,6 +77,20 @@ class Soft:
             sums[tile.axes] = sums[tile.axes].add_(part) if tile.axes in sums else part if wide else part.double()
         return sums
 
+    def forget_a(self) -> None:
+        """A's tensors have changed in place: drop what was computed from them. Slabs must not be kept (no budget)."""
+        self._still.clear()
+
+    def mixed(self, key: str) -> Tensor:
+        """B's tensor with the matrices applied on all its folds: float32 (replicas, …)."""
+        shape = self.problem.families.shapes[key]
+        tensor = self.problem.b[key].detach().reshape(shape.sizes)
+        view = tensor.to(device=self.problem.device, dtype=torch.float32).unsqueeze(0)
+        for fold in range(len(shape.sizes)):
+            for cluster, tile in self._tiles.get((key, fold), ()):
+                view = self._applied(view, fold + 1, tile, self._cells.get((cluster, tile.axes)))
+        return view.expand(self.replicas, *view.shape[1:]).reshape(self.replicas, *shape.original)
+
     def _others(self, tile: Tile) -> list[int]:
         """The other folds of the tile's tensor on which a group acts."""
         folds = range(len(self.problem.families.shapes[tile.key].sizes))

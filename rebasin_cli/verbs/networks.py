@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -12,7 +12,7 @@ from rebasin_cli.execution.closeness import Closeness
 from rebasin_cli.execution.device import resolve_device
 from rebasin_cli.execution.pair import Source
 from rebasin_cli.execution.same_function import FunctionCheck
-from rebasin_cli.execution.several import open_several
+from rebasin_cli.execution.several import Several, open_several
 from rebasin_cli.execution.soundness import SoundnessCheck
 from rebasin_cli.execution.subject import ModelChoice, Subject
 from rebasin_cli.execution.understanding import Understanding, understand
@@ -53,6 +53,7 @@ class SearchSettings:
     time_limit: float | None = None
     seed: int = 0
     device: str = "cpu"
+    starts: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,12 +90,14 @@ class Networks:
         clock: PhaseClock,
         *,
         shaped_like: int = 0,
+        before_reading: Callable[[Several], None] | None = None,
     ) -> Networks:
         """Open the files by their headers, check every tensor, derive the axis groups of the model and verify them.
 
         Args:
             clock: has the phases `read`, `trace` and `verify`.
             shaped_like: the number of the checkpoint whose number of classes the model gets.
+            before_reading: refuses what the headers tell, before the first tensor is read.
 
         Raises:
             CheckpointError, ModelError: a file cannot be read, or does not fit the model; or the model does not run.
@@ -104,6 +107,8 @@ class Networks:
         progress.phase("reading")
         with clock.phase("read"):
             several = open_several(sources, choice, shaped_like=shaped_like, ignore_extra=options.ignore_extra)
+            if before_reading is not None:
+                before_reading(several)
             several.check(progress)
         return Networks.of(several.weights, several.subject, options, progress, clock, shaped_like=shaped_like)
 
@@ -166,6 +171,7 @@ class Networks:
             b,
             parameters=self.subject.parameters,
             effort=settings.effort,
+            starts=settings.starts,
             max_passes=settings.max_passes,
             time_limit=settings.time_limit,
             seed=settings.seed,
