@@ -15,6 +15,7 @@ _rebasin() {
         'compare:Show what differs between two checkpoints, and whether they have a common base'
         'transfer:Carry a fine-tuning, or a LoRA adapter, over to another base'
         'apply:Apply a saved alignment to another checkpoint of the same model, such as an EMA copy or a later epoch'
+        'merge:Align two or more checkpoints and merge them into one'
         'trace:Show which axes of a model are permuted together, and which are pinned and why'
         'inspect:Show what checkpoints contain, from their headers alone, and which models they fit'
         'models:List the names that --model accepts'
@@ -374,6 +375,75 @@ _rebasin() {
                 '(--model -m)-m+[Model, for a file that only its loader can read, where the one that was aligned cannot be built again]:SPEC:_rebasin_models' \
                 '(--out -o)--out=[Output file]:FILE:_files' \
                 '(--out -o)-o+[Output file]:FILE:_files' \
+                '--format=[Format of the result]:NAME:(table json csv latex md)' \
+                '--json[Short for --format json: exactly one JSON document on stdout, errors included]' \
+                '(--quiet -q)--quiet[No progress and no notes]' \
+                '(--quiet -q)-q[No progress and no notes]' \
+                '(--verbose -v)--verbose[Show more detail]' \
+                '(--verbose -v)-v[Show more detail]' \
+                '--color=[Color the output]:WHEN:(auto always never)' \
+                '--config=[Read options from the table of this verb in a TOML file]:FILE.toml:_files' \
+                '--print-config[Print the options as TOML and stop]' \
+                '(-h --help)--help[Show this help and stop]' \
+                '(-h --help)-h[Show this help and stop]' \
+                '*:CHECKPOINT:_files'
+            ;;
+        merge)
+            shift words; (( CURRENT-- ))
+            _arguments \
+                '--seed=[Random seed]:value: ' \
+                '(--force -f)--force[Overwrite outputs that exist]' \
+                '(--force -f)-f[Overwrite outputs that exist]' \
+                '--mkdir[Create the output'\''s directory if it is missing]' \
+                '--key=[Where in the file the state dict is, such as ema.model]:NAME: ' \
+                '--ema[Use the exponential moving average of the weights, where the file has one]' \
+                '--ignore-extra[Copy tensors that the model does not have unchanged, without a warning]' \
+                '--transform=[Image transform: resize=256,crop=224,mean=a/b/c,std=a/b/c, the name of a preset, file.py:function, or raw]:TEXT: ' \
+                '--class-map=[File with the name of a class folder in each line, in the order of the model'\''s outputs]:FILE:_files' \
+                '--class-order=[Order of class folders: numeric (9, 10), or text (10, 9) as in torchvision'\''s ImageFolder]:ORDER:(numeric text)' \
+                '--loss=[Loss: f(output, target)]:FILE.py\:FUNCTION: ' \
+                '--limit=[Use N random samples of the data]:N: ' \
+                '--batch-size=[Batch size]:N: ' \
+                '--workers=[Number of processes that decode images]:N: ' \
+                '--skip-corrupt[Skip and count images that cannot be read]' \
+                '--spec=[Read the axis groups from this file instead of deriving them]:FILE:_files' \
+                '*--pin=[Do not permute the axes of tensors whose name matches, such as '\''head.*'\'']:PATTERN: ' \
+                '*--rules=[Python file with rules for your own operations]:FILE.py:_files' \
+                '*--trace-call=[Trace another method of the model too, called with the example input, such as encode]:METHOD: ' \
+                '*--also-input=[Trace the model on this input too: arguments separated by '\'';'\'', such as '\''ids=1,16:int64; task=b'\'']:ARGUMENTS: ' \
+                '--strict[Refuse an operation that has no rule, and tensors that no pass reaches and that could read permuted units]' \
+                '--no-cache[Neither read nor write verified specs in the user'\''s cache directory]' \
+                '--save-spec=[Save the axis groups, as --spec reads them]:FILE:_files' \
+                '*--model-arg=[Argument of the model, such as num_classes=10]:NAME=VALUE: ' \
+                '--trust-remote-code[Run the Python code that lies in the directory of a transformers model]' \
+                '*--input=[Example input: a shape such as 1,3,224,224, or ids=1,16:int64]:SHAPE: ' \
+                '--input-file=[Example input from an .npz file]:FILE.npz:_files' \
+                '--scale=[Factor of the merged task vector, before it is added to the base]:X: ' \
+                '--density=[Share of each task vector that is kept, by tensor]:SHARE: ' \
+                '(--out -o)--out=[Output, in the format and layout of the first checkpoint]:FILE:_files' \
+                '(--out -o)-o+[Output, in the format and layout of the first checkpoint]:FILE:_files' \
+                '(--model -m)--model=[Model: torchvision:NAME, timm:NAME, open_clip:NAME, transformers:DIR, diffusers:DIR, path/to/file.py:function or package.module:function]:SPEC:_rebasin_models' \
+                '(--model -m)-m+[Model: torchvision:NAME, timm:NAME, open_clip:NAME, transformers:DIR, diffusers:DIR, path/to/file.py:function or package.module:function]:SPEC:_rebasin_models' \
+                '--recipe=[Repeat the merge of this recipe: the same inputs and options give the same bytes]:FILE.json:_files' \
+                '--method=[How weights are merged]:NAME:(linear dare-ties greedy-soup model-stock slerp task-arithmetic ties)' \
+                '--base=[Network that the checkpoints are fine-tunings of, for methods on task vectors]:FILE:_files' \
+                '--weights=[A number for each checkpoint, such as 0.7,0.3]:NUMBERS: ' \
+                '*--lam=[For two checkpoints: 0 is the first, 1 the second]:PATTERN=]NUMBER: ' \
+                '--align=[Who is aligned to whom: each to the reference, each to the mean of the others in turn (merge-many), all together through a common order (cycle-consistent), or nobody (none)]:NAME:(reference merge-many cycle-consistent none)' \
+                '--reference=[Checkpoint whose order is kept, or auto: all pairs are aligned, and the one most similar to all others is taken]:CHECKPOINT: ' \
+                '--match-method=[Matching method]:NAME:(activation auto learned weight straight-through)' \
+                '--effort=[Search effort]:LEVEL:(auto fast standard thorough)' \
+                '--max-passes=[Maximum number of passes from each start]:N: ' \
+                '--time-limit=[Time limit of each search]:SECONDS: ' \
+                '(--data -d)--data=[Held-out data, on which the checkpoints and the result are evaluated]:DATA: ' \
+                '(--data -d)-d+[Held-out data, on which the checkpoints and the result are evaluated]:DATA: ' \
+                '--recalibrate=[Training data]:DATA: ' \
+                '--recalibrate-limit=[Number of training samples for --recalibrate]:N: ' \
+                '--repair[REPAIR: restore the activation statistics of every unit, on the data of --recalibrate]' \
+                '--device=[Device: cpu, cuda, cuda:1, mps]:value: ' \
+                '--dtype=[Dtype of the output'\''s floating-point tensors]:DTYPE:(float64 float32 float16 bfloat16)' \
+                '--max-shard-size=[Write shards of at most this size, such as 5GB]:SIZE: ' \
+                '--dry-run[Check the inputs by their headers, and say what the merge would cost]' \
                 '--format=[Format of the result]:NAME:(table json csv latex md)' \
                 '--json[Short for --format json: exactly one JSON document on stdout, errors included]' \
                 '(--quiet -q)--quiet[No progress and no notes]' \

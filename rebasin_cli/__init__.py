@@ -25,6 +25,7 @@ __all__ = [
     "LayerIterationOrder",
     "LerpSimple",
     "MetricsResult",
+    "MergeResult",
     "ModelError",
     "ModelsResult",
     "ModuleAlignment",
@@ -50,6 +51,7 @@ __all__ = [
     "inspect",
     "interpolate",
     "metrics",
+    "merge",
     "models",
     "trace",
     "transfer",
@@ -93,6 +95,8 @@ if TYPE_CHECKING:
     from rebasin_cli.verbs.interpolate import interpolate as interpolate
     from rebasin_cli.verbs.metrics import MetricsResult as MetricsResult
     from rebasin_cli.verbs.metrics import metrics as metrics
+    from rebasin_cli.verbs.merge import MergeResult as MergeResult
+    from rebasin_cli.verbs.merge import merge as merge
     from rebasin_cli.verbs.models import ModelsResult as ModelsResult
     from rebasin_cli.verbs.models import models as models
     from rebasin_cli.verbs.trace import TraceResult as TraceResult
@@ -116,6 +120,9 @@ _HOMES = {
     "LayerIterationOrder": "compat.task_vectors",
     "LerpSimple": "compat.lines",
     "MetricsResult": "verbs.metrics",
+    "Interpolation": "compat",
+    "LerpSimple": "compat",
+    "MergeResult": "verbs.merge",
     "ModelError": "errors",
     "ModelsResult": "verbs.models",
     "ModuleAlignment": "compat.modules",
@@ -141,6 +148,7 @@ _HOMES = {
     "inspect": "verbs.inspect",
     "interpolate": "verbs.interpolate",
     "metrics": "verbs.metrics",
+    "merge": "verbs.merge",
     "models": "verbs.models",
     "trace": "verbs.trace",
     "transfer": "verbs.transfer",

@@ -111,6 +111,27 @@ def _methods(columns: int) -> str:
     ])  # fmt: skip
 
 
+def _merging(columns: int) -> str:
+    from rebasin_cli.merging.methods import METHODS
+
+    by_name = {method.name: method.help for method in METHODS}
+    who = (
+        ("reference", "each to the reference; with --reference auto, to the one most similar to all others"),
+        ("merge-many", "each in turn to the mean of the others, until none moves (Git Re-Basin, Algorithm 3)"),
+        ("cycle-consistent", "all through one common order (C2M3); annealed, and never below merge-many"),
+        ("none", "nobody"),
+    )
+    note = (
+        "Methods on task vectors need --base. Checkpoints that share a base lie in one order already: they are "
+        "permuted together, or not at all."
+    )
+    return "\n".join([
+        "Values of merge --method:", *rows(sorted(by_name.items()), columns, indent=18), "",
+        "Values of merge --align:", *rows(who, columns, indent=18), "",
+        wrapped(note, columns),
+    ])  # fmt: skip
+
+
 def _formats(columns: int) -> str:
     from rebasin_cli.report import formats
 
@@ -158,6 +179,7 @@ TOPICS = (
     Topic("model-specs", "values of --model, and the example input", _model_specs),
     Topic("data", "values of --data", _data),
     Topic("methods", "matching methods, search efforts, starting points", _methods),
+    Topic("merging", "how checkpoints are merged, and who is aligned to whom", _merging),
     Topic("formats", "values of --format", _formats),
     Topic("terms", "the terms that output and help use", _terms),
     Topic("config", "options from a configuration file", _config),

@@ -19,6 +19,7 @@ from rebasin_cli.report.text import counted, number, shell
 from rebasin_cli.report.verdict import finding
 from rebasin_cli.verbs.align import AlignResult
 from rebasin_cli.verbs.interpolate_result import InterpolateResult
+from rebasin_cli.verbs.merge import MergeOptions, MergeResult
 from rebasin_cli.verbs.shared_options import DataReading
 from rebasin_cli.verbs.transfer import TransferResult
 
@@ -75,6 +76,19 @@ def after_transfer(result: TransferResult) -> Lines | None:
         return text("On these data the change does better without alignment (--align none).")
     if moved is not None and base is not None and moved < base:
         return text("On these data NEW_BASE does better without the change: try a smaller --scale.")
+    return None
+
+
+def after_merge(result: MergeResult) -> Lines | None:
+    """Statistics that fit the merged weights, where they were averaged; else a check of the result on data."""
+    if result.out is None:
+        return text("Nothing was written (dry run).")
+    given = [word for entry in options_of(MergeOptions) for word in words_of(entry, result.given.get(entry.name))]
+    words = ["rebasin", "merge", *(one.path for one in result.inputs), *given]
+    if result.running_statistics and result.recalibration is None:
+        layers = counted(result.running_statistics, "BatchNorm layer")
+        reason = f"The averaged statistics of {layers} do not fit the merged weights."
+        return _said([Advice([*words, "--recalibrate", TRAINING_DATA, *_over(result.out, "recalibrated")], reason)])
     return None
 
 
