@@ -252,11 +252,7 @@ class DirectoryCheckpoint(Checkpoint):
         return self._weights.reopen(path)
 
     def write_into(self, directory: Path, transform: Transform, provenance: Mapping[str, str]) -> Path:
-        for one in self.contents.beside:
-            if one.name in self.rewritten:
-                write_new_file(directory / one.name, [self.rewritten[one.name]])
-            elif one.copied:
-                _copy(self.contents.path / one.name, directory / one.name)
+        copy_beside(self, directory)
         for name in self.states.tree:
             with open(directory / name, "x+b") as handle:
                 self.states.write(name, handle, transform)
@@ -307,6 +303,15 @@ def _size(path: Path) -> int:
     if not path.is_dir():
         return path.stat().st_size
     return sum((Path(where) / name).stat().st_size for where, _, names in os.walk(path) for name in names)
+
+
+def copy_beside(source: DirectoryCheckpoint, directory: Path) -> None:
+    """Copy what lies beside the weights and fits a copy of them."""
+    for one in source.contents.beside:
+        if one.name in source.rewritten:
+            write_new_file(directory / one.name, [source.rewritten[one.name]])
+        elif one.copied:
+            _copy(source.contents.path / one.name, directory / one.name)
 
 
 def _copy(source: Path, target: Path) -> None:

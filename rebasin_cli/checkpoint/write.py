@@ -18,6 +18,7 @@ from rebasin_cli.checkpoint.checkpoint import Checkpoint, Transform, WrittenCopy
 from rebasin_cli.checkpoint.directory import DirectoryCheckpoint
 from rebasin_cli.checkpoint.formats import Format, announced_formats
 from rebasin_cli.checkpoint.formats._sharded import ShardedFormat, staged_index
+from rebasin_cli.checkpoint.relaid import HEADER_BYTES, Layout, check_layout, relaid_bytes, staged_relaid
 from rebasin_cli.errors import OutputError, few, quoted
 
 _KINDS = (
@@ -27,8 +28,7 @@ _KINDS = (
     (stat.S_ISSOCK, "a socket"),
 )
 
-_HEADER_BYTES = 512
-"""What the header of a new file may need for each tensor."""
+AS_IT_IS = Layout()
 
 Check = Callable[[Checkpoint], None]
 
@@ -42,6 +42,7 @@ def write_like(
     force: bool,
     check: Check | None = None,
     mkdir: bool = False,
+    layout: Layout = AS_IT_IS,
 ) -> str:
     """Write `source` with `transform(key, tensor)` in place of each tensor of its state dict.
 
@@ -54,6 +55,7 @@ def write_like(
         force: overwrite an existing file.
         check: called with the written copy, opened; if it raises, nothing has changed on disk.
         mkdir: make missing parent directories.
+        layout: another dtype, or other shards; the transform then gets and gives tensors of that dtype.
 
     Returns:
         SHA-256 of what was written, as `Checkpoint.sha256` defines it.
@@ -65,9 +67,11 @@ def write_like(
         NumericalError: another reader of the format finds other tensors in the copy.
     """
     out = Path(out)
-    check_output(out, source.files, force=force, bytes_needed=bytes_needed(source, out), mkdir=mkdir, like=source)
-    with _staged(source, out, transform, provenance, mkdir=mkdir) as staged:
-        if new_format(source, out) is None:
+    needed = bytes_needed(source, out, layout)
+    check_output(out, source.files, force=force, bytes_needed=needed, mkdir=mkdir, like=source)
+    check_layout(source, layout, out)
+    with _staged(source, out, transform, provenance, mkdir=mkdir, layout=layout) as staged:
+        if new_format(source, out) is None and not layout.changes:
             source.check_copy(staged.checkpoint)
         if check is not None:
             check(staged.checkpoint)
@@ -93,11 +97,13 @@ def keeps_siblings(source: Checkpoint, out: Path) -> bool:
     return new_format(source, out) is None and (not folder or source.makes_directory(out))
 
 
-def bytes_needed(source: Checkpoint, out: Path) -> int:
+def bytes_needed(source: Checkpoint, out: Path, layout: Layout = AS_IT_IS) -> int:
     """Bytes of the output, before it is written."""
+    if layout.changes:
+        return relaid_bytes(source, layout, out)
     if new_format(source, out) is None:
         return source.copy_bytes(out)
-    return sum(info.nbytes for info in source.infos.values()) + _HEADER_BYTES * (len(source.infos) + 16)
+    return sum(info.nbytes for info in source.infos.values()) + HEADER_BYTES * (len(source.infos) + 16)
 
 
 def notes_on_output(source: Checkpoint, out: Path) -> tuple[str, ...]:
@@ -112,9 +118,13 @@ def notes_on_output(source: Checkpoint, out: Path) -> tuple[str, ...]:
 
 @contextlib.contextmanager
 def _staged(
-    source: Checkpoint, out: Path, transform: Transform, provenance: Mapping[str, str], *, mkdir: bool
+    source: Checkpoint, out: Path, transform: Transform, provenance: Mapping[str, str], *, mkdir: bool, layout: Layout
 ) -> Iterator[WrittenCopy]:
     """The temporary output, in the source's own layout or in the format that the name announces."""
+    if layout.changes:
+        with staged_relaid(source, layout, out, transform, provenance, mkdir=mkdir) as staged:
+            yield staged
+        return
     form = new_format(source, out)
     if form is None:
         with source.staged_copy(out, transform, provenance, mkdir=mkdir) as staged:
@@ -123,7 +133,7 @@ def _staged(
     source.verify()
     needed = bytes_needed(source, out)
     if isinstance(form, ShardedFormat):
-        with staged_index(form, source, out, transform, provenance, mkdir=mkdir, bytes_needed=needed) as staged:
+        with staged_index(form, [source], out, transform, provenance, mkdir=mkdir, bytes_needed=needed) as staged:
             yield staged
         return
     with staged_file(out, bytes_needed=needed, mkdir=mkdir) as temporary:

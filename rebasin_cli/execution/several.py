@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from rebasin_cli.checkpoint.checkpoint import Checkpoint
+from rebasin_cli.errors import ModelError
 from rebasin_cli.execution.pair import Source, check_weights, file_shapes, open_beside, open_sources, without
-from rebasin_cli.execution.shared_weights import Mismatch
+from rebasin_cli.execution.shared_weights import Mismatch, mismatches_of
 from rebasin_cli.execution.subject import ModelChoice, Subject, open_subject
 from rebasin_cli.execution.weights import Weights
 from rebasin_cli.progress import Progress
@@ -60,8 +62,17 @@ def open_several(
     """
     opened = open_sources(sources)
     subject = open_subject(choice, file_shapes(opened[shaped_like]))
+    def fitting(checkpoint: Checkpoint) -> Weights:
+        try:
+            return Weights.of(checkpoint, subject, ignore_extra=ignore_extra)
+        except ModelError:
+            if checkpoint is not opened[shaped_like]:
+                mismatches_of(checkpoint, opened[shaped_like], subject)  # says it where vocabularies differ
+            raise
+
+
     if ignore_mismatched_sizes is None:
-        return Several(tuple(Weights.of(one, subject, ignore_extra=ignore_extra) for one in opened), subject)
+        return Several(tuple(map(fitting, opened)), subject)
     hint = None if ignore_mismatched_sizes else "if only the heads differ, --ignore-mismatched-sizes takes the rest"
     first = Weights.of(opened[shaped_like], subject, ignore_extra=ignore_extra)
     found: list[tuple[Weights, tuple[Mismatch, ...]]] = [

@@ -67,17 +67,19 @@ def alignment_work(work: Work, align: str, networks: int, effort: str, *, all_pa
     if align == "none" or networks < 2:
         return 0.0
     level = ("fast" if work.large else "standard") if effort == "auto" else effort
-    allowed = ALLOWANCES[level]
+    allowed, few = ALLOWANCES[level], ALLOWANCES["fast"]
     one = max(allowed.passes_of_work * work.full_pass, allowed.work)
+    descents = few.passes_of_work * work.full_pass if effort == "auto" else one
     sharing = networks * (networks - 1) / 2 * work.full_pass
     if align == "reference":
         pairs = networks * (networks - 1) / 2 if all_pairs else networks - 1
         return sharing + pairs * one
     rounds = ROUNDS * networks * 4 * work.full_pass
     if align == "merge-many":
-        return sharing + networks * one + rounds
-    annealed = min(ANCHORS[level], networks) * (networks - 1) * SWEEPS[level] * 4 * work.full_pass
-    return sharing + annealed + (2 * networks - 1) * one + 5 * rounds
+        return sharing + networks * descents + rounds
+    anchors = min(ANCHORS[level], networks)
+    annealed = anchors * (networks - 1) * sum(SWEEPS[level]) * 4 * work.full_pass
+    return sharing + annealed + (2 + anchors * len(SWEEPS[level])) * rounds
 
 
 def multiply_adds_per_second() -> float:

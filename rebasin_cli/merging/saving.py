@@ -8,7 +8,8 @@ from pathlib import Path
 from torch import Tensor
 
 from rebasin_cli.checkpoint.checkpoint import Checkpoint
-from rebasin_cli.checkpoint.write import write_like
+from rebasin_cli.checkpoint.relaid import Layout
+from rebasin_cli.checkpoint.write import AS_IT_IS, write_like
 from rebasin_cli.execution.model_slot import Adjustment
 from rebasin_cli.execution.weight_arithmetic import rounded
 from rebasin_cli.execution.weights import Weights
@@ -25,6 +26,7 @@ def save_merged(
     force: bool,
     mkdir: bool,
     check: Callable[[Weights], None],
+    layout: Layout = AS_IT_IS,
 ) -> str:
     """Write the merged network in the place of the tensors of another file; returns its SHA-256.
 
@@ -57,4 +59,5 @@ def save_merged(
         force=force,
         mkdir=mkdir,
         check=verify,
+        layout=layout,
     )

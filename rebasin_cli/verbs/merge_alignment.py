@@ -117,14 +117,14 @@ class MergeAlignment:
             placed = to_reference(joint, start, self._match, self.ranks)
         elif options.align == "merge-many":
             (placed,) = self.ranks.divided(
-                [joint], lambda one: merge_many(one, self._search, seed=options.seed, told=self._told_round)
+                [joint], lambda one: merge_many(one, self._descents, seed=options.seed, told=self._told_round)
             )
         else:
             others = [number for number in range(len(self.sets)) if number != start]
             placed = cycle_consistent(
                 joint,
                 [start, *others],
-                self._search,
+                self._descents,
                 self.ranks,
                 seed=options.seed,
                 effort=self._effort(),
@@ -142,17 +142,23 @@ class MergeAlignment:
         shapes = {key: self.subject.shapes[key] for key in self.subject.parameters}
         return "fast" if pair_work(self.joint.spec, shapes).large else "standard"
 
-    def _search(self, a: Tensors, b: Tensors, local: bool) -> MatchResult:
-        """Matching by weights; `local` as in `joint.Search`."""
-        settings = replace(self.settings, starts=("identity",)) if local else self.settings
-        return self.networks.search(a, b, settings, None if local else self._show_pass)
+    def _descents(self, a: Tensors, b: Tensors, local: bool) -> MatchResult:
+        """Matching by weights, as Git Re-Basin does; with another effort where one is asked for. See `joint.Search`.
+
+        On five networks trained on digits, larger searches for each of them end no higher together.
+        """
+        effort = self.settings.effort
+        asked = effort if effort != "auto" and self.options.align == "merge-many" else "fast"
+        starts = ("identity",) if local else None
+        return self.networks.search(a, b, replace(self.settings, effort=asked, starts=starts), self._show_pass)
 
     def _match(self, a: int, b: int) -> MatchResult:
         """Set b to set a, by the matching method that was asked for."""
         options = self.options
         if options.match_method == "weight":
             networks, parameters = self.joint.networks, self.subject.parameters
-            return self._search(held(networks[a], parameters), held(networks[b], parameters), False)
+            a_held, b_held = (held(networks[number], parameters) for number in (a, b))
+            return self.networks.search(a_held, b_held, self.settings, self._show_pass)
         pair = Pair(self.weights[self.sets[a][0]], self.weights[self.sets[b][0]], self.subject)
         matching = Matching(
             method=options.match_method,

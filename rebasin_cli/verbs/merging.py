@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 from rebasin_cli import __version__
 from rebasin_cli.checkpoint.atomic import write_text_atomically
+from rebasin_cli.checkpoint.directory import DirectoryCheckpoint
+from rebasin_cli.checkpoint.relaid import Layout, check_layout
 from rebasin_cli.checkpoint.write import bytes_needed, check_output, notes_on_output
 from rebasin_cli.data.ranks import launched, ranks_for
 from rebasin_cli.errors import CheckpointError, NumericalError, RebasinError, ResourceError, few
@@ -43,6 +45,7 @@ from rebasin_cli.verbs.merge import (
     MergeOptions,
     MergeResult,
     is_same_file,
+    parse_size,
     parse_weights,
 )
 from rebasin_cli.verbs.merge_alignment import MergeAlignment
@@ -90,7 +93,12 @@ class MergeRun:
         spare_limited_memory()
         if self.options.dry_run:
             return self._dry_run()
-        self._open()
+        error: RebasinError | None = None
+        try:
+            self._open()
+        except RebasinError as caught:
+            error = caught
+        self.ranks.agree(error)  # no process writes before all have looked at the outputs
         self._align()
         with self.clock.phase("measure"):
             self._combine()
@@ -123,7 +131,6 @@ class MergeRun:
             with self.clock.phase("read"):
                 several = self._open_headers()
                 several.check(self.progress)
-            self.weights, self.subject = several.weights, several.subject
         else:
             self.networks = Networks.open(
                 self.sources,
@@ -132,7 +139,6 @@ class MergeRun:
                 self.clock,
                 before_reading=self._check_headers,
             )
-            self.weights, self.subject = self.networks.weights, self.networks.subject
             self.warnings += spec_warnings(self.networks.soundness)
         self.data = MergeData(
             options,
@@ -152,7 +158,11 @@ class MergeRun:
 
     def _check_headers(self, several: Several) -> None:
         """Refuse what headers and hashes tell, before the first tensor is read."""
-        options, first = self.options, several.weights[0]
+        first = several.weights[0]
+        if isinstance(first.checkpoint, DirectoryCheckpoint):  # the optimizer's states are not those of the result
+            first = first.seen_in(first.checkpoint.without_states())
+        self.weights, self.subject = (first, *several.weights[1:]), several.subject
+        options = self.options
         for path, held_file in zip(self.paths, several.weights, strict=True):
             wanted = self.hashes.get(path)
             if wanted is not None and held_file.checkpoint.sha256() != wanted:
@@ -167,6 +177,7 @@ class MergeRun:
                 self.warnings.append(f"{path} is given twice, so it counts twice")
         if self.lams is not None:
             self.by_key = self.lams.by_key(several.subject.shapes, several.subject.ties)
+        check_layout(first.checkpoint, self.layout, options.out)
         if not options.dry_run:
             check_output(
                 options.out,
@@ -186,13 +197,20 @@ class MergeRun:
             )
 
     def _bytes_needed(self, first: Weights) -> int:
-        return bytes_needed(first.checkpoint, self.options.out)
+        return bytes_needed(first.checkpoint, self.options.out, self.layout)
+
+    @cached_property
+    def layout(self) -> Layout:
+        """How the output differs from the first checkpoint."""
+        first = self.weights[0]
+        copies = frozenset(first.keys_in_file.copies)
+        beside = bool(first.checkpoint.entries_beside()) or bool(copies)
+        return Layout(self.options.dtype, parse_size(self.options.max_shard_size), beside, copies)
 
     def _dry_run(self) -> MergeResult:
         """Everything that headers tell, and the cost; no tensor is read."""
         options = self.options
         several = self._open_headers()
-        self.weights, self.subject = several.weights, several.subject
         seconds, units = None, 0
         if options.align != "none":
             understood = understand(
@@ -324,16 +342,17 @@ class MergeRun:
     def _write(self) -> None:
         options, first = self.options, self.weights[0]
         self.progress.phase("writing")
-        narrow = narrow_dtypes([first.checkpoint])
-        if narrow:
+        narrow = narrow_dtypes([first.checkpoint]) if options.dtype is None else (options.dtype,)
+        if narrow and narrow != ("float32",) and narrow != ("float64",):
             self.warnings.append(
                 f"merged tensors are computed in float32 or wider and rounded once to {' and '.join(narrow)}"
             )
-        unknown = first.keys_in_file.extra
+        unknown, left = first.keys_in_file.extra, [*first.checkpoint.entries_beside(), *first.keys_in_file.copies]
         if unknown and not options.ignore_extra:
-            self.warnings.append(
-                f"{options.out}: copied from {first.checkpoint.path}, not merged: {few(unknown, shown=8)}"
-            )
+            path = first.checkpoint.path
+            self.warnings.append(f"{options.out}: copied from {path}, not merged: {few(unknown, shown=8)}")
+        if left:
+            self.warnings.append(f"{options.out}: left out, because it is not of the result: {few(left, shown=8)}")
         self.warnings += [*first.checkpoint.notes, *notes_on_output(first.checkpoint, options.out)]
         self.sha256 = save_merged(
             self.merged,
@@ -344,6 +363,7 @@ class MergeRun:
             force=options.force,
             mkdir=options.mkdir,
             check=self._measure_distances,
+            layout=self.layout,
         )
         if options.save_spec is not None and self.networks is not None:
             text = json.dumps(self.networks.understood.spec.to_json(), indent=1) + "\n"

@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar
 
@@ -268,7 +268,7 @@ def _read_index(file: MappedFile, suffix: str) -> dict[str, Any]:
 @contextlib.contextmanager
 def staged_index(
     form: ShardedFormat,
-    source: Checkpoint,
+    parts: Sequence[Checkpoint],
     out: Path,
     transform: Transform,
     provenance: Mapping[str, str],
@@ -276,24 +276,33 @@ def staged_index(
     mkdir: bool,
     bytes_needed: int,
 ) -> Iterator[WrittenCopy]:
-    """Write the selected tensors of another checkpoint as an index with one shard; see `Checkpoint.staged_copy`."""
+    """Write the selected tensors of other checkpoints as an index with a shard for each; see `Checkpoint.staged_copy`.
+
+    No two of them have a key in common.
+    """
     target = real_output(out)
     with staged_directory(out, bytes_needed=bytes_needed, mkdir=mkdir) as stage:
-        first = f"1{form.shard_suffix}"
-        with open(stage / first, "x+b") as handle:
-            form.shard_format.write_new(handle, source, transform, provenance)
-            flush_to_disk(StagedFile(stage / first, handle))
-        names = _named_by_content(stage, (first,), target, form)
-        keys = form.open_shard(stage / names[first]).infos
-        total = sum(info.nbytes for info in keys.values())
-        document = {
-            "metadata": {"total_size": total} | with_provenance({}, provenance),
-            "weight_map": dict.fromkeys(keys, names[first]),
-        }
+        first = tuple(f"{number}{form.shard_suffix}" for number in range(1, len(parts) + 1))
+        for name, part in zip(first, parts, strict=True):
+            with open(stage / name, "x+b") as handle:
+                form.shard_format.write_new(handle, part, transform, provenance)
+                flush_to_disk(StagedFile(stage / name, handle))
+        names = _named_by_content(stage, first, target, form)
         index = stage / target.name
-        write_new_file(index, [(json.dumps(document, indent=2, ensure_ascii=False) + "\n").encode()])
+        write_new_file(index, [index_text(form, stage, list(names.values()), provenance)])
         sync_directory(stage)
         yield WrittenCopy(form.open(index), lambda force: _commit_beside(index, names.values(), target, force))
+
+
+def index_text(form: ShardedFormat, folder: Path, names: Sequence[str], provenance: Mapping[str, str]) -> bytes:
+    """The index of these shards in a folder."""
+    keys = {key: (name, info) for name in names for key, info in form.open_shard(folder / name).infos.items()}
+    total = sum(info.nbytes for _, info in keys.values())
+    document = {
+        "metadata": {"total_size": total} | with_provenance({}, provenance),
+        "weight_map": {key: name for key, (name, _) in keys.items()},
+    }
+    return (json.dumps(document, indent=2, ensure_ascii=False) + "\n").encode()
 
 
 def _commit_beside(index: Path, shards: Iterable[str], target: Path, force: bool) -> None:

@@ -81,10 +81,10 @@ def elected_sum(one: OneTensor, sparse: Callable[[Tensor, int], Tensor]) -> tupl
     votes = torch.zeros_like(one.origin)
     for _, part in weighted():
         votes += part
-    elected = torch.where(votes >= 0, 1.0, -1.0)
+    elected = torch.where(votes >= 0, 1.0, -1.0).to(votes)
     total, weights = torch.zeros_like(one.origin), torch.zeros_like(one.origin)
     for weight, part in weighted():
-        agreeing = part.sign() == elected
+        agreeing = (part.sign() == elected).to(part)
         total += part * agreeing
         weights += weight * agreeing
     return total, weights
