@@ -2,15 +2,17 @@
 
 P_fg, which brings network g to network f, is factored as `P_f^-1 P_g` through a common order ("universe"), so that
 the permutations along any cycle compose to the identity, exactly. The objective is the sum of the similarities of all
-pairs. The paper maximises it by Frank-Wolfe; here it is annealed from several anchors (see `joint_annealing`).
-Further points come from aligning all networks to one of them, and from MergeMany. From each of them descents to the
-sum of the others go on until no network moves; the best end wins, never below that of MergeMany.
+pairs. The paper maximises it by Frank-Wolfe; here it is annealed from several anchors (see `joint_annealing`). Further
+points come from aligning all networks to one of them, and from MergeMany. From each of them descents to the sum of the
+others go on until no network moves, and the best end wins. There are rounds of starts, with more sweeps in each; where
+most ends are the best one already, the search is over.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from itertools import zip_longest
 
 import torch
 
@@ -26,6 +28,8 @@ SWEEPS = {"fast": (12,), "standard": (6, 12, 25), "thorough": (6, 12, 25, 50, 10
 as good as those of long ones, and differ by anchor: many short ones find more than one long one."""
 ANCHORS = {"fast": 1, "standard": 8, "thorough": 32}
 """Networks that are the anchor of annealings in turn, the reference first."""
+SAME = 1e-9
+"""Relative difference below which two values of the objective are one."""
 STAR, MERGE_MANY = "star", "merge-many"
 """Starts beside the annealings: all aligned to the first anchor, and MergeMany."""
 
@@ -45,7 +49,7 @@ def cycle_consistent(
     """The permutations of each network into a common order, by the best of several starts.
 
     Args:
-        search: by descents.
+        search: a small one, because it is repeated often.
         anchors: the networks in the order in which they are anchors; descents hold the order of the first.
         ranks: the starts are divided among these processes.
         effort: `fast`, `standard` or `thorough`.
@@ -80,7 +84,18 @@ def cycle_consistent(
             settle(joint, placed, search, seed=None, local=True)
         return joint.value(placed), placed
 
-    starts: list[tuple[int, int] | str] = [STAR, MERGE_MANY]
-    starts += [(anchor, sweeps) for sweeps in SWEEPS[effort] for anchor in anchors[: ANCHORS[effort]]]
-    ends = ranks.divided(starts, run)
+    ends: list[tuple[float, list[Permutations]]] = []
+    for sweeps, also in zip_longest(SWEEPS[effort], (STAR, MERGE_MANY)):
+        starts: list[tuple[int, int] | str] = [] if also is None else [also]
+        starts += [] if sweeps is None else [(anchor, sweeps) for anchor in anchors[: ANCHORS[effort]]]
+        ends += ranks.divided(starts, run)
+        if agree([value for value, _ in ends]):
+            break
     return max(ends, key=lambda end: end[0])[1]
+
+
+def agree(values: Sequence[float]) -> bool:
+    """Whether most ends, and at least three, are the best one: then others would find nothing better."""
+    best = max(values)
+    reached = sum(value >= best * (1 - SAME) for value in values)
+    return reached >= 3 and 2 * reached > len(values)

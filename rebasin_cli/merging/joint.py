@@ -153,7 +153,7 @@ def settle(
     Args:
         placed: changed in place.
         seed: of the order in each round; None for the order of the networks.
-        local: descents only; otherwise each network's first visit is a full search.
+        local: descents from each network's own order only.
         told: called with the round and the network, both from 1.
     """
     generator = torch.Generator().manual_seed(seed or 0)
@@ -165,7 +165,7 @@ def settle(
         for done, network in enumerate(order, start=1):
             if told is not None:
                 told(number, done)
-            moved |= joint.moved_to_others(placed, total, network, search, local=local or number > 1)
+            moved |= joint.moved_to_others(placed, total, network, search, local=local)
         if not moved:
             return number
     return MOST_ROUNDS

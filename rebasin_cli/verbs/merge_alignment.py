@@ -28,6 +28,9 @@ from rebasin_cli.verbs.verification import with_spec
 if TYPE_CHECKING:
     from rebasin_cli.matching.plan import Effort
 
+SMALL = ("identity", "forward", "annealing")
+"""Starts of a search that is repeated often."""
+
 
 class MergeAlignment:
     """Aligns the networks of a merge, its base among them.
@@ -117,14 +120,14 @@ class MergeAlignment:
             placed = to_reference(joint, start, self._match, self.ranks)
         elif options.align == "merge-many":
             (placed,) = self.ranks.divided(
-                [joint], lambda one: merge_many(one, self._descents, seed=options.seed, told=self._told_round)
+                [joint], lambda one: merge_many(one, self._small_search, seed=options.seed, told=self._told_round)
             )
         else:
             others = [number for number in range(len(self.sets)) if number != start]
             placed = cycle_consistent(
                 joint,
                 [start, *others],
-                self._descents,
+                self._small_search,
                 self.ranks,
                 seed=options.seed,
                 effort=self._effort(),
@@ -142,15 +145,15 @@ class MergeAlignment:
         shapes = {key: self.subject.shapes[key] for key in self.subject.parameters}
         return "fast" if pair_work(self.joint.spec, shapes).large else "standard"
 
-    def _descents(self, a: Tensors, b: Tensors, local: bool) -> MatchResult:
-        """Matching by weights, as Git Re-Basin does; with another effort where one is asked for. See `joint.Search`.
+    def _small_search(self, a: Tensors, b: Tensors, local: bool) -> MatchResult:
+        """Matching by weights, repeated for each network and round: descents and one annealing. See `joint.Search`.
 
-        On five networks trained on digits, larger searches for each of them end no higher together.
+        On five networks trained on digits, larger searches for each of them end no higher together. Another effort
+        than the automatic one is that of each search.
         """
-        effort = self.settings.effort
-        asked = effort if effort != "auto" and self.options.align == "merge-many" else "fast"
-        starts = ("identity",) if local else None
-        return self.networks.search(a, b, replace(self.settings, effort=asked, starts=starts), self._show_pass)
+        starts = SMALL if self.settings.effort == "auto" else None
+        settings = replace(self.settings, starts=("identity",) if local else starts)
+        return self.networks.search(a, b, settings, None if local else self._show_pass)
 
     def _match(self, a: int, b: int) -> MatchResult:
         """Set b to set a, by the matching method that was asked for."""
