@@ -85,6 +85,11 @@ class Weights(Mapping[str, Tensor]):
         return self.keys_in_file.to_file.get(key, key)
 
     @property
+    def made(self) -> tuple[str, ...]:
+        """The model's keys that the loader fills itself, because the file does not have them or in another shape."""
+        return tuple(self._made)
+
+    @property
     def rearranged(self) -> tuple[str, ...]:
         """The model's keys that are not tensors of the file as they are."""
         return tuple(self._by_model)

@@ -5,18 +5,20 @@ Paths are relative to the recipe's directory, so that a directory with a recipe 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from rebasin_cli.checkpoint.atomic import write_text_atomically
 from rebasin_cli.errors import CheckpointError, UsageError
 from rebasin_cli.options import options_of
-from rebasin_cli.verbs.align_reports import python_file, sha256_of
+from rebasin_cli.verbs.align_reports import python_file
 from rebasin_cli.verbs.document import pretty
 from rebasin_cli.verbs.merge import OF_THE_FILES, MergeOptions, MergeResult
+from rebasin_cli.verbs.output_paths import optional_path
 from rebasin_cli.verbs.versions import versions
 
 SCHEMA = "rebasin.recipe/1"
@@ -59,8 +61,7 @@ def recipe_of(options: MergeOptions, result: MergeResult) -> dict[str, Any]:
     for name in PATHS:
         if name in changed:
             changed[name] = _each(changed[name], lambda text: located(text, relative))
-    code = [python_file(str(text)) for name in PATHS for text in _listed(getattr(options, name))]
-    files = [*(file for file in code if file is not None), *(path for path in options.rules if path.is_file())]
+    files = list(_read_files(options))
     return {
         "schema": SCHEMA,
         "verb": "merge",
@@ -74,7 +75,7 @@ def recipe_of(options: MergeOptions, result: MergeResult) -> dict[str, Any]:
         "reference": relative(str(result.reference)),
         "seed": options.seed,
         "options": changed,
-        "code": {relative(str(file)): sha256_of(file) for file in dict.fromkeys(files)},
+        "files": {relative(str(file)): _digest(file) for file in dict.fromkeys(files)},
         "sha256": result.sha256,
     }
 
@@ -102,6 +103,27 @@ def _each(value: Any, change: Callable[[str], str]) -> Any:
     return [change(str(item)) for item in value] if isinstance(value, (tuple, list)) else change(str(value))
 
 
+def _read_files(options: MergeOptions) -> Iterator[Path]:
+    """The files that decide the bytes besides the checkpoints: Python files, and data that are one file."""
+    for name in PATHS:
+        for text in _listed(getattr(options, name)):
+            file = python_file(text)
+            if file is not None:
+                yield file
+    yield from (path for path in options.rules if path.is_file())
+    chosen = options.data if options.method == "greedy-soup" or options.match_method != "weight" else None
+    single = (options.spec, options.input_file, options.class_map, options.recalibrate, chosen)
+    yield from (path for path in map(optional_path, single) if path is not None and path.is_file())
+
+
+def _digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while chunk := stream.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
 def _listed(value: Any) -> list[str]:
     if value is None:
         return []
@@ -113,7 +135,7 @@ def from_recipe(options: MergeOptions) -> tuple[MergeOptions, dict[Path, str]]:
 
     Raises:
         UsageError: other options are given too, or it is no recipe.
-        CheckpointError: a file of code that it names has changed.
+        CheckpointError: a file of code or data that it names has changed.
     """
     path = options.recipe
     assert path is not None
@@ -127,9 +149,9 @@ def from_recipe(options: MergeOptions) -> tuple[MergeOptions, dict[Path, str]]:
     def found(relative: str) -> str:
         return os.path.relpath(os.path.normpath(os.path.join(path.parent, relative)))
 
-    for file, digest in document["code"].items():
+    for file, digest in document["files"].items():
         here = Path(found(file))
-        if not here.is_file() or sha256_of(here) != digest:
+        if not here.is_file() or _digest(here) != digest:
             seen = "missing" if not here.is_file() else "changed since the recipe was written"
             raise CheckpointError(f"{here}: {seen}, and the merge depends on it", path=here, slug="changed")
     values = dict(document["options"])
@@ -171,7 +193,7 @@ def read_recipe(path: Path) -> Mapping[str, Any]:
     complete = (
         isinstance(document, dict)
         and document.get("schema") == SCHEMA
-        and all(isinstance(document.get(name), dict) for name in ("options", "code"))
+        and all(isinstance(document.get(name), dict) for name in ("options", "files"))
         and isinstance(document.get("inputs"), list)
         and all(isinstance(one, dict) and {"path", "sha256"} <= one.keys() for one in document["inputs"])
     )

@@ -15,7 +15,7 @@ from rebasin_cli.checkpoint.directory import DirectoryCheckpoint
 from rebasin_cli.checkpoint.relaid import Layout, check_layout
 from rebasin_cli.checkpoint.write import bytes_needed, check_output, notes_on_output
 from rebasin_cli.data.ranks import launched, ranks_for
-from rebasin_cli.errors import CheckpointError, NumericalError, RebasinError, ResourceError, few
+from rebasin_cli.errors import CheckpointError, ModelError, NumericalError, RebasinError, ResourceError, few, quoted
 from rebasin_cli.execution.chance import no_better_than_chance
 from rebasin_cli.execution.device import resolve_device
 from rebasin_cli.execution.lams import Lams
@@ -25,6 +25,7 @@ from rebasin_cli.execution.recalibration import batch_norms
 from rebasin_cli.execution.same_function import FunctionCheck
 from rebasin_cli.execution.scores import Values
 from rebasin_cli.execution.several import Several, open_several
+from rebasin_cli.execution.shared_weights import mismatches_of
 from rebasin_cli.execution.spectral_norm import spectral_sites
 from rebasin_cli.execution.understanding import understand
 from rebasin_cli.execution.weight_arithmetic import narrow_dtypes
@@ -175,6 +176,7 @@ class MergeRun:
         for number, path in enumerate(options.checkpoints):
             if any(is_same_file(path, other) for other in options.checkpoints[:number]):
                 self.warnings.append(f"{path} is given twice, so it counts twice")
+        self._check_shapes(several)
         if self.lams is not None:
             self.by_key = self.lams.by_key(several.subject.shapes, several.subject.ties)
         check_layout(first.checkpoint, self.layout, options.out)
@@ -195,6 +197,30 @@ class MergeRun:
                 hint="--align reference without --data needs the least",
                 slug="memory",
             )
+
+    def _check_shapes(self, several: Several) -> None:
+        """Refuse tensors of other sizes, and tensors that a loader would fill itself: there is nothing to merge."""
+        opened = [weights.checkpoint for weights in several.weights]
+        for weights in several.weights:
+            path = weights.checkpoint.path
+            for apart in mismatches_of(weights.checkpoint, opened[0], several.subject):
+                raise ModelError(
+                    f"{path}: shape mismatch: {quoted(apart.key)} has shape {list(apart.in_a)}, and "
+                    f"{list(apart.in_b)} in {opened[0].path}",
+                    path=path,
+                    hint="checkpoints of one model are merged: give all the same sizes",
+                    slug="shapes",
+                )
+            missing = [key for key in weights.made if several.subject.ties.get(key, key) in several.subject.parameters]
+            if missing:
+                raise ModelError(
+                    f"{path}: lacks {few(missing)}, which its loader would initialize, so there is nothing to merge",
+                    path=path,
+                    hint="name the model without these layers in --model, or a checkpoint that has them",
+                    slug="missing-key",
+                )
+            if weights.note:
+                self.warnings.append(f"{path}: {weights.note}")
 
     def _bytes_needed(self, first: Weights) -> int:
         return bytes_needed(first.checkpoint, self.options.out, self.layout)

@@ -87,7 +87,8 @@ def row(name: str, trials: int, copies: int, make: Any) -> dict[str, Any]:
     """The counts of one kind of network, printed as they grow."""
     began, counts = time.perf_counter(), dict.fromkeys(ALIGNS, 0)
     for seed in range(trials):
-        for align, exact in trial(*make(seed), copies, seed).items():
+        spec, original, noise = make(seed)
+        for align, exact in trial(spec, original, noise, copies, seed).items():
             counts[align] += exact
     seconds = time.perf_counter() - began
     print(f"{name}: {', '.join(f'{align} {count} of {trials}' for align, count in counts.items())}, {seconds:.0f} s")

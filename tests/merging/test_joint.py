@@ -133,7 +133,7 @@ def test_joint_annealing_recovers_copies_with_nested_groups(anchor: int) -> None
 def test_all_pairs_choose_the_network_in_the_middle() -> None:
     joint = digits_joint(3)
     middle = Mean(joint.networks)
-    networks = [*joint.networks, {key: middle[key] for key in joint.networks[0]}]
+    networks = [*map(dict, joint.networks), {key: middle[key] for key in joint.networks[0]}]
     choice = ModelChoice("tests.interpolation.digits:plain_net", inputs=("2,1,8,8",))
     found = joint_of(choice, networks)
     run = descents(found)

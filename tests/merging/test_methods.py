@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 import torch
@@ -53,8 +55,10 @@ def test_linear_is_the_weighted_mean(seed: int) -> None:
 
 def test_the_mean_of_copies_is_the_copy_bit_for_bit() -> None:
     _, networks = tensors(0)
-    copies = [networks[0].astype(np.float32)] * 5
-    assert np.array_equal(merged("linear", None, copies, (0.2,) * 5), copies[0])
+    single = torch.from_numpy(networks[0]).float()
+    found = find_method("linear").combine(OneTensor("layer.weight", (0.2,) * 5, lambda _: single, None, 0, None))
+    assert found.dtype is torch.float32
+    assert torch.equal(found, single)
 
 
 @pytest.mark.parametrize("lam", [0.25, 0.5, 0.9])
@@ -147,7 +151,7 @@ class Scores:
     def __init__(self, scores: dict[frozenset[int], float]) -> None:
         self.scores, self.asked = scores, list[frozenset[int]]()
 
-    def score(self, shares: list[float]) -> float:
+    def score(self, shares: Sequence[float]) -> float:
         members = frozenset(number for number, share in enumerate(shares) if share)
         assert sum(shares) == pytest.approx(1.0)
         self.asked.append(members)

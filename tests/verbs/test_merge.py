@@ -221,6 +221,11 @@ def test_a_recipe_refuses_an_input_that_changed_and_names_it(desk: Desk) -> None
     assert done.code == 3
     assert "plain-2.safetensors: not the file of the recipe" in done.err
     assert not (desk.path / "again.safetensors").exists()
+    desk.save("plain-2.safetensors", changed)
+    assert desk.run("--recipe", "out.json", "-o", "again.safetensors", "-q").code == 0
+    (desk.path / "net.py").write_text((desk.path / "net.py").read_text() + "# changed\n")
+    done = desk.run("--recipe", "out.json", "-o", "third.safetensors")
+    assert (done.code, "net.py: changed since the recipe was written" in done.err) == (3, True)
     done = desk.run("--recipe", "out.json", "-o", "again.safetensors", "--method", "slerp")
     assert (done.code, "--method and --recipe cannot both be given" in done.err) == (2, True)
 
