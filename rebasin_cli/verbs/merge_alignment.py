@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
@@ -12,7 +13,7 @@ from rebasin_cli.execution.pair import Pair
 from rebasin_cli.execution.same_function import FunctionCheck
 from rebasin_cli.matching.composition import Composition
 from rebasin_cli.matching.methods import Matching, MatchTask, match
-from rebasin_cli.matching.result import MatchResult, PassReport
+from rebasin_cli.matching.result import MatchResult, OnPass, PassReport
 from rebasin_cli.merging.cycle_consistent import cycle_consistent
 from rebasin_cli.merging.expected import pair_work
 from rebasin_cli.merging.joint import Joint, Mean, Tensors, held
@@ -21,6 +22,7 @@ from rebasin_cli.merging.reference import cycles_through_one_order, to_most_simi
 from rebasin_cli.merging.shared_bases import in_one_order, shared_bases
 from rebasin_cli.permutation import Permutations, Permuted
 from rebasin_cli.progress import Progress
+from rebasin_cli.verbs.cost import release_freed_memory
 from rebasin_cli.verbs.merge import AUTO, MergeOptions
 from rebasin_cli.verbs.networks import Networks, SearchSettings
 from rebasin_cli.verbs.verification import with_spec
@@ -153,7 +155,14 @@ class MergeAlignment:
         """
         starts = SMALL if self.settings.effort == "auto" else None
         settings = replace(self.settings, starts=("identity",) if local else starts)
-        return self.networks.search(a, b, settings, None if local else self._show_pass)
+        return self._searched(a, b, settings, None if local else self._show_pass)
+
+    def _searched(self, a: Tensors, b: Tensors, settings: SearchSettings, on_pass: OnPass | None) -> MatchResult:
+        """A search, whose memory is free when it is over: a portfolio refers to itself, and would hold its tensors."""
+        found = self.networks.search(a, b, settings, on_pass)
+        gc.collect()
+        release_freed_memory()
+        return found
 
     def _match(self, a: int, b: int) -> MatchResult:
         """Set b to set a, by the matching method that was asked for."""
@@ -161,7 +170,7 @@ class MergeAlignment:
         if options.match_method == "weight":
             networks, parameters = self.joint.networks, self.subject.parameters
             a_held, b_held = (held(networks[number], parameters) for number in (a, b))
-            return self.networks.search(a_held, b_held, self.settings, self._show_pass)
+            return self._searched(a_held, b_held, self.settings, self._show_pass)
         pair = Pair(self.weights[self.sets[a][0]], self.weights[self.sets[b][0]], self.subject)
         matching = Matching(
             method=options.match_method,

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -35,7 +36,7 @@ from tests.benchmarks.matching_planted import ZOO, traced
 from tests.benchmarks.matching_specs import free_residual_mlp, random_tensors
 
 ALIGNS = ("reference", "merge-many", "cycle-consistent")
-MLPS = ((30, 50, 1.0),)
+MLPS = ((12, 20, 0.5), (30, 50, 0.5))
 ZOO_NOISE = 0.3
 
 
@@ -90,8 +91,13 @@ def row(name: str, trials: int, copies: int, make: Any) -> dict[str, Any]:
         spec, original, noise = make(seed)
         for align, exact in trial(spec, original, noise, copies, seed).items():
             counts[align] += exact
+        if (seed + 1) % 10 == 0:
+            print(f"{name}, {seed + 1} trials: {counts}", file=sys.stderr, flush=True)
     seconds = time.perf_counter() - began
-    print(f"{name}: {', '.join(f'{align} {count} of {trials}' for align, count in counts.items())}, {seconds:.0f} s")
+    print(
+        f"{name}: {', '.join(f'{align} {count} of {trials}' for align, count in counts.items())}, {seconds:.0f} s",
+        flush=True,
+    )
     return {"network": name, "copies": copies, "trials": trials, **counts, "seconds": round(seconds, 1)}
 
 
