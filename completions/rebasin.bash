@@ -26,7 +26,7 @@ _rebasin() {
     while [[ $at -gt 1 && ( ${COMP_WORDS[at]} == : || ${COMP_WORDS[at-1]} == : ) ]]; do (( at-- )); done
     option="${COMP_WORDS[at-1]}"
     if [[ $COMP_CWORD -eq 1 ]]; then
-        _rebasin_words 'align interpolate metrics verify compare transfer apply trace inspect models env demo completions help --help --version' "$current"
+        _rebasin_words 'align interpolate metrics verify compare transfer apply merge trace inspect models env demo completions help --help --version' "$current"
         return
     fi
     written="${COMP_LINE:0:COMP_POINT}"
@@ -327,7 +327,7 @@ _rebasin() {
         models) : ;;
         demo) _rebasin_paths "$current" ;;
         completions) _rebasin_words 'bash zsh fish' "$current" ;;
-        help) _rebasin_words 'exit-codes model-specs data methods formats terms config align apply compare completions demo env help inspect interpolate metrics models trace transfer verify' "$current" ;;
+        help) _rebasin_words 'exit-codes model-specs data methods merging formats terms config align apply compare completions demo env help inspect interpolate merge metrics models trace transfer verify' "$current" ;;
     esac
 }
 complete -F _rebasin rebasin

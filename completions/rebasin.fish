@@ -439,7 +439,7 @@ complete -c rebasin -n '__rebasin_verb_is completions' -l color -x -a 'auto alwa
 complete -c rebasin -n '__rebasin_verb_is completions' -l config -r -F -d 'Read options from the table of this verb in a TOML file'
 complete -c rebasin -n '__rebasin_verb_is completions' -l print-config -d 'Print the options as TOML and stop'
 complete -c rebasin -n '__rebasin_verb_is completions' -l help -s h -d 'Show this help and stop'
-complete -c rebasin -n '__rebasin_verb_is help' -f -a 'exit-codes model-specs data methods formats terms config align apply compare completions demo env help inspect interpolate metrics models trace transfer verify'
+complete -c rebasin -n '__rebasin_verb_is help' -f -a 'exit-codes model-specs data methods merging formats terms config align apply compare completions demo env help inspect interpolate merge metrics models trace transfer verify'
 complete -c rebasin -n '__rebasin_verb_is help' -l format -x -a 'table json csv latex md' -d 'Format of the result'
 complete -c rebasin -n '__rebasin_verb_is help' -l json -d 'Short for --format json: exactly one JSON document on stdout, errors included'
 complete -c rebasin -n '__rebasin_verb_is help' -l quiet -s q -d 'No progress and no notes'

@@ -588,7 +588,7 @@ _rebasin() {
                 '--print-config[Print the options as TOML and stop]' \
                 '(-h --help)--help[Show this help and stop]' \
                 '(-h --help)-h[Show this help and stop]' \
-                '*:TOPIC:(exit-codes model-specs data methods formats terms config align apply compare completions demo env help inspect interpolate metrics models trace transfer verify)'
+                '*:TOPIC:(exit-codes model-specs data methods merging formats terms config align apply compare completions demo env help inspect interpolate merge metrics models trace transfer verify)'
             ;;
     esac
 }

@@ -24,8 +24,8 @@ __all__ = [
     "Interpolation",
     "LayerIterationOrder",
     "LerpSimple",
-    "MetricsResult",
     "MergeResult",
+    "MetricsResult",
     "ModelError",
     "ModelsResult",
     "ModuleAlignment",
@@ -50,8 +50,8 @@ __all__ = [
     "env",
     "inspect",
     "interpolate",
-    "metrics",
     "merge",
+    "metrics",
     "models",
     "trace",
     "transfer",
@@ -93,10 +93,10 @@ if TYPE_CHECKING:
     from rebasin_cli.verbs.inspect import inspect as inspect
     from rebasin_cli.verbs.interpolate import InterpolateResult as InterpolateResult
     from rebasin_cli.verbs.interpolate import interpolate as interpolate
-    from rebasin_cli.verbs.metrics import MetricsResult as MetricsResult
-    from rebasin_cli.verbs.metrics import metrics as metrics
     from rebasin_cli.verbs.merge import MergeResult as MergeResult
     from rebasin_cli.verbs.merge import merge as merge
+    from rebasin_cli.verbs.metrics import MetricsResult as MetricsResult
+    from rebasin_cli.verbs.metrics import metrics as metrics
     from rebasin_cli.verbs.models import ModelsResult as ModelsResult
     from rebasin_cli.verbs.models import models as models
     from rebasin_cli.verbs.trace import TraceResult as TraceResult
@@ -120,8 +120,6 @@ _HOMES = {
     "LayerIterationOrder": "compat.task_vectors",
     "LerpSimple": "compat.lines",
     "MetricsResult": "verbs.metrics",
-    "Interpolation": "compat",
-    "LerpSimple": "compat",
     "MergeResult": "verbs.merge",
     "ModelError": "errors",
     "ModelsResult": "verbs.models",

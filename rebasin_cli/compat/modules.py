@@ -20,6 +20,7 @@ from rebasin_cli.execution.model_slot import ModelSlot
 from rebasin_cli.execution.pair import Pair
 from rebasin_cli.execution.recalibration import Recalibration
 from rebasin_cli.execution.same_function import FunctionCheck
+from rebasin_cli.execution.scored import WholeNetwork
 from rebasin_cli.execution.subject import ModelChoice, Subject
 from rebasin_cli.execution.understanding import understand
 from rebasin_cli.matching.method import Matching, MatchTask
@@ -194,32 +195,13 @@ def _source(data: Iterable[Any]) -> BatchSource:
     return loader_source(data, "the loader")
 
 
-@dataclass(frozen=True)
-class _Whole:
-    """A module as the only network of a sweep whose statistics are measured."""
-
-    tensors: Tensors
-    name: str = "module"
-    end: int | None = None
-    between: tuple[int, int] = (0, 0)
-    lam: float = 0.0
-    adjusted: bool = True
-
-    @property
-    def keys(self) -> tuple[str, ...]:
-        return tuple(self.tensors)
-
-    def tensor(self, key: str, device: torch.device | None = None) -> Tensor:
-        return self.tensors[key] if device is None else self.tensors[key].to(device)
-
-
 def recalibrate(module: nn.Module, source: BatchSource) -> None:
     """Re-estimate the running statistics of a module in place: the cumulative average over all batches.
 
     Raises:
         DataError: a batch does not fit the model.
     """
-    network = _Whole(tensors_of(module))
+    network = WholeNetwork("module", tensors_of(module), adjusted=True)
     first = next(iter(module.state_dict().values()), torch.empty(0))
     slot = ModelSlot(copied(module), first.device)
     found = Recalibration(slot, source, [network], repair=False).run(RunningSums()).get(network.name)

@@ -25,6 +25,7 @@ class WholeNetwork:
     end: int | None = None
     between: tuple[int, int] = (0, 0)
     lam: float = 0.0
+    shares: Sequence[tuple[int, float]] = ()
     adjusted: bool = False
 
     @property

@@ -62,6 +62,7 @@ def open_several(
     """
     opened = open_sources(sources)
     subject = open_subject(choice, file_shapes(opened[shaped_like]))
+
     def fitting(checkpoint: Checkpoint) -> Weights:
         try:
             return Weights.of(checkpoint, subject, ignore_extra=ignore_extra)
@@ -69,7 +70,6 @@ def open_several(
             if checkpoint is not opened[shaped_like]:
                 mismatches_of(checkpoint, opened[shaped_like], subject)  # says it where vocabularies differ
             raise
-
 
     if ignore_mismatched_sizes is None:
         return Several(tuple(map(fitting, opened)), subject)

@@ -19,12 +19,11 @@ from rebasin_cli.data.batch_sources import load_callable
 from rebasin_cli.data.ranks import Ranks
 from rebasin_cli.errors import DataError, ModelError
 from rebasin_cli.execution.closeness import Closeness
-from rebasin_cli.execution.data_inputs import Classes, model_view
+from rebasin_cli.execution.data_inputs import Classes, has_no_labels, model_view
 from rebasin_cli.execution.device import resolve_device
 from rebasin_cli.execution.mean_vectors import check_layer, mean_activation, mean_gradients, output_layer
 from rebasin_cli.execution.model_slot import ModelSlot
 from rebasin_cli.execution.subject import ModelChoice, Subject, example_for
-from rebasin_cli.interpolation.data import has_no_labels
 from rebasin_cli.model.example_input import ExampleInput
 from rebasin_cli.model.state import load_state
 from rebasin_cli.progress import Progress

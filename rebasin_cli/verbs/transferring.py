@@ -19,8 +19,8 @@ from rebasin_cli.execution.own_heads import open_finetuning
 from rebasin_cli.execution.pair import Source, check_weights
 from rebasin_cli.execution.same_function import FunctionCheck
 from rebasin_cli.execution.shared_weights import check_heads
-from rebasin_cli.execution.weights import Weights
 from rebasin_cli.execution.weight_arithmetic import rounded
+from rebasin_cli.execution.weights import Weights
 from rebasin_cli.matching.common_base import UnitTest, units_in_order
 from rebasin_cli.permutation import Permutations, identity
 from rebasin_cli.progress import Progress
