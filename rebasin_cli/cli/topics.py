@@ -118,7 +118,7 @@ def _merging(columns: int) -> str:
     who = (
         ("reference", "each to the reference; with --reference auto, to the one most similar to all others"),
         ("merge-many", "each in turn to the mean of the others, until none moves (Git Re-Basin, Algorithm 3)"),
-        ("cycle-consistent", "all through one common order (C2M3); annealed, and never below merge-many"),
+        ("cycle-consistent", "all annealed together, through one common order (C2M3)"),
         ("none", "nobody"),
     )
     note = (

@@ -82,13 +82,17 @@ class PhaseClock:
 
 
 def spare_limited_memory() -> None:
-    """Under a limit on data memory (RLIMIT_DATA), let freed memory go back to the system at once.
+    """Under a limit on data memory (RLIMIT_DATA), let freed memory go back to the system at once."""
+    if data_memory_is_limited():
+        spare_memory()
+
+
+def spare_memory() -> None:
+    """Let freed memory go back to the system at once, so that the peak is that of what is in use.
 
     glibc by default keeps what was freed of up to 32 MiB a piece, and leaves gaps in it that large tensors do not fit;
-    MKL keeps a buffer of about 10 MB for every kind of product. Fresh pages are slow, so without a limit they may.
+    MKL keeps a buffer of about 10 MB for every kind of product. Fresh pages are slow, so elsewhere they may.
     """
-    if not data_memory_is_limited():
-        return
     with contextlib.suppress(OSError, AttributeError):
         library = ctypes.CDLL(None)
         library.mallopt(_TRIM_THRESHOLD, _SPARE)

@@ -36,7 +36,7 @@ from rebasin_cli.merging.merged import Given, Merged, Recipe
 from rebasin_cli.merging.saving import save_merged
 from rebasin_cli.progress import Progress, Silent
 from rebasin_cli.verbs.align_reports import states_of
-from rebasin_cli.verbs.cost import PhaseClock, available_bytes, peak_rss_bytes, spare_limited_memory
+from rebasin_cli.verbs.cost import PhaseClock, available_bytes, peak_rss_bytes, spare_memory
 from rebasin_cli.verbs.merge import (
     AUTO,
     OF_THE_FILES,
@@ -91,7 +91,7 @@ class MergeRun:
 
     def run(self) -> MergeResult:
         """All steps. If one raises a RebasinError, nothing has been written."""
-        spare_limited_memory()
+        spare_memory()  # what one checkpoint left must not add to what the next one needs
         if self.options.dry_run:
             return self._dry_run()
         error: RebasinError | None = None
