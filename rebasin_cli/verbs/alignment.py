@@ -54,6 +54,7 @@ from rebasin_cli.verbs.shared_options import DataReading
 from rebasin_cli.verbs.siblings import Network, SiblingPlan, plan_siblings
 from rebasin_cli.verbs.verification import (
     measure,
+    narrows,
     spec_warnings,
     verify_closer,
     verify_groups,
@@ -219,7 +220,7 @@ class Alignment:
                 str(self.options.spec or self.options.model),
                 seed=self.matching.seed,
                 cache=self.options.cache,
-                narrow=not self.options.strict and (self.cautious or not self._decides_by_weights()),
+                narrow=narrows(self.options) and (self.cautious or not self._decides_by_weights()),
             )
 
     def _check_request(self) -> None:

@@ -23,7 +23,14 @@ from rebasin_cli.permutation import Permutations, Permuted
 from rebasin_cli.progress import Progress
 from rebasin_cli.verbs.cost import PhaseClock
 from rebasin_cli.verbs.shared_options import Derivation, ModelInput, NetworkReading
-from rebasin_cli.verbs.verification import measure, verify_closer, verify_groups, verify_same_function, with_spec
+from rebasin_cli.verbs.verification import (
+    measure,
+    narrows,
+    verify_closer,
+    verify_groups,
+    verify_same_function,
+    with_spec,
+)
 
 if TYPE_CHECKING:
     from rebasin_cli.matching.plan import Effort
@@ -153,7 +160,7 @@ class Networks:
                 str(options.spec or choice.spec),
                 seed=options.seed,
                 cache=options.cache,
-                narrow=not options.strict,
+                narrow=narrows(options),
             )
         return Networks(weights, subject, understood, soundness, progress)
 

@@ -125,7 +125,7 @@ def run_trace(options: TraceOptions) -> TraceResult:
     from rebasin_cli.execution.understanding import understand
     from rebasin_cli.verbs.cost import PhaseClock, peak_rss_bytes
     from rebasin_cli.verbs.networks import model_choice
-    from rebasin_cli.verbs.verification import spec_warnings, verify_groups
+    from rebasin_cli.verbs.verification import narrows, spec_warnings, verify_groups
 
     listener = options.progress or Silent()
     clock = PhaseClock("build", "trace", "verify")
@@ -168,7 +168,7 @@ def run_trace(options: TraceOptions) -> TraceResult:
                 str(options.spec or options.model),
                 seed=options.seed,
                 cache=options.cache,
-                narrow=not options.strict,
+                narrow=narrows(options),
             )
             verified, notes = _in_short(soundness), spec_warnings(soundness, understood.given_up)
     result = TraceResult(

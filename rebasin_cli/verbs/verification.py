@@ -25,6 +25,7 @@ from rebasin_cli.execution.understanding import Understanding, free_fraction
 from rebasin_cli.execution.weights import Weights
 from rebasin_cli.model.example_input import ExampleInput
 from rebasin_cli.spec import PermutationSpec
+from rebasin_cli.verbs.shared_options import Derivation
 
 SLACK = 1e-7
 """Relative rounding error that a sum over millions of float32 products may have."""
@@ -165,6 +166,12 @@ def verify_spec(
     if passes is not None:
         passes.write(check)
     return check
+
+
+def narrows(options: Derivation) -> bool:
+    """Whether groups that break the verification are given up: not under `--strict`, nor where a rule of the user's own
+    may be the cause, which they want to mend."""
+    return not options.strict and not options.rules
 
 
 def verify_groups(

@@ -12,6 +12,9 @@ from rebasin_cli import align, trace
 from rebasin_cli.errors import NumericalError
 from rebasin_cli.execution.narrowing import MOST_CHECKS, TooManyChecks, breaking_groups, without_groups
 from rebasin_cli.spec import AxisGroup, ParentBlock, PermutationSpec, Site
+from rebasin_cli.symmetry.algebra import elementwise
+from rebasin_cli.symmetry.positions import AxisLayout
+from rebasin_cli.symmetry.registry import RULES, Op
 
 NET = """
 import torch
@@ -48,14 +51,10 @@ class AtOneSize(nn.Module):
         y = self.b(self.a(x).relu()).relu()
         return self.c(y.flatten(2).transpose(1, 2).reshape(y.shape))
 """
-RULE = """
-from rebasin_cli.rules import elementwise, rule
 
 
-@rule("narrowing.reversed")
-def reversed_(op):
+def wrong_rule(op: Op) -> AxisLayout:
     return elementwise(op.relations, [op.layout("x")], op.result_shape)
-"""
 
 
 def groups(count: int) -> PermutationSpec:
@@ -104,29 +103,28 @@ def test_what_lay_in_the_blocks_of_a_group_given_up_lies_one_level_up() -> None:
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "nets.py").write_text(NET)
-    (tmp_path / "wrong.py").write_text(RULE)
+    monkeypatch.setitem(RULES, "narrowing.reversed", wrong_rule)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return tmp_path
 
 
 def test_a_wrong_rule_costs_its_group_and_not_the_model(place: Path) -> None:
-    result = trace("nets.py:Net", inputs=("2,5",), rules=("wrong.py",))
+    result = trace("nets.py:Net", inputs=("2,5",))
     assert [group.name for group in result.spec.groups] == ["a", "c"]
     assert {pin.reason for pin in result.spec.pinned if pin.key == "b.bias"} == {"the verification of its group failed"}
     assert any("1 group did not stand the verification" in text and "'b'" in text for text in result.warnings)
     with pytest.raises(NumericalError, match="permuting the groups changes the function"):
-        trace("nets.py:Net", inputs=("2,5",), rules=("wrong.py",), strict=True)
+        trace("nets.py:Net", inputs=("2,5",), strict=True)
 
 
 def test_an_alignment_goes_on_without_the_group_of_a_wrong_rule(place: Path) -> None:
-    trace("nets.py:Net", inputs=("2,5",), rules=("wrong.py",))  # registers the operation
     for letter, seed in (("a", 0), ("b", 1)):
         torch.manual_seed(seed)
         weights = {"a": (6, 5), "b": (6, 6), "c": (6, 6), "d": (3, 6)}
         state = {f"{name}.weight": torch.randn(shape) for name, shape in weights.items()}
         torch.save({**state, **{f"{name}.bias": torch.randn(weights[name][0]) for name in weights}}, f"{letter}.pt")
-    result = align("a.pt", "b.pt", model="nets.py:Net", inputs=("2,5",), rules=("wrong.py",), effort="fast")
+    result = align("a.pt", "b.pt", model="nets.py:Net", inputs=("2,5",), effort="fast")
     assert [group.name for group in result.groups] == ["a", "c"]
     assert result.verified.same is True
     assert any("did not stand the verification" in text for text in result.warnings)
