@@ -74,14 +74,14 @@ class _Annealing:
 
     def visit(self, temperature: float, settings: Settings, *, backwards: bool) -> None:
         """Balance all clusters once at this temperature."""
-        self.soft.forget_a()
         order = list(range(len(self.clusters)))[:: -1 if backwards else 1]
         for place in order:
             if settings.out_of_time:
-                return
+                break
             cluster, balancing = self.clusters[place], self.balancings[place]
             balancing.matrices(self.soft.similarity(cluster), temperature)
             self.soft.set(cluster, balancing.keep(partial(self._put, place)))
+        self.soft.forget_a()  # the sum will have changed at the next visit; until then other networks need the memory
 
     def _put(self, place: int, axes: Axes, matrix: Tensor) -> Tensor:
         return self._disk.put((self._number, place, axes), matrix)
