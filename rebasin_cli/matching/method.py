@@ -6,7 +6,7 @@ help lists the methods: a method's file imports what it works with inside its fu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, fields
 from enum import Enum
 from pathlib import Path
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from rebasin_cli.model.example_input import ExampleInput
 
 Options = TypeVar("Options")
+
+SEARCH = {"starts": "--start", "restarts": "--restarts", "max_passes": "--max-passes"}
+"""Settings of the search by weights, None where they are not given, and their flags."""
 
 
 class Need(str, Enum):
@@ -181,6 +184,7 @@ class Method:
         needs: checked before the method is called.
         options: the class of its own options, made with `options_class`; every option has a default.
         learns: it compares permutations by a loss on the data.
+        unused: which settings of the search by weights (`SEARCH`) have no effect.
         assist: what the other processes run under `torchrun`, while the first runs `match`; None for nothing.
     """
 
@@ -192,6 +196,7 @@ class Method:
     options: type | None = None
     assist: Callable[[MatchTask], None] | None = None
     learns: bool = False
+    unused: Collection[str] = ()
 
     def own_options(self, given: object) -> Any:
         """The method's own options out of an object that has them among others; None where it has none."""
@@ -200,13 +205,16 @@ class Method:
         return self.options(**{entry.name: getattr(given, entry.name) for entry in fields(self.options)})
 
     def check(self, matching: Matching) -> None:
-        """Refuse what the method cannot work without, as far as the command line tells.
+        """Refuse what the method cannot work without, and what has no effect, as far as the command line tells.
 
         Raises:
-            UsageError: it needs data, and none is given.
+            UsageError: it needs data, and none is given; or a setting is given that it does not use.
         """
         if Need.DATA in self.needs and matching.data is None:
             raise UsageError(f"method {self.name} needs data", hint="give --data")
+        for name in self.unused:
+            if getattr(matching, name) is not None:
+                raise UsageError(f"{SEARCH[name]} has no effect with method {self.name}")
 
     def check_model(self, understood: Understanding) -> None:
         """Refuse a model that the method cannot work with.

@@ -139,6 +139,8 @@ def check_repair(options: InterpolateOptions) -> None:
     """Raise a UsageError if `repair` is given without `recalibrate`, or that with its opposite."""
     if options.recalibrate is not None and not options.recalibration:
         raise UsageError("--recalibrate and --no-recalibrate cannot both be given")
+    if options.recalibrate is None and options.recalibrate_limit != InterpolateOptions.recalibrate_limit:
+        raise UsageError("--recalibrate-limit has no effect without --recalibrate DATA")
     if options.repair and options.recalibrate is None:
         raise UsageError("--repair needs data to measure on", hint="pass training data with --recalibrate DATA")
 
@@ -167,7 +169,7 @@ def check_networks(options: InterpolateOptions, lams: Lams | None) -> None:
             raise UsageError(
                 "--data is missing", hint="or save networks without evaluating them: --lam 0.5 --save FILE"
             )
-        given = [name for name in NEED_DATA if getattr(options, name) is not None]
+        given = [name for name in NEED_DATA if getattr(options, name) is not None] + ["amp"] * options.amp
         if given:
             raise UsageError(f"--{given[0].replace('_', '-')} needs --data: without it, nothing is evaluated")
 

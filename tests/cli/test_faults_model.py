@@ -188,6 +188,8 @@ def test_usage_errors_are_one_line_and_one_document(run: Runner, words: list[str
     [
         (["--mix", "0.5"], r"--mix has no effect with method weight.*--method activation"),
         (["--learning-steps", "3", "--method", "activation"], r"--learning-steps has no effect.*learned"),
+        (["--start", "forward", "--method", "activation"], r"--start has no effect with method activation"),
+        (["--max-passes", "3", "--method", "activation"], r"--max-passes has no effect with method activation"),
         (["--steps", "3"], r"--steps.*--interpolate"),
         (["--method", "wieght"], r"did you mean weight\?"),
     ],

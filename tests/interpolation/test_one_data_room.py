@@ -281,6 +281,19 @@ def test_options_of_data_without_effect_are_refused(bench: Bench, words: tuple[s
     assert said in found.err
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--data", "test.npz", "--recalibrate-limit", "5"), "--recalibrate-limit has no effect without --recalibrate"),
+        (("--lam", "0.5", "--save", "mean.safetensors", "--amp"), "--amp needs --data"),
+    ],
+)
+def test_options_of_a_sweep_without_effect_are_refused(bench: Bench, words: tuple[str, ...], said: str) -> None:
+    found = bench.run("interpolate", *PAIR, *words, "-q")
+    assert (found.code, found.out) == (2, "")
+    assert said in found.err
+
+
 def test_a_model_that_raises_on_the_data_names_its_own_line(bench: Bench) -> None:
     source = (bench.path / "net.py").read_text()
     (bench.path / "picky.py").write_text(

@@ -47,4 +47,5 @@ METHOD = Method(
     needs=frozenset({Need.TRACE}),
     options=ActivationOptions,
     assist=_assist,
+    unused=("starts", "restarts", "max_passes"),  # activations alone take one descent, a mixture starts of its own
 )
