@@ -21,7 +21,7 @@ from rebasin_cli.execution.widening import Rounding
 from rebasin_cli.model.example_input import ExampleInput
 
 LARGE = 10_000_000
-UNMOVED = "no unit moved: every tensor is B's own, bit for bit"
+UNMOVED = "no unit moved: every tensor is as it was, bit for bit"
 SILENT = "all outputs are zero, so their equality shows nothing"
 
 

@@ -18,7 +18,7 @@ HEADINGS = ("module", "cosine before", "after", "relative distance before", "aft
 VERDICTS: Mapping[str, str] = {
     "same-file": "Every tensor of B is equal to A's, bit for bit.",
     "permuted-copy": "B is A with its units in another order: permuted, every tensor is equal to A's, bit for bit.",
-    "same-function": "A and B compute the same function, as far as sample inputs show, and their tensors differ.",
+    "same-function": "A and B compute the same function, as far as sample inputs show, and the files differ.",
     "fine-tuned": (
         "A and B have a common base: their units are the same, in the same order, and their weights have changed "
         "(fine-tuned, pruned, quantized or the like)."

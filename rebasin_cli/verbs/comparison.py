@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import inf, isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -75,8 +76,8 @@ def compare_files(options: CompareOptions, progress: Progress) -> CompareResult:
         model=None,
         verdict="same-file" if same else "undecided",
         p_value=None,
-        cosine=BeforeAfter(table.before.cosine, None),
-        distance=BeforeAfter(table.before.distance, None),
+        cosine=BeforeAfter(_known(table.before, table.before.cosine), None),
+        distance=BeforeAfter(_known(table.before, table.before.distance), None),
         modules=table.modules(),
         tensors=table.tensors,
         equal_tensors=table.equal,
@@ -91,7 +92,7 @@ def compare_files(options: CompareOptions, progress: Progress) -> CompareResult:
         seed=options.seed,
         sha256={"a": a.sha256(), "b": b.sha256()},
         seconds=clock.seconds(),
-        warnings=(*a.notes, *b.notes),
+        warnings=(*a.notes, *b.notes, *_unknown(options, table)),
     )
 
 
@@ -102,10 +103,12 @@ def compare_networks(options: CompareOptions, progress: Progress) -> CompareResu
     device = resolve_device(options.device)
     settings = SearchSettings(cast("Effort", options.effort), seed=options.seed, device=options.device)
     a, b = pair.a, pair.b
-    identical = not pair.mismatches and set(a) == set(b) and all(same_bits(a[key], b[key]) for key in a)
+    equal = not pair.mismatches and set(a) == set(b) and all(same_bits(a[key], b[key]) for key in a)
+    beside = _Beside.of(pair)
+    identical = equal and beside.equal
     progress.phase("matching")
     with clock.phase("match"):
-        aligned = None if identical else networks.align(a, b, settings)
+        aligned = None if equal else networks.align(a, b, settings)
     other = tuple(OtherShape(one.key, one.in_a, one.in_b) for one in pair.mismatches)
     apart = {one.key for one in other}
     table = _Table(frozenset(networks.subject.parameters), networks.subject.ties)
@@ -132,13 +135,13 @@ def compare_networks(options: CompareOptions, progress: Progress) -> CompareResu
         model=options.model,
         verdict=judged.verdict(identical, function, tests),
         p_value=min(1.0, len(found) * min(one.p_value for one in found)) if found else None,
-        cosine=BeforeAfter(table.before.cosine, table.after.cosine),
-        distance=BeforeAfter(table.before.distance, table.after.distance),
+        cosine=BeforeAfter(*(_known(one, one.cosine) for one in (table.before, table.after))),
+        distance=BeforeAfter(*(_known(one, one.distance) for one in (table.before, table.after))),
         modules=table.modules(),
         tensors=table.tensors,
         equal_tensors=table.equal,
-        only_in_a=pair.a.keys_in_file.extra,
-        only_in_b=pair.b.keys_in_file.extra,
+        only_in_a=beside.only_in_a,
+        only_in_b=beside.only_in_b,
         other_shapes=other,
         moved_units=0 if aligned is None else aligned.match.moved_units,
         units=networks.understood.spec.units,
@@ -177,6 +180,25 @@ def _functions(networks: Networks, a: Tensors, b: Tensors, seed: int) -> Functio
 def _same(function: FunctionCheck | None) -> bool:
     """Whether the outputs show that the functions are the same; outputs that are all zero show nothing."""
     return function is not None and function.same is True and SILENT not in (function.note or "")
+
+
+@dataclass(frozen=True, slots=True)
+class _Beside:
+    """The tensors of two files that the model does not have: names in one file only, and whether all others agree."""
+
+    only_in_a: tuple[str, ...]
+    only_in_b: tuple[str, ...]
+    equal: bool
+
+    @classmethod
+    def of(cls, pair: Pair) -> _Beside:
+        a, b = (
+            {name: key for name, key in without_common_prefix(one.checkpoint.infos).items() if key in set(extra)}
+            for one, extra in ((pair.a, pair.a.keys_in_file.extra), (pair.b, pair.b.keys_in_file.extra))
+        )
+        only_a, only_b = (tuple(x[name] for name in x if name not in y) for x, y in ((a, b), (b, a)))
+        same = all(same_bits(pair.a.checkpoint.tensor(a[n]), pair.b.checkpoint.tensor(b[n])) for n in a if n in b)
+        return cls(only_a, only_b, same and not only_a and not only_b)
 
 
 @dataclass(frozen=True, slots=True)
@@ -300,6 +322,11 @@ class _Table:
                 _extend(whole, one)
                 _extend(part, one)
 
+    def not_finite(self, module: str) -> bool:
+        """Whether a value of the module is NaN or infinite, in A or in B as it is."""
+        sums = self._modules[module].before
+        return not isfinite(sums.square_a + sums.square_b)
+
     def modules(self) -> tuple[ComparedModule, ...]:
         """Each module's part, in the order of the tensors."""
         return tuple(sums.module(name) for name, sums in self._modules.items())
@@ -334,12 +361,21 @@ def _extend(total: Closeness, part: Closeness) -> None:
 
 
 def _known(closeness: Closeness, value: float) -> float | None:
-    """The value, where any number was compared that is not zero on both sides."""
-    return value if closeness.square_a + closeness.square_b > 0 else None
+    """The value, where a number was compared that is not zero on both sides, and all numbers are finite."""
+    return value if 0 < closeness.square_a + closeness.square_b < inf else None
 
 
 def _relative(closeness: Closeness) -> float | None:
-    return closeness.distance / closeness.square_a**0.5 if closeness.square_a > 0 else None
+    known = 0 < closeness.square_a < inf and closeness.square_b < inf
+    return closeness.distance / closeness.square_a**0.5 if known else None
+
+
+def _unknown(options: CompareOptions, table: _Table) -> tuple[str, ...]:
+    """Why the two have no cosine and no distance, where they have none."""
+    if not table.tensors:
+        return (f"{options.a} and {options.b} share no tensor of one name and shape: nothing was compared",)
+    damaged = [one.name for one in table.modules() if one.distance.before is None and table.not_finite(one.name)]
+    return (f"cosine and distance are unknown: NaN or infinite values in {few(damaged)}",) if damaged else ()
 
 
 def _aligned_here(checkpoints: Sequence[Checkpoint]) -> tuple[Path, ...]:

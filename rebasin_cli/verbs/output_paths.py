@@ -10,6 +10,9 @@ from pathlib import Path
 from rebasin_cli.checkpoint import split_name
 from rebasin_cli.errors import OutputError, UsageError
 
+NAMED_BY_OPTION = ("spec", "page", "plot")
+"""Outputs that an option of their own names, and not -o."""
+
 
 def default_output(b: Path) -> Path:
     """`<B's stem>-aligned<suffix>` beside B."""
@@ -101,10 +104,11 @@ def _check_output(what: str, path: Path, *, force: bool, mkdir: bool) -> None:
         if path.exists() and not path.is_file() and not path.is_dir():
             raise OutputError(f"{path}: the {what} is not a regular file, and is not overwritten", path=path)
         if not force:
+            other = "name" if what in NAMED_BY_OPTION else "output with -o"
             raise OutputError(
                 f"{path}: the {what} exists",
                 path=path,
-                hint="choose another output with -o, or --force to overwrite it",
+                hint=f"choose another {other}, or --force to overwrite it",
                 slug="exists",
             )
     _check_directory(what, path.parent, mkdir=mkdir)

@@ -173,3 +173,42 @@ def test_other_formats_have_the_modules(run: Runner, format: str) -> None:
     done = run(*COMPARE, *MODEL, "--format", format)
     assert done.code == 0
     assert "cosine before" in done.out
+
+
+def test_a_file_with_a_further_tensor_is_not_the_same_file(run: Runner, place: Path) -> None:
+    safetensors.torch.save_file({**state(0), "extra.weight": torch.ones(3)}, place / "b.safetensors")
+    done = run(*COMPARE, *MODEL, "--json")
+    data = json.loads(done.out)["data"]
+    assert (done.code, data["verdict"], data["only_in_b"]) == (0, "same-function", ["extra.weight"])
+    assert run(*COMPARE, "-q").out == "undecided\n"
+    safetensors.torch.save_file({**state(0), "extra.weight": torch.ones(3)}, place / "a.safetensors")
+    data = json.loads(run(*COMPARE, *MODEL, "--json").out)["data"]
+    assert (data["verdict"], data["only_in_a"], data["only_in_b"]) == ("same-file", [], [])
+    safetensors.torch.save_file({**state(0), "extra.weight": torch.zeros(3)}, place / "a.safetensors")
+    assert run(*COMPARE, *MODEL, "-q").out == "same-function\n"
+
+
+def test_files_without_a_common_tensor_have_no_distance(run: Runner, place: Path) -> None:
+    safetensors.torch.save_file({"other.weight": torch.ones(3)}, place / "b.safetensors")
+    document = json.loads(run(*COMPARE, "--json").out)
+    assert document["data"]["cosine"]["before"] is document["data"]["distance"]["before"] is None
+    assert "share no tensor of one name and shape" in document["warnings"][0]
+
+
+def test_files_with_nan_have_no_distance_and_the_module_is_named(run: Runner, place: Path) -> None:
+    broken = state(0)
+    broken["4.weight"] = torch.full_like(broken["4.weight"], float("nan"))
+    safetensors.torch.save_file(broken, place / "b.safetensors")
+    document = json.loads(run(*COMPARE, "--json").out)
+    data = document["data"]
+    assert data["cosine"]["before"] is data["distance"]["before"] is None
+    assert document["warnings"] == ["cosine and distance are unknown: NaN or infinite values in '4'"]
+    assert next(one for one in data["modules"] if one["name"] == "0")["distance"]["before"] == 0
+
+
+def test_a_page_that_exists_is_not_said_to_be_named_by_an_option_that_compare_lacks(run: Runner, place: Path) -> None:
+    (place / "page.html").write_text("")
+    done = run(*COMPARE, *MODEL, "--html", "page.html")
+    assert done.code == 6
+    assert "choose another name, or --force to overwrite it" in done.err
+    assert " -o" not in done.err
