@@ -182,6 +182,8 @@ class Option:
             low, high = self.at_least, self.at_most
             if (low is not None and not value >= low) or (high is not None and not value <= high):
                 raise UsageError(f"{self.flag} {value}: must be {bounds(low, high)}")
+        if self.kind == "float" and value != value:
+            raise UsageError(f"{self.flag} {value}: not a number")
 
 
 def bounds(low: float | None, high: float | None) -> str:

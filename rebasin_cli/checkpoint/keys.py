@@ -240,6 +240,11 @@ def refuse_wrong_keys(checkpoint: Checkpoint, missing: list[str], extra: tuple[s
         raise error
     parts = [f"missing {_counted(missing)} that the model has"]
     hint = "is this a checkpoint of this model?" if len(missing) * 2 > wanted else None
+    if any(".lora_A." in key for key in extra):
+        hint = (
+            "this is a LoRA adapter: merge it into its base first; "
+            "'rebasin transfer' takes one as FINETUNED, with its adapter_config.json"
+        )
     if extra:
         parts.append(f"unexpected {_counted(extra)} that the model does not have")
     error = KeyMismatch(f"{checkpoint.path}: {'; '.join(parts)}", path=checkpoint.path, hint=hint, slug="keys")

@@ -112,7 +112,7 @@ def _explained(entry: Option) -> str:
     if entry.required and not entry.positional:
         parts.append("Required.")
     elif (default := _default(entry)) is not None:
-        parts.append(f"Default: {default}.")
+        parts.append(f"{default.capitalize()}." if default.startswith("required") else f"Default: {default}.")
     return " ".join(parts)
 
 

@@ -29,7 +29,10 @@ class Presentation:
         "Short for --format json: exactly one JSON document on stdout, errors included.", group="General", default=False
     )
     quiet: bool = option(
-        "No progress and no notes. Print only the path written.", group="General", short="-q", default=False
+        "No progress and no notes. Print only the path written, or the verdict.",
+        group="General",
+        short="-q",
+        default=False,
     )
     verbose: bool = option("Show more detail.", group="General", short="-v", default=False)
     color: str = option(

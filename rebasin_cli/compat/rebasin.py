@@ -44,6 +44,8 @@ class Rebasin:
         train_dataloader: Iterable[Any],
         val_dataloader: Iterable[Any],
     ) -> None:
+        if isinstance(models, nn.Module):
+            raise UsageError("models is one module", hint="give a list of modules")
         if not models:
             raise UsageError("models is empty: there is nothing to align")
         self.model_target, self.models = model_target, list(models)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from rebasin_cli.checkpoint.keys import is_counter, paired
-from rebasin_cli.errors import ModelError, RebasinError, few
+from rebasin_cli.errors import ModelError, RebasinError, UsageError, few
 from rebasin_cli.execution.closeness import check_finite
 from rebasin_cli.execution.subject import ModelChoice, Subject, open_subject
 from rebasin_cli.execution.understanding import understand
@@ -170,6 +170,10 @@ def apply_permutation_to_task_vectors(
         max_iter: largest number of passes.
         verbose: log each pass at the level INFO.
     """
+    if not isinstance(task_dicts, Mapping):
+        raise UsageError(
+            f"task_dicts is a {type(task_dicts).__name__}", hint="give a dictionary: the name of the task, its vector"
+        )
     result: dict[str, State] = dict(task_dicts)
     try:
         networks, names = _open(pretrained_state_dict, model_name)

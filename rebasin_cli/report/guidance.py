@@ -82,7 +82,7 @@ def after_transfer(result: TransferResult) -> Lines | None:
 def after_merge(result: MergeResult) -> Lines | None:
     """Statistics that fit the merged weights, where they were averaged; else a check of the result on data."""
     if result.out is None:
-        return text("Nothing was written (dry run).")
+        return None
     given = [word for entry in options_of(MergeOptions) for word in words_of(entry, result.given.get(entry.name))]
     words = ["rebasin", "merge", *(one.path for one in result.inputs), *given]
     if result.running_statistics and result.recalibration is None:

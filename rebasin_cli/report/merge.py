@@ -93,6 +93,8 @@ def _inputs(result: MergeResult) -> Rows:
 def _cells(one: MergeInput, result: MergeResult) -> list[object]:
     shares = "not checked" if one.shares_base is None else "yes" if one.shares_base else "no"
     moved = f"{one.moved_units:,} of {result.units:,}" if result.units else "0"
+    if result.expected is not None and result.align != "none":
+        moved = "-"  # a dry run aligns nothing
     return [one.path, f"{one.weight:.4g}", moved, shares, number(one.distance)]
 
 

@@ -39,12 +39,14 @@ def transfer_table(result: TransferResult) -> Document:
 def sentence(result: TransferResult) -> str:
     """What was done, in one sentence; it does not say how well the result works, which only data show."""
     what = "The adapter" if result.lora else "The change of the fine-tuning"
+    if result.change.distance == 0:
+        return "No parameter of FINETUNED differs from OLD_BASE's: there is no change to carry over."
     if result.aligned.moved_units == 0:
         why = "no better order was found" if result.aligned.already_aligned else "nothing was permuted"
         return f"{what} is added to NEW_BASE in its own order: {why}."
     if result.aligned.distance["after"] <= 1e-6 * max(result.aligned.distance["before"], 1e-30):
         return f"NEW_BASE is a permuted copy of OLD_BASE: {what.lower()} is carried over exactly, up to rounding."
-    return f"{what} is carried over to NEW_BASE, unit by unit; whether it works there is for data to show."
+    return f"{what} is carried over to NEW_BASE, unit by unit."
 
 
 def _scores(result: TransferResult) -> Rows | None:

@@ -71,7 +71,13 @@ class MergeOptions(MergingOptions, ModelInput, Derivation, DataReading, StateInF
         metavar="FILE",
     )
     model: str | None = option(
-        MODEL_HELP, group="Model", short="-m", metavar="SPEC", completes="model", default=None, shown_default="required"
+        MODEL_HELP,
+        group="Model",
+        short="-m",
+        metavar="SPEC",
+        completes="model",
+        default=None,
+        shown_default="required without --recipe",
     )
     recipe: OptionalPath = option(
         "Repeat the merge of this recipe: the same inputs and options give the same bytes.",

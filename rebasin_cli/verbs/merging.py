@@ -377,6 +377,12 @@ class MergeRun:
         if unknown and not options.ignore_extra:
             path = first.checkpoint.path
             self.warnings.append(f"{options.out}: copied from {path}, not merged: {few(unknown, shown=8)}")
+        for other in self.weights[1:]:
+            if other.keys_in_file.extra and not options.ignore_extra:
+                dropped = few(other.keys_in_file.extra, shown=8)
+                self.warnings.append(
+                    f"{other.checkpoint.path}: not merged, because the model does not have them: {dropped}"
+                )
         if left:
             self.warnings.append(f"{options.out}: left out, because it is not of the result: {few(left, shown=8)}")
         self.warnings += [*first.checkpoint.notes, *notes_on_output(first.checkpoint, options.out)]

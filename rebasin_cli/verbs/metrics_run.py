@@ -228,6 +228,11 @@ class MetricsRun:
     def _identify(self) -> None:
         hashes = {path: checkpoint.sha256() for path, checkpoint in self.checkpoints.items()}
         self.sha256 = {str(path): hashes[path] for path in self.files.all}
+        first: dict[str, str] = {}
+        for label, path in self.files.tuned.items():
+            other = first.setdefault(hashes[path], label)
+            if other != label:
+                self.warnings.append(f"{label} and {other} are the same file")
         self.base_hash = {label: hashes[path] for label, path in self.files.bases.items()}
         self.identity = {**self._asked(), "sha256": self.sha256, "files": self._user_files()}
         if self.data is not None:
@@ -413,6 +418,10 @@ class MetricsRun:
                 base = self.tensors[self.files.bases[label]]
                 sizes[self.base_hash[label]] = sqrt(measure(base, base, self.keys).square_a)
             size = sizes[self.base_hash[label]]
+            if length == 0:
+                self.warnings.append(
+                    f"{label} does not differ from its base: its task vector is 0, and angles and ratios say nothing"
+                )
             if length > FAR * size:
                 self.warnings.append(
                     f"{label} differs from its base by {length / size:.2g} times the base's length: it may be a "

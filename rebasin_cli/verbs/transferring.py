@@ -358,6 +358,10 @@ class Transfer:
             said += [*weights.checkpoint.notes, *([weights.note] if weights.note else [])]
         if task.networks.subject.note:
             said.append(task.networks.subject.note)
+        if change.distance == 0:
+            said.append(
+                f"{options.finetuned}: no parameter differs from {options.old_base}'s: nothing is to be carried over"
+            )
         test = change.common_base
         if test is not None and test.correlation <= DOUBTFUL:
             said.append(

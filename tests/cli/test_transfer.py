@@ -217,3 +217,23 @@ def test_numbers_that_do_not_fit_the_dtype_are_an_error(run: Runner, copies: Pat
     assert done.code == 7
     assert "does not fit torch.float16" in done.err
     assert not (copies / "out.safetensors").exists()
+
+
+def test_a_fine_tuning_without_a_change_is_reported(run: Runner, copies: Path) -> None:
+    words = ["transfer", "old.safetensors", "old.safetensors", "new.safetensors", *MODEL, "-o", "out.safetensors"]
+    done = run(*words)
+    assert done.code == 0
+    assert "there is no change to carry over" in done.out
+    assert "no parameter differs from old.safetensors's" in done.err
+
+
+@pytest.mark.parametrize("value", ["nan", "-nan"])
+def test_a_scale_that_is_not_a_number_is_a_usage_error(run: Runner, copies: Path, value: str) -> None:
+    done = run(*TRANSFER, *MODEL, "-o", "out.safetensors", f"--scale={value}")
+    assert (done.code, "--scale nan: not a number" in done.err) == (2, True)
+
+
+def test_an_adapter_without_its_configuration_is_called_an_adapter(run: Runner, copies: Path) -> None:
+    write(copies / "tuned.safetensors", {"base_model.model.0.lora_A.weight": torch.ones(2, 3)})
+    done = run(*TRANSFER, *MODEL, "-o", "out.safetensors")
+    assert (done.code, "this is a LoRA adapter" in done.err) == (4, True)

@@ -56,3 +56,8 @@ def test_what_is_not_planned_is_refused() -> None:
         Rebasin(nn.Linear(2, 2), [nn.Linear(2, 2)], data, data).rebasin(method="guess")
     with pytest.raises(UsageError, match="nothing to align"):
         Rebasin(nn.Linear(2, 2), [], data, data)
+
+
+def test_one_module_instead_of_a_list_is_refused() -> None:
+    with pytest.raises(UsageError, match="models is one module"):
+        Rebasin(trained("plain", 0), trained("plain", 1), loader(0, 100), loader(0, 100))  # type: ignore[arg-type]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from rebasin_cli import apply_permutation_to_task_vectors, weight_matching_for_task_vectors
 from rebasin_cli.compat.task_vectors import LayerIterationOrder
-from rebasin_cli.errors import ModelError, NumericalError
+from rebasin_cli.errors import ModelError, NumericalError, UsageError
 from rebasin_cli.permutation import apply
 from rebasin_cli.spec import AxisGroup, PermutationSpec, Site
 
@@ -163,3 +163,8 @@ def test_an_unsupported_model_gives_the_vectors_as_they_are_with_a_warning(name:
     with pytest.warns(UserWarning, match="not aligned"):
         found = apply_permutation_to_task_vectors(base(), vectors, name)
     assert found == vectors
+
+
+def test_a_list_of_task_vectors_is_refused() -> None:
+    with pytest.raises(UsageError, match="task_dicts is a list"):
+        apply_permutation_to_task_vectors({}, [{}], "torchvision:resnet18")  # type: ignore[arg-type]

@@ -206,3 +206,19 @@ def test_outputs_are_not_overwritten_and_inputs_never(desk: Desk) -> None:
     assert desk.run(*files, *MODEL, "-o", "o.safetensors", "--align", "none").code == 0
     again = desk.run(*files, *MODEL, "-o", "o.safetensors", "--align", "none")
     assert (again.code, "exists" in again.err) == (6, True)
+
+
+def test_tensors_that_only_a_further_file_has_are_named(desk: Desk) -> None:
+    desk.save("more.safetensors", {**state(1), "extra.weight": torch.ones(3)})
+    words = ("plain-0.safetensors", "more.safetensors", *MODEL, "--align", "none", "-f")
+    done = desk.run(*words, "-o", "o.safetensors")
+    said = "more.safetensors: not merged, because the model does not have them: 'extra.weight'"
+    assert (done.code, said in done.err) == (0, True)
+    assert "extra.weight" not in desk.load("o.safetensors")
+    assert "extra.weight" not in desk.run(*words, "-o", "o.safetensors", "--ignore-extra").err
+
+
+def test_a_dry_run_does_not_say_that_no_unit_moves(desk: Desk) -> None:
+    done = desk.run("plain-0.safetensors", "plain-1.safetensors", *MODEL, "-o", "o.safetensors", "--dry-run")
+    assert (done.code, " 0 of " in done.out) == (0, False)
+    assert done.out.count("dry run") == 1

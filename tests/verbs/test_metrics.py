@@ -517,3 +517,10 @@ def test_two_processes_give_the_numbers_of_one(place: Path) -> None:
     assert {name: two["metrics"][name]["pairs"] for name in weights} == {
         name: one.metrics[name]["pairs"] for name in weights
     }
+
+
+def test_a_file_that_is_given_twice_and_one_without_a_change_are_reported(place: Path) -> None:
+    found = metrics("base.safetensors", [TUNED[0], TUNED[0]], out="twice.json")
+    assert any("are the same file" in said for said in found.warnings)
+    found = metrics("base.safetensors", [TUNED[0], "base.safetensors"], out="still.json")
+    assert any(said.startswith("base does not differ from its base") for said in found.warnings)
