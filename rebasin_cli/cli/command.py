@@ -56,6 +56,7 @@ class VerbCommand:
         """The line that shows how the verb is called."""
         needed = [entry for entry in self._required() if not entry.positional]
         named = [f"{entry.flag} {value_name(entry)}" for entry in needed]
+        named += [f"[{entry.flag} {value_name(entry)}]" for entry in self.all_options if _needed_mostly(entry)]
         return " ".join(["rebasin", self.name, *(entry.flag for entry in self.arguments), *named, "[OPTIONS]"])
 
     def _required(self) -> list[Option]:
@@ -116,6 +117,11 @@ def value_name(entry: Option) -> str:
     if entry.metavar:
         return entry.metavar
     return {"int": "N", "float": "X", "text": "TEXT", "path": "FILE", "flag": ""}[entry.kind]
+
+
+def _needed_mostly(entry: Option) -> bool:
+    """Whether an option is required, but for an exception that its help names."""
+    return (entry.shown_default or "").startswith("required")
 
 
 def _annotations(entry: Option) -> Iterable[tuple[str, Any]]:

@@ -20,7 +20,7 @@ GROUPS = (
 def verb_help(command: VerbCommand) -> str:
     """The help of one verb."""
     columns = width()
-    parts = [f"Usage: {command.usage()}", wrapped(command.summary, columns)]
+    parts = [wrapped(f"Usage: {command.usage()}", columns), wrapped(command.summary, columns)]
     if command.details:
         parts.append(wrapped(command.details, columns))
     if command.examples:

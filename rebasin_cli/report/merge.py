@@ -75,7 +75,8 @@ def _inputs(result: MergeResult) -> Rows:
         point.accuracy is not None for point in (*(result.ends or ()), result.result) if point
     )
     headings = ["checkpoint", "weight", "moved units", "shares a base", "distance to result"]
-    headings += (["loss"] if measured else []) + (["accuracy"] if accuracies else [])
+    loss, accuracy = ("loss", "accuracy") if result.labelled else ("output distance", "agreement")
+    headings += ([loss] if measured else []) + ([accuracy] if accuracies else [])
     lines, exact = [], []
     for place, one in enumerate(result.inputs):
         point = None if result.ends is None else result.ends[place]

@@ -262,7 +262,8 @@ class MergeResult(Result):
     `units` counts those of the model that can be permuted. `out`, `recipe` and `sha256` are None after a dry run, which
     has `expected` instead. `running_statistics` counts layers that have any; `recalibration` is how they were
     re-estimated, None where they were not. `given` has the options that are not at their defaults, but for files.
-    Seconds are wall-clock, by phase.
+    Without labels (`labelled` is False), the loss of a point is the distance of its outputs from those of the
+    checkpoints, and its accuracy the agreement of their predictions. Seconds are wall-clock, by phase.
     """
 
     inputs: tuple[MergeInput, ...]
@@ -290,6 +291,7 @@ class MergeResult(Result):
     seconds: Mapping[str, float]
     peak_rss_bytes: int | None
     warnings: tuple[str, ...]
+    labelled: bool = True
 
     def to_json(self) -> dict[str, Any]:
         return {entry.name: getattr(self, entry.name) for entry in fields(self) if entry.name != "warnings"}

@@ -66,6 +66,7 @@ class MergeAlignment:
         self.sets: tuple[tuple[int, ...], ...] = ()
         self.cycles = 0
         self.warnings: list[str] = []
+        self._stopped = False
 
     def moved(self, number: int) -> int:
         """Number of units of a network that do not keep their place."""
@@ -99,6 +100,8 @@ class MergeAlignment:
         )
         self.progress.phase("aligning")
         placed = self._placed()
+        if self._stopped:
+            self.warnings.append("the matching stopped without converging")
         for number, one in enumerate(self.sets):
             for member in one:
                 self.permutations[member] = placed[number]
@@ -160,6 +163,7 @@ class MergeAlignment:
     def _searched(self, a: Tensors, b: Tensors, settings: SearchSettings, on_pass: OnPass | None) -> MatchResult:
         """A search, whose memory is free when it is over: a portfolio refers to itself, and would hold its tensors."""
         found = self.networks.search(a, b, settings, on_pass)
+        self._stopped |= not found.converged
         gc.collect()
         release_freed_memory()
         return found
@@ -195,7 +199,9 @@ class MergeAlignment:
         task = MatchTask(
             pair, self.networks.understood, matching, str(options.model), self.device, self._show_pass, ALONE
         )
-        return match(task)
+        found = match(task)
+        self._stopped |= not found.converged
+        return found
 
     def _show_pass(self, done: PassReport) -> None:
         self.progress.step(done.elapsed, None if done.left is None else done.elapsed + done.left, done.detail)

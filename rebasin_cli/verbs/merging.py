@@ -491,6 +491,7 @@ class MergeRun:
             seconds=self.clock.seconds(),
             peak_rss_bytes=peak_rss_bytes(),
             warnings=tuple(dict.fromkeys(self.warnings)),
+            labelled=not (written and self.data.unlabelled),
         )
 
 

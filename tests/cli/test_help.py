@@ -52,3 +52,14 @@ def test_an_unknown_topic_is_a_usage_error(run: Runner) -> None:
     done = run("help", "exitcodes")
     assert done.code == 2
     assert "exit-codes" in done.err
+
+
+@pytest.mark.parametrize(
+    ("verb", "option", "exception"),
+    [("merge", "[--model SPEC]", "Required without --recipe."), ("transfer", "[--out FILE]", "without --dry-run.")],
+)
+def test_an_option_that_is_mostly_required_is_in_the_usage(run: Runner, verb: str, option: str, exception: str) -> None:
+    said = " ".join(run(verb, "--help").out.split())
+    assert option in said.partition("[OPTIONS]")[0]
+    assert exception in said
+    assert "Default: required" not in said

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -222,3 +223,21 @@ def test_a_dry_run_does_not_say_that_no_unit_moves(desk: Desk) -> None:
     done = desk.run("plain-0.safetensors", "plain-1.safetensors", *MODEL, "-o", "o.safetensors", "--dry-run")
     assert (done.code, " 0 of " in done.out) == (0, False)
     assert done.out.count("dry run") == 1
+
+
+def test_without_labels_the_table_speaks_of_distance_and_agreement(desk: Desk) -> None:
+    rng = np.random.default_rng(0)
+    np.savez(desk.path / "inputs.npz", x=rng.normal(size=(20, 1, 8, 8)).astype("f4"))
+    words = ("plain-0.safetensors", "plain-1.safetensors", *MODEL, "-o", "o.safetensors", "-f", "--align", "none")
+    done = desk.run(*words, "--data", "inputs.npz")
+    assert (done.code, "output distance" in done.out, "agreement" in done.out) == (0, True, True)
+    assert "accuracy" not in done.out
+    assert desk.run(*words, "--data", "inputs.npz", "--json").data["labelled"] is False
+
+
+@pytest.mark.parametrize("align", ["reference", "merge-many", "cycle-consistent"])
+def test_a_search_that_the_time_limit_ended_is_reported(desk: Desk, align: str) -> None:
+    words = ("plain-0.safetensors", "plain-1.safetensors", *MODEL, "-o", "o.safetensors", "--align", align)
+    done = desk.run(*words, "--time-limit", "0", "-f")
+    assert (done.code, "the matching stopped without converging" in done.err) == (0, True)
+    assert "without converging" not in desk.run(*words, "--effort", "fast", "-f").err
