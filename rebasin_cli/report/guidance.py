@@ -7,10 +7,11 @@ figures behind the advice are in docs/matching.md and docs/interpolation.md.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rebasin_cli.checkpoint import split_name
 from rebasin_cli.options import options_of, words_of
@@ -22,6 +23,9 @@ from rebasin_cli.verbs.interpolate_result import InterpolateResult
 from rebasin_cli.verbs.merge import MergeOptions, MergeResult
 from rebasin_cli.verbs.shared_options import DataReading
 from rebasin_cli.verbs.transfer import TransferResult
+
+if TYPE_CHECKING:
+    from rebasin_cli.execution.scores import Values
 
 LITTLE_MORE_THAN_CHANCE = 1.25
 """Weights say little where the gain of the similarity is less than this many times the gain by chance.
@@ -70,13 +74,20 @@ def after_transfer(result: TransferResult) -> Lines | None:
     """What a transfer needs next: data to judge it by, or another scale."""
     if not result.scores:
         return text("Only data show whether the fine-tuning works on NEW_BASE: give --data DATA.")
-    by = {name: found.accuracy for name, found in result.scores.items()}
-    naive, moved, base = by.get("naive"), by.get("transferred"), by.get("new_base")
-    if moved is not None and naive is not None and naive > moved:
+    naive, moved, base = (result.scores.get(name) for name in ("naive", "transferred", "new_base"))
+    if _clearly_better(naive, moved):
         return text("On these data the change does better without alignment (--align none).")
-    if moved is not None and base is not None and moved < base:
+    if _clearly_better(base, moved):
         return text("On these data NEW_BASE does better without the change: try a smaller --scale.")
     return None
+
+
+def _clearly_better(one: Values | None, other: Values | None) -> bool:
+    """Whether an accuracy exceeds another one by more than two standard errors of the difference, taken as unpaired."""
+    if one is None or other is None or one.accuracy is None or other.accuracy is None:
+        return False
+    errors = (one.accuracy_standard_error or 0.0, other.accuracy_standard_error or 0.0)
+    return one.accuracy - other.accuracy > 2 * math.hypot(*errors)
 
 
 def after_merge(result: MergeResult) -> Lines | None:

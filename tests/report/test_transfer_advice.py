@@ -10,8 +10,10 @@ import pytest
 from rebasin_cli.report.guidance import after_transfer
 
 
-def advice(**accuracies: float) -> str:
-    scores = {name: SimpleNamespace(accuracy=value) for name, value in accuracies.items()}
+def advice(error: float = 0.01, **accuracies: float) -> str:
+    scores = {
+        name: SimpleNamespace(accuracy=value, accuracy_standard_error=error) for name, value in accuracies.items()
+    }
     found = after_transfer(cast("Any", SimpleNamespace(scores=scores)))
     return "" if found is None else " ".join(found.lines)
 
@@ -30,3 +32,8 @@ def test_data_decide_what_is_advised(accuracies: dict[str, float], said: str) ->
 
 def test_nothing_is_advised_where_the_result_is_best() -> None:
     assert advice(new_base=0.5, naive=0.6, transferred=0.7) == ""
+
+
+def test_differences_within_the_errors_advise_nothing() -> None:
+    assert advice(0.04, new_base=0.5, naive=0.7, transferred=0.6) == ""
+    assert advice(0.04, new_base=0.7, naive=0.5, transferred=0.6) == ""
