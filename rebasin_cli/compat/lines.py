@@ -44,7 +44,7 @@ class LineOfModels:
             if odd:
                 raise ModelError(f"model {number} and model 0 differ in the tensor {min(odd)!r}")
         parameters = [name for name, _ in models[0].named_parameters(remove_duplicate=False)]
-        line = Line(states, mode=chosen, parameters=parameters, spectral=spectral_sites(models[0]))
+        line = Line(states, mode=chosen, parameters=parameters, spectral=spectral_sites(models[0], states))
         self.networks: SweepNetworks = sweep_networks({"line": line}, points)
         self.adjustments: dict[str, Adjustment] = {}
 

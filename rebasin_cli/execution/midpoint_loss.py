@@ -23,7 +23,7 @@ from rebasin_cli.data.contract import IGNORED
 from rebasin_cli.errors import DataError, one_line
 from rebasin_cli.execution.evaluation import Measure
 from rebasin_cli.execution.scores import FIELDS, Values, values
-from rebasin_cli.execution.spectral_norm import singular_vectors, spectral_sites
+from rebasin_cli.execution.spectral_norm import spectral_sites
 from rebasin_cli.execution.targets import fitted
 from rebasin_cli.execution.user_score import Score, mean_score
 from rebasin_cli.model.foreign_code import own_line
@@ -61,7 +61,7 @@ class MidpointLoss:
         self._loss = loss
         self._module, self._ends, self.device = module.eval().requires_grad_(False), ends, device
         self._by_batch = [one for one in module.modules() if isinstance(one, nn.modules.batchnorm._BatchNorm)]
-        self._spectral = spectral_sites(module)
+        self._spectral = spectral_sites(module, ends)
         self._synchronised = [one for one in self._by_batch if isinstance(one, nn.SyncBatchNorm)]
 
     def fits(self, batch: Batch) -> bool:
@@ -91,12 +91,8 @@ class MidpointLoss:
         for layer in self._by_batch:
             layer.train(between and layer not in self._synchronised)
         for site in self._spectral if between else ():
-            found = singular_vectors(state[site.weight], site.axis, [end[site.u] for end in self._ends])
-            if found is not None:
-                state |= {
-                    key: new.reshape(state[key].shape).to(state[key])
-                    for key, new in zip((site.u, site.v), found, strict=True)
-                }
+            found = site.vectors(state.__getitem__, [end[site.u] for end in self._ends])
+            state |= {key: new.reshape(state[key].shape).to(state[key]) for key, new in found.items()}
         try:
             return functional_call(self._module, _own_buffers(self._module, state), batch.args, dict(batch.kwargs))
         except Exception as error:  # the model is the user's code: what it says is told in its words

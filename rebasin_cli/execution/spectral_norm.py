@@ -4,16 +4,18 @@ A weight W (units along one axis, everything else flattened) is divided by sigma
 that estimate the singular vectors of its largest singular value (Miyato et al. 2018, "Spectral Normalization for
 Generative Adversarial Networks", section 2.1). Training follows them by one step of power iteration at a time. Those of
 two checkpoints belong to two other weights, and their average to none: even signs differ. So they are found anew.
+Copies of it in users' code may keep u alone and compute v in every pass (BigGAN's `u0`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 STEPS = 200
 """At most so many steps of block power iteration; a typical weight takes ten."""
@@ -21,39 +23,119 @@ CONVERGED = 1e-10
 """Relative change of sigma squared in one step."""
 SPARE = 4
 """Columns of the block beside those it starts from: it converges by the ratio of sigma 1 to the first one left out."""
-ORIGINALS = ("_orig", "_bar")
-"""What the weight is called beside `weight_u` and `weight_v`, by PyTorch's older function and by copies of it."""
+ORIGINALS = ("_orig", "_bar", "")
+"""What the weight is called beside `weight_u`, by PyTorch's older function and by copies of it."""
+BARE = {"u": "v", "u0": "v0"}
+"""Names of u without the weight's, in copies whose weight is called `weight`, and of the v beside it."""
+UNIT = 1e-2
+"""How far from 1 the norm of a vector may be that is taken for u by its name and shape alone."""
+
+TensorOf = Callable[[str], Tensor]
 
 
 @dataclass(frozen=True, slots=True)
 class SpectralSite:
-    """State-dict keys of a weight and of its vectors; `axis` of the weight has the units of u."""
+    """State-dict keys of a weight and of its vectors.
+
+    Attributes:
+        weight: the key of the weight, or of what it is computed from.
+        u, v: the keys of the vectors; v is None where the module computes it in every pass.
+        axis: of the weight, along which the units of u lie.
+        reads: all keys that the weight is computed from.
+        before: the parametrizations that compute the weight from `reads`, before the spectral norm; empty for none.
+        guessed: known by names and shapes alone.
+    """
 
     weight: str
     u: str
-    v: str
+    v: str | None
     axis: int
+    reads: tuple[str, ...]
+    before: tuple[nn.Module, ...] = ()
+    guessed: bool = False
+
+    @property
+    def computed(self) -> tuple[str, ...]:
+        """The keys of the vectors."""
+        return (self.u,) if self.v is None else (self.u, self.v)
+
+    def matrix(self, tensor: TensorOf) -> Tensor:
+        """The weight that spectral norm divides.
+
+        Args:
+            tensor: the network's tensors by key.
+        """
+        if not self.before:
+            return tensor(self.weight)
+        stem = self.weight.removesuffix("0").removesuffix(".original")
+        values = tuple(tensor(key) for key in self.reads if key.startswith(f"{stem}.original"))
+        for number, step in enumerate(self.before):
+            prefix = f"{stem}.{number}."
+            own = {key.removeprefix(prefix): tensor(key) for key in self.reads if key.startswith(prefix)}
+            values = (functional_call(step, own, values),)
+        return values[0]
+
+    def vectors(self, tensor: TensorOf, starts: Sequence[Tensor]) -> Mapping[str, Tensor]:
+        """u and v by key, float64; empty for a weight of zeros, which has none.
+
+        Args:
+            tensor: the network's tensors by key.
+            starts: the checkpoints' u.
+        """
+        found = singular_vectors(self.matrix(tensor), self.axis, starts)
+        return {} if found is None else dict(zip(self.computed, found, strict=False))
 
 
-def spectral_sites(module: nn.Module) -> tuple[SpectralSite, ...]:
-    """All weights of the module under spectral norm that keep their vectors."""
+def spectral_sites(module: nn.Module, networks: Sequence[Mapping[str, Tensor]] = ()) -> tuple[SpectralSite, ...]:
+    """All weights of the module under spectral norm that keep their vectors.
+
+    Args:
+        networks: what is known by names and shapes alone must have vectors of length 1 in all of these.
+    """
     found: dict[str, SpectralSite] = {}
     for name, child in module.named_modules():
         prefix = f"{name}." if name else ""
         for site in (*_parametrized(prefix, child), *_hooked(prefix, child), *_by_name(prefix, child)):
             found.setdefault(site.u, site)
-    return tuple(found.values())
+    return tuple(site for site in found.values() if not site.guessed or _has_unit_vectors(site, networks))
+
+
+def _has_unit_vectors(site: SpectralSite, networks: Sequence[Mapping[str, Tensor]]) -> bool:
+    present = [network[site.u] for network in networks if site.u in network]
+    return all(abs(float(torch.linalg.vector_norm(one.detach().double())) - 1) <= UNIT for one in present)
+
+
+def site_by_vector(sites: Sequence[SpectralSite], keys: Sequence[str]) -> dict[str, SpectralSite]:
+    """The site by the key of each vector that it computes, of those sites whose tensors are all among the keys."""
+    known = set(keys)
+    return {key: site for site in sites if known.issuperset((*site.reads, *site.computed)) for key in site.computed}
 
 
 def _parametrized(prefix: str, module: nn.Module) -> Iterator[SpectralSite]:
-    """`torch.nn.utils.parametrizations.spectral_norm`, where it is the first parametrization of its tensor."""
+    """`torch.nn.utils.parametrizations.spectral_norm`, the first parametrization of its tensor or a later one."""
     kind = import_module("torch.nn.utils.parametrizations")._SpectralNorm
     parametrizations = module._modules.get("parametrizations")
     for tensor, chain in () if parametrizations is None else parametrizations.named_children():
-        first = chain._modules.get("0")
-        if isinstance(first, kind) and isinstance(getattr(first, "_u", None), Tensor):
-            key = f"{prefix}parametrizations.{tensor}"
-            yield SpectralSite(f"{key}.original", f"{key}.0._u", f"{key}.0._v", int(first.dim))
+        stem, steps = f"{prefix}parametrizations.{tensor}", list(chain.children())
+        originals = [name for name in chain.state_dict(keep_vars=True) if name.startswith("original")]
+        for number, step in enumerate(steps):
+            if not isinstance(step, kind) or not isinstance(getattr(step, "_u", None), Tensor):
+                continue
+            before = [name for name in chain.state_dict(keep_vars=True) if _number(name) < number]
+            yield SpectralSite(
+                f"{stem}.{originals[0]}",
+                f"{stem}.{number}._u",
+                f"{stem}.{number}._v",
+                int(step.dim),
+                tuple(f"{stem}.{name}" for name in (*originals, *before)),
+                tuple(steps[:number]),
+            )
+
+
+def _number(name: str) -> float:
+    """The number of the parametrization that a tensor of their list belongs to; infinite for the originals."""
+    first = name.partition(".")[0]
+    return int(first) if first.isdigit() else float("inf")
 
 
 def _hooked(prefix: str, module: nn.Module) -> Iterator[SpectralSite]:
@@ -62,20 +144,25 @@ def _hooked(prefix: str, module: nn.Module) -> Iterator[SpectralSite]:
     for hook in module._forward_pre_hooks.values():
         if isinstance(hook, kind):
             key = f"{prefix}{hook.name}"
-            yield SpectralSite(f"{key}_orig", f"{key}_u", f"{key}_v", int(hook.dim))
+            yield SpectralSite(f"{key}_orig", f"{key}_u", f"{key}_v", int(hook.dim), (f"{key}_orig",))
 
 
 def _by_name(prefix: str, module: nn.Module) -> Iterator[SpectralSite]:
     """Copies of it in users' code, by their names and shapes."""
     own = {name: one for name, one in (*module._parameters.items(), *module._buffers.items()) if one is not None}
     for name, u in own.items():
-        stem, v = name.removesuffix("_u"), own.get(f"{name.removesuffix('_u')}_v")
+        stem = "weight" if name in BARE else name.removesuffix("_u")
         weight = next((f"{stem}{ending}" for ending in ORIGINALS if f"{stem}{ending}" in own), None)
-        if stem == name or v is None or weight is None or u.numel() * v.numel() != own[weight].numel():
+        if stem == name or weight is None or own[weight].dim() < 2 or u.requires_grad:
             continue
-        axes = [axis for axis, size in enumerate(own[weight].shape) if size == u.numel()]
+        v = BARE.get(name, f"{stem}_v")
+        if v in own and u.numel() * own[v].numel() != own[weight].numel():
+            continue
+        axes = [axis for axis, size in enumerate(own[weight].shape[:2]) if size == u.numel()]
         if axes:
-            yield SpectralSite(f"{prefix}{weight}", f"{prefix}{name}", f"{prefix}{stem}_v", axes[0])
+            key = f"{prefix}{weight}"
+            second = f"{prefix}{v}" if v in own else None
+            yield SpectralSite(key, f"{prefix}{name}", second, axes[0], (key,), guessed=True)
 
 
 def singular_vectors(weight: Tensor, axis: int, starts: Sequence[Tensor]) -> tuple[Tensor, Tensor] | None:

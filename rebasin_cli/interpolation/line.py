@@ -19,7 +19,7 @@ from torch import Tensor
 
 from rebasin_cli.errors import UsageError
 from rebasin_cli.execution.lams import Lams
-from rebasin_cli.execution.spectral_norm import SpectralSite, singular_vectors
+from rebasin_cli.execution.spectral_norm import SpectralSite, site_by_vector
 from rebasin_cli.execution.weight_arithmetic import angle_between, compute_dtype, slerp
 
 Mode = Literal["lerp", "slerp"]
@@ -97,9 +97,8 @@ class Line:
         self._lams = dict(lams or {})
         self._by_slerp = frozenset(parameters) if mode == "slerp" else frozenset()
         self._angles: dict[tuple[int, str], float] = {}
-        present = [site for site in spectral if {site.weight, site.u, site.v} <= set(self.keys)]
-        self._spectral = {key: site for site in present for key in (site.u, site.v)}
-        self._vectors: dict[tuple[Point, str], tuple[Tensor, Tensor] | None] = {}
+        self._spectral = site_by_vector(spectral, self.keys)
+        self._vectors: dict[tuple[Point, str], Mapping[str, Tensor]] = {}
 
     def tensor(self, key: str, point: Point, device: torch.device | None = None, *, treated: bool = False) -> Tensor:
         """The tensor at a point: at an end the checkpoint's own, elsewhere in `compute_dtype` of the wider of the two.
@@ -136,11 +135,10 @@ class Line:
     def _spectral_vector(self, key: str, point: Point) -> Tensor | None:
         """u or v of the weight at this point, float64; None for a weight of zeros, which has none."""
         site = self._spectral[key]
-        if (point, site.weight) not in self._vectors:
+        if (point, site.u) not in self._vectors:
             starts = [self.checkpoints[point.segment + number][site.u] for number in (0, 1)]
-            self._vectors[(point, site.weight)] = singular_vectors(self.tensor(site.weight, point), site.axis, starts)
-        found = self._vectors[(point, site.weight)]
-        return None if found is None else found[0 if key == site.u else 1]
+            self._vectors[(point, site.u)] = site.vectors(lambda name: self.tensor(name, point), starts)
+        return self._vectors[(point, site.u)].get(key)
 
     def _angle(self, key: str, segment: int, a: Tensor, b: Tensor) -> float:
         """Angle between the two, in [0, pi]; 0 where one is zero."""

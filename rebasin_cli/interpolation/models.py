@@ -92,7 +92,7 @@ class SweepModels:
         several.check(progress)
         subject, weights = several.subject, dict(zip(files, several.weights, strict=True))
         slot = ModelSlot(subject.factory.build(), device, amp=amp)
-        spectral = spectral_sites(slot.module)
+        spectral = spectral_sites(slot.module, tuple(weights.values()))
         by_key = {} if lams is None else lams.by_key(subject.shapes, subject.ties)
         lines = {
             curve: Line(

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from rebasin_cli.execution.spectral_norm import SpectralSite, singular_vectors
+from rebasin_cli.execution.spectral_norm import SpectralSite, site_by_vector
 from rebasin_cli.execution.weight_arithmetic import compute_dtype
 from rebasin_cli.merging.joint import Tensors
 from rebasin_cli.merging.method import MergeMethod, OneTensor, Weighting
@@ -76,9 +76,8 @@ class Merged:
         self._integers, self._parameters, self._ties = integers, frozenset(parameters), ties
         needed = [*networks, *([] if base is None else [base])]
         self.keys = tuple(key for key in networks[0] if all(key in other for other in needed))
-        present = [site for site in spectral if {site.weight, site.u, site.v} <= set(self.keys)]
-        self._spectral = {key: site for site in present for key in (site.u, site.v)}
-        self._vectors: dict[str, tuple[Tensor, Tensor] | None] = {}
+        self._spectral = site_by_vector(spectral, self.keys)
+        self._vectors: dict[str, Mapping[str, Tensor]] = {}
 
     @property
     def between(self) -> tuple[int, int]:
@@ -113,11 +112,9 @@ class Merged:
     def _vector(self, key: str) -> Tensor | None:
         """u or v of the merged weight, float64; None for a weight of zeros."""
         site = self._spectral[key]
-        if site.weight not in self._vectors:
-            starts = [network[site.u] for network in self.networks]
-            self._vectors[site.weight] = singular_vectors(self._made(site.weight), site.axis, starts)
-        found = self._vectors[site.weight]
-        return None if found is None else found[0 if key == site.u else 1]
+        if site.u not in self._vectors:
+            self._vectors[site.u] = site.vectors(self._made, [network[site.u] for network in self.networks])
+        return self._vectors[site.u].get(key)
 
 
 def _wide(tensor: Tensor) -> Tensor:

@@ -233,6 +233,7 @@ class InterpolationRun:
         from rebasin_cli.data.batch_sources import load_callable
         from rebasin_cli.execution.data_inputs import has_no_labels
         from rebasin_cli.execution.evaluation import Measure
+        from rebasin_cli.execution.quantizers import quantizer_warning
         from rebasin_cli.execution.recalibration import batch_norms
         from rebasin_cli.interpolation.data import SweepData, classes_of, sweep_view
 
@@ -273,6 +274,9 @@ class InterpolationRun:
                 self.warnings.append(f"{self._unfit_statistics()}: re-estimate them with --recalibrate TRAINING_DATA")
         if self.data.statistics is not None or self.models.spectral_norms:
             self.models.treat_ends()
+        said = quantizer_warning(self.models.slot.module, tuple(self.models.weights.values()))
+        if said is not None:
+            self.warnings.append(said)
         if self.models.subject.note:
             self.warnings.append(self.models.subject.note)
         source = self.data.evaluation

@@ -21,6 +21,7 @@ from rebasin_cli.execution.device import resolve_device
 from rebasin_cli.execution.lams import Lams
 from rebasin_cli.execution.model_slot import NO_ADJUSTMENT, Adjustment, Network
 from rebasin_cli.execution.pair import Source
+from rebasin_cli.execution.quantizers import quantizer_warning
 from rebasin_cli.execution.recalibration import batch_norms
 from rebasin_cli.execution.same_function import FunctionCheck
 from rebasin_cli.execution.scores import Values
@@ -313,6 +314,9 @@ class MergeRun:
         if method.choose is not None:
             weights = method.choose(SoupCandidates(self.data, self.ends, lambda shares: self._mixed(tuple(shares))))
         self.merged = self._mixed(weights)
+        said = quantizer_warning(self.subject.module, self.aligned)
+        if said is not None:
+            self.warnings.append(said)
 
     def _mixed(self, weights: tuple[float, ...]) -> Merged:
         options, method = self.options, self.options.merge_method
@@ -324,7 +328,7 @@ class MergeRun:
             Recipe(method, weights, options.seed, method.own_options(options), by_key),
             parameters=self.subject.parameters,
             ties=self.subject.ties,
-            spectral=spectral_sites(self.subject.module),
+            spectral=spectral_sites(self.subject.module, self.aligned),
         )
 
     def _measure(self) -> None:

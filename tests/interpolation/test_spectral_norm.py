@@ -149,3 +149,89 @@ def test_a_saved_average_of_spectrally_normed_networks_is_the_network_that_was_m
     loaded, treated = (data["ends"][name]["naive"] for name in ("as_loaded", "as_treated"))
     assert data["curves"]["naive"][0] == treated[0]
     assert treated[0]["loss"] != loaded[0]["loss"]
+
+
+LATER = """
+import torch
+from torch import nn
+from torch.nn.utils import parametrizations, parametrize
+
+
+class Scaled(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.register_buffer("by", torch.linspace(0.5, 2.0, width))
+
+    def forward(self, weight):
+        return weight * self.by[:, None]
+
+
+def scaled_first(layer):
+    parametrize.register_parametrization(layer, "weight", Scaled(layer.weight.shape[0]))
+    return parametrizations.spectral_norm(layer)
+
+
+def weight_norm_first(layer):
+    return parametrizations.spectral_norm(parametrizations.weight_norm(layer))
+"""
+
+
+class OnlyU(nn.Module):
+    """As in BigGAN: u is kept, v is computed in every pass, in training one step of power iteration each."""
+
+    def __init__(self, outputs: int, inputs: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(outputs, inputs))
+        self.register_buffer("u0", torch.randn(1, outputs))
+        self.register_buffer("sv0", torch.ones(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            v = nn.functional.normalize(self.u0 @ self.weight)
+            u = nn.functional.normalize(v @ self.weight.T)
+            if self.training:
+                self.u0[:] = u
+        return nn.functional.linear(x, self.weight / (u @ self.weight @ v.T))
+
+
+@pytest.mark.parametrize("first", ["scaled_first", "weight_norm_first"])
+def test_a_spectral_norm_after_another_parametrization_divides_what_that_one_makes(first: str) -> None:
+    names: dict[str, Any] = {}
+    exec(LATER, names)
+    nets = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        nets.append(names[first](nn.Linear(9, 6)).eval())
+    (site,) = spectral_sites(nets[0])
+    layer = LineOfModels(nets, None, "lerp", 2).load("line, lam 0.5")
+    assert float(torch.linalg.matrix_norm(layer.weight.detach(), 2)) == pytest.approx(1, rel=1e-5)
+    state = layer.state_dict()
+    matrix = site.matrix(lambda key: state[key])
+    assert float(state[site.u] @ matrix @ state[site.v]) == pytest.approx(
+        float(torch.linalg.matrix_norm(matrix, 2)), rel=1e-5
+    )
+
+
+def test_a_copy_that_keeps_u_alone_has_the_u_of_its_own_weight() -> None:
+    nets = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        net = OnlyU(12, 20).train()
+        for _ in range(30):
+            net(torch.randn(2, 20))
+        nets.append(net.eval())
+    middle = LineOfModels(nets, None, "lerp", 2).load("line, lam 0.5")
+    weight = middle.state_dict()["weight"]
+    first = torch.linalg.svd(weight).U[:, 0]
+    assert abs(float(middle.state_dict()["u0"].flatten() @ first)) == pytest.approx(1, abs=1e-5)
+
+
+def test_a_vector_that_is_called_u_and_has_no_length_of_one_is_interpolated() -> None:
+    nets = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        net = OnlyU(12, 20)
+        net.u0.mul_(3)
+        nets.append(net.eval())
+    middle = LineOfModels(nets, None, "lerp", 2).load("line, lam 0.5").state_dict()
+    torch.testing.assert_close(middle["u0"], (nets[0].u0 + nets[1].u0) / 2)
