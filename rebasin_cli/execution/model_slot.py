@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from rebasin_cli.data import Batch
 from rebasin_cli.errors import DataError, ModelError, ResourceError, one_line
@@ -162,11 +163,12 @@ class ModelSlot:
         except Exception as error:  # the model is the user's code, so its own message is quoted
             if _is_out_of_memory(error):
                 raise
-            given = [*args, *moved.kwargs.values()]
-            shapes = ", ".join(str(tuple(value.shape)) for value in given if isinstance(value, Tensor))
-            images = any(isinstance(value, Tensor) and value.dim() == 4 for value in given)
+            given = [value for value in tree_leaves((args, moved.kwargs)) if isinstance(value, Tensor)]
+            shapes = ", ".join(str(tuple(value.shape)) for value in given)
+            images = any(value.dim() == 4 for value in given)
+            what = f"inputs of shape {shapes}" if given else "the inputs"
             raise DataError(
-                f"the model does not accept inputs of shape {shapes or 'unknown'}: {one_line(error)}{own_line(error)}",
+                f"the model does not accept {what}: {one_line(error)}{own_line(error)}",
                 hint="check shape, dtype and range of the data"
                 + ("; --transform changes the size of images" if images else ""),
                 slug="input_shape",
