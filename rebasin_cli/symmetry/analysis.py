@@ -13,11 +13,13 @@ from fnmatch import fnmatchcase
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from rebasin_cli.errors import ModelError, RebasinError
 from rebasin_cli.symmetry import rules as _rules  # noqa: F401  (the rules register themselves)
 from rebasin_cli.symmetry.algebra import reduce, settle_claims, settle_views
 from rebasin_cli.symmetry.cuts import Cut, find_cuts
+from rebasin_cli.symmetry.masks import find_masks
 from rebasin_cli.symmetry.positions import (
     AxisLayout,
     IdBlock,
@@ -73,11 +75,12 @@ class Analysis:
         cautious: pin what the code around every weight-dependent decision handles, also where it skipped no parameter.
         relations: the relations found so far.
         layouts: by value, for everything that is no leaf.
-        leaves: parameters and floating buffers, by value, but for those in `cuts`.
+        leaves: parameters, floating buffers and masks, by value, but for those in `cuts`.
         cuts: parameters that are read in segments only.
         unknown: the operations that no rule covers.
         unread: leaves that are not read, or not all of them along an axis that moves; known once the relations are
             closed.
+        constants: the numbers of the trace's constants by value, but for masks and what is computed from them.
     """
 
     trace: Trace
@@ -90,14 +93,18 @@ class Analysis:
     cuts: dict[int, Cut] = field(default_factory=dict)
     unknown: list[UnknownOp] = field(default_factory=list)
     unread: list[str] = field(default_factory=list)
+    constants: dict[int, Tensor] = field(init=False)
     _reading: Reading = field(default_factory=lambda: Reading())
 
     def __post_init__(self) -> None:
+        found = find_masks(self.trace)
+        self.constants = {v: numbers for v, numbers in self.trace.constants.items() if v not in found.computed}
         for key, value in self.trace.state.items():
             described = self.trace.values[value]
             if value in self.leaves or value in self.layouts:
                 continue
-            if value in self.trace.constants or not (described.dtype.is_floating_point or described.dtype.is_complex):
+            real = described.dtype.is_floating_point or described.dtype.is_complex
+            if value in self.constants or not (real or value in found.masks):
                 self.layouts[value] = fixed_layout(described.shape, NOT_TRAINED)
             elif any(fnmatchcase(key, pattern) for pattern in self.pins):
                 self.layouts[value] = fixed_layout(described.shape, ASKED)
@@ -114,7 +121,7 @@ class Analysis:
             return self.relations.view(self.leaves[value], range(len(self.shape_of(value))))
         layout = self.layouts.get(value)
         if layout is None:
-            numbers = self.trace.constants.get(value)
+            numbers = self.constants.get(value)
             shape = self.trace.values[value].shape
             if numbers is None or numbers.layout is not torch.strided:  # a sparse one may be too large to expand
                 layout = fixed_layout(shape, NOT_TRAINED)
@@ -147,20 +154,20 @@ class Analysis:
             results = [value for value in call.results if value is not None]
             if id(call) in decisions:
                 self._hold_inputs(call)
-            if all(value in self.trace.constants for value in results):
+            if all(value in self.constants for value in results):
                 continue
             cut = self.cuts.get(call.inputs[0]) if call.inputs else None
             if cut is not None:
                 self.layouts.update(zip(results, cut.results(self.relations, call), strict=True))
                 settle_claims(self.relations)
                 continue
-            facts = (self.layout_of, self.shape_of, self.trace.constants.get, self._dtype_of)
+            facts = (self.layout_of, self.shape_of, self.constants.get, self._dtype_of)
             op = Op(call, self.relations, *facts, self.trace.read.__contains__)
             for value, layout in zip(results, self._apply(op), strict=True):
                 if layout is not None:
                     self.layouts[value] = layout
             settle_claims(self.relations)
-            self._reading.note(call, self.layout_of, self.trace.constants)
+            self._reading.note(call, self.layout_of, self.constants)
         for value in self.trace.outputs:
             layout = self.layout_of(value)
             if layout.meaning is not None:

@@ -99,13 +99,10 @@ def _read_out(trace: Trace, analysis: Analysis, closure: Closure) -> Derivation:
     alone: set[tuple[str, int]] = set()
     parameters = 0
     for value in sorted({**analysis.leaves, **analysis.cuts}, key=lambda value: order.get(value, len(trace.values))):
-        parameters += prod(analysis.shape_of(value))
+        parameters += _real_elements(trace, value)
         for placed in _sites(analysis, readout, value):
             found.setdefault((placed.family, placed.fibre), []).append(placed)
-    for value, layout in analysis.layouts.items():
-        dtype = trace.values[value].dtype
-        if value in keys and (dtype.is_floating_point or dtype.is_complex):
-            parameters += prod(layout.shape)
+    parameters += sum(_real_elements(trace, value) for value in analysis.layouts if value in keys)
     for group, placed_sites in list(found.items()):
         only = placed_sites[0].site.key
         if len(placed_sites) == 1 and len(analysis.shape_of(trace.state[only])) == 1:
@@ -114,7 +111,7 @@ def _read_out(trace: Trace, analysis: Analysis, closure: Closure) -> Derivation:
     names = _group_names(trace, closure, found)
     groups = _groups(trace, closure, found, keys, names)
     moved_axes = {(item.site.key, axis) for placed in found.values() for item in placed for axis in item.axes}
-    moved = sum(prod(analysis.shape_of(trace.state[key])) for key in {key for key, _ in moved_axes})
+    moved = sum(_real_elements(trace, trace.state[key]) for key in {key for key, _ in moved_axes})
     pinned = tuple(_pinned(trace, analysis, closure, moved_axes, alone))
     families = {family for family, _ in found}
     nested = sum(1 for family in families if closure.families[family].parents)
@@ -128,6 +125,12 @@ def _read_out(trace: Trace, analysis: Analysis, closure: Closure) -> Derivation:
         unread=tuple(analysis.unread),
         look=partial(choose_taps, trace, analysis.relations, closure, analysis.layouts, names),
     )
+
+
+def _real_elements(trace: Trace, value: int) -> int:
+    """The elements of a tensor; 0 for a mask, an index or a counter."""
+    described = trace.values[value]
+    return prod(described.shape) if described.dtype.is_floating_point or described.dtype.is_complex else 0
 
 
 def _sites(analysis: Analysis, readout: Readout, value: int) -> Iterator[FibreSite]:

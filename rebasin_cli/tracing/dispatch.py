@@ -1,7 +1,8 @@
 """How operations reach a dispatch mode: one at a time, without fused paths, with their arguments by name.
 
 Higher-order operators (`flex_attention`, `cond`, `scan`, …) are decomposed into the operations that they call. So are
-composite operators, which arrive undecomposed in inference mode and inside higher-order operators.
+composite operators, which arrive undecomposed in inference mode and inside higher-order operators, and those that the
+operation table says are (`DECOMPOSED`).
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from rebasin_cli.errors import ModelError
+from rebasin_cli.tracing.operations import DECOMPOSED, has
 
 _FLEX, _DIRECTLY = "torch.nn.attention.flex_attention", "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG"
 """With this switch `flex_attention` calls its operator directly, and not through the compiler, which no mode sees."""
@@ -53,6 +55,10 @@ class OperationMode(TorchDispatchMode):
         if self.decomposes and _is_composite(func):
             with self:
                 return func.decompose(*args, **(kwargs or {}))
+        into = _decomposition(func)
+        if into is not None:
+            with self:
+                return into(*args, **(kwargs or {}))
         return self.operation(func, args, kwargs or {})
 
     def __enter__(self) -> Any:
@@ -74,6 +80,16 @@ def _is_composite(func: OpOverload) -> bool:
     if func.namespace == "prim":  # attribute queries; the dispatcher does not know them
         return False
     return bool(torch._C._dispatch_has_kernel_for_dispatch_key(func._name, "CompositeImplicitAutograd"))
+
+
+@lru_cache(maxsize=4096)
+def _decomposition(func: OpOverload) -> Callable[..., Any] | None:
+    """PyTorch's decomposition of an operation, where the operation table says that it is followed."""
+    if not has(operator(func).name, DECOMPOSED):
+        return None
+    from torch._decomp import decomposition_table  # takes a second to import
+
+    return decomposition_table.get(func)
 
 
 def _written_out(func: HigherOrderOperator) -> Callable[..., Any]:

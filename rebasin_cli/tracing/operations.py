@@ -40,6 +40,7 @@ class Property(Flag):
         OVERWRITES: replaces every element of its argument `self`.
         SHAPE_ONLY: reads of its argument `self` nothing but shape and dtype.
         MOVES: writes elements of its arguments to other places, and computes nothing.
+        DECOMPOSED: PyTorch's own decomposition into other operations is followed in its place.
     """
 
     VIEW = auto()
@@ -64,6 +65,7 @@ class Property(Flag):
     OVERWRITES = auto()
     SHAPE_ONLY = auto()
     MOVES = auto()
+    DECOMPOSED = auto()
 
 
 VIEW, COPY, SAME, RESHAPE, TRANSPOSE = (
@@ -75,9 +77,9 @@ EXPAND, SEGMENT, DROP, PICK, CONTRACTION = (
 POINTWISE, LINEAR, NORM, HOMOGENEOUS, ODD = (
     Property.POINTWISE, Property.LINEAR, Property.NORM, Property.HOMOGENEOUS, Property.ODD
 )  # fmt: skip
-INCIDENTAL, META, OBSERVED, DECIDES, OVERWRITES, SHAPE_ONLY, MOVES = (
+INCIDENTAL, META, OBSERVED, DECIDES, OVERWRITES, SHAPE_ONLY, MOVES, DECOMPOSED = (
     Property.INCIDENTAL, Property.META, Property.OBSERVED, Property.DECIDES, Property.OVERWRITES, Property.SHAPE_ONLY,
-    Property.MOVES,
+    Property.MOVES, Property.DECOMPOSED,
 )  # fmt: skip
 
 WHOLE = SAME | RESHAPE | TRANSPOSE | EXPAND
@@ -246,6 +248,51 @@ _TABLE: dict[str, Property] = {
     "sub": POINTWISE | LINEAR | META,
     "tanh": ODD | META,
     "where": POINTWISE,
+    # Losses in a forward pass, and gradients in models that return them (forces, flows).
+    "_addmm_activation": DECOMPOSED,
+    "_fused_rms_norm_backward": DECOMPOSED,
+    "_log_softmax_backward_data": DECOMPOSED,
+    "_prelu_kernel_backward": DECOMPOSED,
+    "_softmax_backward_data": DECOMPOSED,
+    "addr": DECOMPOSED,
+    "binary_cross_entropy": DECOMPOSED,
+    "binary_cross_entropy_backward": DECOMPOSED,
+    "binary_cross_entropy_with_logits": DECOMPOSED,
+    "diagonal_backward": DECOMPOSED,
+    "dist": DECOMPOSED,
+    "elu_backward": DECOMPOSED,
+    "embedding_dense_backward": DECOMPOSED,
+    "glu_backward": DECOMPOSED,
+    "hardsigmoid_backward": DECOMPOSED,
+    "hardswish_backward": DECOMPOSED,
+    "hardtanh_backward": DECOMPOSED,
+    "huber_loss": DECOMPOSED,
+    "huber_loss_backward": DECOMPOSED,
+    "leaky_relu_backward": DECOMPOSED,
+    "log_sigmoid_backward": DECOMPOSED,
+    "mse_loss": DECOMPOSED,
+    "mse_loss_backward": DECOMPOSED,
+    "multi_margin_loss": DECOMPOSED,
+    "multilabel_margin_loss_forward": DECOMPOSED,
+    "native_batch_norm_backward": DECOMPOSED,
+    "native_group_norm_backward": DECOMPOSED,
+    "native_layer_norm_backward": DECOMPOSED,
+    "nll_loss2d_backward": DECOMPOSED,
+    "nll_loss_backward": DECOMPOSED,
+    "reflection_pad1d_backward": DECOMPOSED,
+    "reflection_pad2d_backward": DECOMPOSED,
+    "reflection_pad3d_backward": DECOMPOSED,
+    "renorm": DECOMPOSED,
+    "rot90": DECOMPOSED,
+    "select_backward": DECOMPOSED,
+    "slice_backward": DECOMPOSED,
+    "smooth_l1_loss": DECOMPOSED,
+    "smooth_l1_loss_backward": DECOMPOSED,
+    "soft_margin_loss": DECOMPOSED,
+    "soft_margin_loss_backward": DECOMPOSED,
+    "softplus_backward": DECOMPOSED,
+    "take": DECOMPOSED,
+    "unfold_backward": DECOMPOSED,
     # Tensors made new.
     "empty": INCIDENTAL,
     "empty_like": SHAPE_ONLY,

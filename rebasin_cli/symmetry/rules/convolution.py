@@ -27,7 +27,7 @@ def convolution(op: Op) -> AxisLayout:
     rank = len(op.shape("weight")) - 2
     groups = int(op["groups"])
     transposed = bool(op["transposed"])
-    passing, summed = _axes_alike(op, rank), _axes_summed(op, rank)
+    passing, summed = axes_alike(op, rank), _axes_summed(op, rank)
     scattered = [2 + axis for axis in range(rank) if axis not in passing and axis not in summed]
     if scattered:
         layout = hold(op.relations, layout, scattered, SPACE)
@@ -51,7 +51,7 @@ def convolution(op: Op) -> AxisLayout:
     return combine(op.relations, [(result, channels), (op.layout("bias"), ["c"])], channels)
 
 
-def _axes_alike(op: Op, rank: int) -> set[int]:
+def axes_alike(op: Op, rank: int) -> set[int]:
     """Spatial axes along which the kernel has extent 1, with stride 1 and no padding: all positions are alike."""
     kernel = op.shape("weight")[2:]
     steps, padding = (_each(op.get(name, default), rank) for name, default in (("stride", 1), ("padding", 0)))

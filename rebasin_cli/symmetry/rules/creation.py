@@ -7,10 +7,17 @@ import torch
 from torch import Tensor
 
 from rebasin_cli.symmetry.positions import AxisLayout, Entry, IdBlock, Ids, uniform_layout
-from rebasin_cli.symmetry.registry import Op, fixed_results, rule
+from rebasin_cli.symmetry.registry import Op, fixed_results, hold_all, rule
 from rebasin_cli.symmetry.relations import Relations
 
 DIFFERS = "a constant varies along this axis"
+ORDERED = "values generated in order (a range, random numbers)"
+DRAWN = "random numbers are drawn in order along this axis"
+DRAWN_FROM = {
+    f"aten.{name}"
+    for name in ("bernoulli.default", "normal.Tensor_float", "normal.float_Tensor", "normal.Tensor_Tensor")
+}
+"""Overloads whose arguments are parameters of the distribution, not memory to be filled."""
 MOST_ALIKE = 4096
 """Longest axis of a constant that is searched for positions with equal values."""
 
@@ -33,12 +40,27 @@ def uniform(op: Op) -> list[AxisLayout]:
 @rule(
     *(f"aten.{name}{ending}" for name in ("rand", "randn", "randint") for ending in ("", "_like")),
     *(f"aten.{name}" for name in ("bernoulli", "exponential", "normal", "normal_functional", "randperm", "uniform")),
+    *(f"aten.{name}" for name in ("cauchy", "geometric", "log_normal", "random")),
+    *(f"aten.{name}_window" for name in ("bartlett", "blackman", "hamming", "hann", "kaiser")),
     "aten.arange",
     "aten.linspace",
+    "aten.logspace",
     "aten.eye",
 )
 def ordered(op: Op) -> list[AxisLayout]:
-    return fixed_results(op, "values generated in order (a range, random numbers)")
+    """What a random number is drawn from, if that is a tensor, keeps its order as well."""
+    if op.call.overload in DRAWN_FROM:
+        for layout in op.tensors:
+            hold_all(op.relations, layout, DRAWN)
+    return fixed_results(op, ORDERED)
+
+
+@rule("aten.binomial", "aten.poisson", "aten.multinomial", "aten._standard_gamma", "aten._sample_dirichlet")
+def drawn(op: Op) -> list[AxisLayout]:
+    """Random numbers whose distribution the arguments give: the next pass draws others, in the order of positions."""
+    for layout in op.tensors:
+        hold_all(op.relations, layout, DRAWN)
+    return fixed_results(op, DRAWN)
 
 
 def constant_layout(relations: Relations, numbers: Tensor) -> AxisLayout:

@@ -6,10 +6,11 @@ from dataclasses import replace
 
 import numpy as np
 
+from rebasin_cli.symmetry.algebra import reduce
 from rebasin_cli.symmetry.arrange import take, view
 from rebasin_cli.symmetry.concatenate import concatenate
-from rebasin_cli.symmetry.positions import AxisLayout, permute_dims, uniform_layout
-from rebasin_cli.symmetry.registry import Op, fixed_results, hold_all, rule
+from rebasin_cli.symmetry.positions import AxisLayout, dimension, fixed_layout, permute_dims, uniform_layout
+from rebasin_cli.symmetry.registry import Op, fixed_results, hold, hold_all, rule
 from rebasin_cli.symmetry.rules.view import transposed_order
 from rebasin_cli.tracing.graph import SCATTER
 from rebasin_cli.tracing.operations import DROP, RESHAPE, SAME, SEGMENT, TRANSPOSE, has, segments
@@ -18,6 +19,7 @@ STACKED = 1 << 16
 """Joint positions up to which stacked pieces may be permuted apart: they are often split again."""
 CONCATENATED = 1 << 13
 """The same for concatenated pieces, which are mostly read alike (tokens beside a class token)."""
+STEPS = "steps of packed sequences"
 
 
 @rule("aten.cat", "aten.concat")
@@ -57,6 +59,17 @@ def padded(op: Op) -> AxisLayout:
             order = np.r_[size : size + before, :size, size + before : size + before + after]
             layout = take(op.relations, layout, place, order)
     return layout
+
+
+@rule("aten._pack_padded_sequence")
+def packed(op: Op) -> list[AxisLayout]:
+    """(time, sample, …) or (sample, time, …) without the padding, as (step, …), and the sizes of the steps."""
+    layout = hold(op.relations, op.layout("input"), [0, 1], STEPS)
+    packs, sizes = op.result_shapes
+    step = dimension(packs[0])
+    kept = reduce(op.relations, replace(layout, dims=layout.dims[2:]))
+    data = replace(kept, dims=(step, *kept.dims), fixed={**kept.fixed, **dict.fromkeys(step, STEPS)})
+    return [data, fixed_layout(sizes, STEPS)]
 
 
 @rule("aten.slice_scatter", "aten.select_scatter")

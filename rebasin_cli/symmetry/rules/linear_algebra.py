@@ -30,6 +30,9 @@ def _of_batches(op: Op, matrix: AxisLayout) -> list[AxisLayout]:
     "aten._linalg_eigh",
     "aten._linalg_slogdet",
     "aten._linalg_svd",
+    "aten.cholesky",
+    "aten.cholesky_inverse",
+    "aten.geqrf",
     "aten.linalg_cholesky_ex",
     "aten.linalg_eig",
     "aten.linalg_inv_ex",
@@ -41,6 +44,15 @@ def factorised(op: Op) -> list[AxisLayout]:
     matrix = op.layout("self" if op.has("self") else "A")
     rank = len(matrix.dims)
     return _of_batches(op, hold(op.relations, matrix, [rank - 2, rank - 1], MATRIX))
+
+
+@rule("aten.linalg_pinv")
+def pseudoinverse(op: Op) -> AxisLayout:
+    """`pinv(A) = lim (A^T A + eps)^-1 A^T`: rows become columns, and both may be permuted."""
+    matrix = op.relations.released(op.layout("self" if op.has("self") else "A"))
+    lead = [("lead", place) for place in range(len(matrix.dims) - 2)]
+    gram = combine(op.relations, [(matrix, [*lead, "m", "n"]), (matrix, [*lead, "m", "k"])], [*lead, "n", "k"])
+    return combine(op.relations, [(gram, [*lead, "n", "k"]), (matrix, [*lead, "m", "k"])], [*lead, "n", "m"])
 
 
 @rule("aten._linalg_solve_ex", "aten.linalg_solve_triangular", "aten.triangular_solve")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from rebasin_cli.symmetry.algebra import elementwise
+from rebasin_cli.symmetry.algebra import combine, elementwise
 from rebasin_cli.symmetry.arrange import take
 from rebasin_cli.symmetry.positions import AxisLayout
 from rebasin_cli.symmetry.registry import Op, hold_all, rule
@@ -46,3 +46,24 @@ def glu(op: Op) -> AxisLayout:
     place = op.dim("dim", len(layout.dims))
     halves = np.arange(layout.shape[place]).reshape(2, -1)
     return elementwise(op.relations, [take(op.relations, layout, place, half) for half in halves], op.result_shape)
+
+
+@rule(
+    "aten.fake_quantize_per_tensor_affine_cachemask",
+    "aten._fake_quantize_per_tensor_affine_cachemask_tensor_qparams",
+    "aten._fake_quantize_learnable_per_tensor_affine",
+)
+def rounded(op: Op) -> list[AxisLayout]:
+    """One scale for all elements: scale and zero point are single numbers."""
+    found = elementwise(op.relations, [op.layout("self")], op.result_shape)
+    return [found for _ in op.call.results]
+
+
+@rule("aten.fake_quantize_per_channel_affine_cachemask", "aten._fake_quantize_learnable_per_channel_affine")
+def rounded_by_channel(op: Op) -> list[AxisLayout]:
+    """A scale and a zero point for each position along one axis."""
+    rank = len(op.result_shape)
+    along = [op.dim("axis", rank)]
+    by_channel = [(op.layout(name), along) for name in ("scale", "zero_point")]
+    found = combine(op.relations, [(op.layout("self"), list(range(rank))), *by_channel], range(rank))
+    return [found for _ in op.call.results]

@@ -12,6 +12,7 @@ from rebasin_cli.symmetry.registry import Op, fixed_results, hold, hold_all, res
 ORDER = "order matters for a cumulative operation over this axis"
 CLASSES = "class index"
 INDEX = "indices along this axis are returned"
+ALIGNED = "time and labels of a CTC loss"
 
 
 def reduced(op: Op, layout: AxisLayout, dims: Sequence[int], keep: bool) -> AxisLayout:
@@ -29,6 +30,7 @@ def reduced(op: Op, layout: AxisLayout, dims: Sequence[int], keep: bool) -> Axis
     "aten.all",
     "aten.amax",
     "aten.amin",
+    "aten._aminmax",
     "aten.aminmax",
     "aten.any",
     "aten.count_nonzero",
@@ -36,6 +38,7 @@ def reduced(op: Op, layout: AxisLayout, dims: Sequence[int], keep: bool) -> Axis
     "aten.logsumexp",
     "aten.mean",
     "aten.nansum",
+    "aten.native_norm",
     "aten.norm",
     "aten.prod",
     "aten.std",
@@ -129,7 +132,21 @@ def ranked(op: Op) -> list[AxisLayout]:
     return [result for _ in op.call.results]
 
 
-@rule("aten.nonzero", "aten.masked_select", "aten.unique", "aten._unique2", "aten.bincount", "aten.histc")
+@rule("aten._ctc_loss")
+def alignments(op: Op) -> list[AxisLayout]:
+    """Of (time, sample, class) and of labels in order; only samples could move, with their lengths."""
+    for layout in op.tensors:
+        hold_all(op.relations, layout, ALIGNED)
+    return fixed_results(op, ALIGNED)
+
+
+@rule(
+    *(
+        f"aten.{name}"
+        for name in ("bincount", "histc", "masked_select", "nonzero", "nonzero_static", "unique", "_unique2")
+    ),
+    *(f"aten.{name}" for name in ("unique_consecutive", "unique_dim", "unique_dim_consecutive")),
+)
 def data_dependent(op: Op) -> list[AxisLayout]:
     """The size of the result depends on values, so every dimension is pinned."""
     reason = "positions selected by value"

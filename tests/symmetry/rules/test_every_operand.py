@@ -58,6 +58,17 @@ def aligned(features: Tensor, points: Tensor) -> Tensor:
     return result
 
 
+def convolved_back(gradient: Tensor, x: Tensor, weight: Tensor, groups: int = 1, transposed: bool = False) -> Tensor:
+    """All three gradients of a convolution, in one row."""
+    ones = [1] * (x.dim() - 2)
+    zeros = [0] * len(ones)
+    channels = weight.shape[1] * groups if transposed else weight.shape[0]
+    parts = torch.ops.aten.convolution_backward(
+        gradient, x, weight, [channels], ones, zeros, ones, transposed, zeros, groups, [True, True, True]
+    )
+    return torch.cat([part.flatten() for part in parts])
+
+
 OPERATIONS: dict[str, tuple[Operation, tuple[tuple[int, ...], ...]]] = {
     "fft": (lambda a: torch.fft.fft(a, dim=1).real, ((2, 3, 2),)),
     "rfft of two": (lambda a: torch.fft.rfft2(a, dim=(0, 1)).abs(), ((3, 4, 2),)),
@@ -127,7 +138,80 @@ OPERATIONS: dict[str, tuple[Operation, tuple[tuple[int, ...], ...]]] = {
     "distances": (torch.cdist, ((2, 3), (3, 3))),
     "prelu": (F.prelu, ((2, 3, 2), (3,))),
     "roi_align": (aligned, ((1, 2, 6, 6), (2, 4))),
+    "mean square error": (lambda a, b: F.mse_loss(a, b, reduction="none"), ((2, 3), (2, 3))),
+    "huber loss": (lambda a, b: F.huber_loss(a, b), ((2, 3), (2, 3))),
+    "smooth absolute error": (lambda a, b: F.smooth_l1_loss(a, b, reduction="none"), ((2, 3), (2, 3))),
+    "binary cross-entropy": (lambda a, b: F.binary_cross_entropy(a.sigmoid(), b.sigmoid()), ((2, 3), (2, 3))),
+    "of logits": (
+        lambda a, b, c: F.binary_cross_entropy_with_logits(a, b.sigmoid(), c.exp(), reduction="none"),
+        ((2, 3), (2, 3), (3,)),
+    ),
+    "margin loss": (lambda a, b: F.multi_margin_loss(a, index_of(b, 3)), ((2, 3), (2,))),
+    "ctc loss": (
+        lambda a: F.ctc_loss(a.log_softmax(2), torch.tensor([[1, 2], [2, 1]]), [4, 4], [2, 2]),
+        ((4, 2, 3),),
+    ),
+    "renormalised": (lambda a: torch.renorm(a, 2, 0, 0.5), ((3, 2),)),
+    "pseudoinverse": (lambda a: torch.linalg.pinv(a), ((2, 3, 2),)),
+    "packed": (lambda a: torch._pack_padded_sequence(a, torch.tensor([3, 2]), True)[0], ((2, 3, 2),)),
+    "rounded": (lambda a: a + torch.fake_quantize_per_tensor_affine(a, 0.1, 0, -9, 9), ((2, 3),)),
+    "gradient of a convolution": (convolved_back, ((1, 2, 3, 2), (1, 3, 4, 3), (2, 3, 2, 2))),
+    "gradient of a grouped convolution": (
+        lambda g, x, w: convolved_back(g, x, w, groups=2),
+        ((1, 4, 3), (1, 4, 4), (4, 2, 2)),
+    ),
+    "gradient of a transposed convolution": (
+        lambda g, x, w: convolved_back(g, x, w, transposed=True),
+        ((1, 3, 4), (1, 2, 3), (2, 3, 2)),
+    ),
+    "gradient of average pooling": (
+        lambda g, x: torch.ops.aten.avg_pool2d_backward(g, x, [2, 2], [1, 1], [0, 0], False, True, None),
+        ((1, 2, 2, 3), (1, 2, 3, 4)),
+    ),
+    "gradient of max pooling": (
+        lambda g, x: torch.ops.aten.max_pool2d_with_indices_backward(
+            g, x, [2, 2], [2, 2], [0, 0], [1, 1], False, F.max_pool2d(x, 2, return_indices=True)[1]
+        ),
+        ((1, 2, 1, 2), (1, 2, 2, 4)),
+    ),
+    "gradient of resizing": (
+        lambda g: torch.ops.aten.upsample_nearest2d_backward(g, [4, 4], [1, 2, 2, 2], None, None),
+        ((1, 2, 4, 4),),
+    ),
+    "gradient of replication": (
+        lambda g, x: torch.ops.aten.replication_pad1d_backward(g, x, [1, 1]),
+        ((1, 2, 5), (1, 2, 3)),
+    ),
+    "gradient of distances": (
+        lambda a, b, c: torch.ops.aten._cdist_backward(c, a, b, 2.0, torch.cdist(a, b)),
+        ((2, 3), (4, 3), (2, 4)),
+    ),
+    "gradient of a norm": (
+        lambda g, x, w: torch.ops.aten.native_layer_norm_backward(
+            g, x, [3], x.mean(1, True), x.std(1, keepdim=True).reciprocal(), w, w, [True, False, False]
+        )[0],
+        ((2, 3), (2, 3), (3,)),
+    ),
+    "gradient of softmax": (
+        lambda g, x: torch.ops.aten._softmax_backward_data(g, x.softmax(1), 1, x.dtype),
+        ((2, 3, 2), (2, 3, 2)),
+    ),
 }
+
+
+LIKE_THEIR_FORWARD = [
+    "gradient of a convolution",
+    "gradient of average pooling",
+    "gradient of softmax",
+    "mean square error",
+]
+
+
+@pytest.mark.parametrize("name", [*LIKE_THEIR_FORWARD, "pseudoinverse", "packed"])
+def test_these_operations_leave_units_free(name: str) -> None:
+    derivation = found(Operands(*OPERATIONS[name]).double().eval(), X.double())
+    assert not derivation.unknown_ops
+    assert derivation.spec.groups
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
