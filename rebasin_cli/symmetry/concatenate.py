@@ -49,6 +49,8 @@ def concatenate(relations: Relations, pieces: Sequence[AxisLayout], place: int, 
         return concatenate(relations, pieces, place)
     entries, fixed = (aligned[0].entries, aligned[0].fixed) if differ else join(relations, aligned)
     kept_fixed = {f: reason for f, reason in fixed.items() if f not in along and f not in differ}
+    if not mentioned and not too_many and 0 < sum(factor not in fixed for factor in along) < len(along):
+        return AxisLayout(dims, (*entries, _beside_uniform(relations, along, fixed, merged)), kept_fixed)
     if not mentioned:
         kept_fixed[merged] = next((fixed[factor] for factor in along if factor in fixed), CONCATENATED)
         return AxisLayout(dims, tuple(entries), kept_fixed)
@@ -64,6 +66,21 @@ def concatenate(relations: Relations, pieces: Sequence[AxisLayout], place: int, 
     joint = _joined(relations, parts)
     entry = Entry((*extra, merged), IdBlock(joint.size, np.ascontiguousarray(joint).ravel()))
     return AxisLayout(dims, (*(e for e in entries if not touched & set(e.factors)), entry), kept_fixed)
+
+
+def _beside_uniform(
+    relations: Relations, along: Sequence[Factor], fixed: Mapping[Factor, str], merged: Factor
+) -> Entry:
+    """Fixed pieces beside uniform ones (the input beside a state of zeros): equal numbers may trade places."""
+    ids = relations.new_ids(merged.size)
+    start = 0
+    for which, factor in enumerate(along):
+        piece = ids[start : start + factor.size]
+        relations.colour(piece, np.full(piece.size, which, dtype=np.int64))
+        if factor in fixed:
+            relations.pin(piece, fixed[factor])
+        start += factor.size
+    return Entry((merged,), IdBlock(merged.size, ids))
 
 
 def _differing(relations: Relations, pieces: Sequence[AxisLayout], along: Sequence[Factor]) -> set[Factor]:
