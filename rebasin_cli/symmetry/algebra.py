@@ -269,7 +269,7 @@ def _resolve_leaf(
     for alone in sorted({axis for f, axis in ordered if f in free and (leaf, axis) in crossed}) or [-1]:
         among = [f for f, axis in ordered if axis == alone or (leaf, axis) not in crossed]
         joint = [f for f in among if f in free or f in shared]
-        if not free & set(among):
+        if not free & set(among) or leaf.key in relations.by_axis:
             continue
         joint = joint if prod(f.size for f in joint) <= JOINT_LIMIT else [f for f in joint if f in free]
         if prod(f.size for f in joint) <= JOINT_LIMIT:

@@ -72,12 +72,31 @@ def derive(trace: Trace, *, pins: tuple[str, ...] = (), strict: bool = False, ca
         ModelError: `strict`, and an operation has no rule, or one that does not cover how it is used.
     """
     with collector_paused():
-        analysis = Analysis(trace, pins, strict, cautious)
-        analysis.run()
-        found = None
-        while found is None:
-            found = _attempt(trace, analysis)
+        found = _derive(Analysis(trace, pins, strict, cautious))
+        tangled = _tangled(trace, found)
+        if not tangled:
+            return found
+        apart = _derive(Analysis(trace, pins, strict, cautious, Relations(by_axis=tangled)))
+    return max(found, apart, key=lambda one: (one.free_fraction, one.units))
+
+
+def _derive(analysis: Analysis) -> Derivation:
+    analysis.run()
+    found = None
+    while found is None:
+        found = _attempt(analysis.trace, analysis)
     return found
+
+
+def _tangled(trace: Trace, found: Derivation) -> frozenset[str]:
+    """Square tensors that were given up as irregular.
+
+    Where the operation that read them first related their axes to nothing, every element got an id of its own: rows
+    that are permuted apart, as in heads. If both axes turn out to be the same units, the axes must have ids instead.
+    """
+    given_up = {axis.key for axis in found.spec.pinned if axis.reason == IRREGULAR}
+    shapes = {key: trace.values[trace.state[key]].shape for key in given_up}
+    return frozenset(key for key, shape in shapes.items() if len(set(shape) - {1}) < len([n for n in shape if n != 1]))
 
 
 def _attempt(trace: Trace, analysis: Analysis) -> Derivation | None:

@@ -36,6 +36,7 @@ class Relations:
         decided: the layout of every leaf that has been used, axes in the leaf's own order.
         held: pinned axes, with the reason, of leaves that are not decided.
         claims: what other uses assumed about leaves, not yet joined with the decision.
+        by_axis: names of leaves whose axes are always permuted as a whole, each with ids of its own.
     """
 
     size: int = 0
@@ -48,6 +49,7 @@ class Relations:
     decided: dict[Leaf, AxisLayout] = field(default_factory=dict)
     held: dict[Leaf, dict[int, str]] = field(default_factory=dict)
     claims: list[tuple[Leaf, AxisLayout]] = field(default_factory=list)
+    by_axis: frozenset[str] = frozenset()
     _choices: dict[tuple[int, tuple[Factor, ...]], tuple[object, RowChoice]] = field(default_factory=dict)
     _parents: dict[bytes, IdBlock] = field(default_factory=dict)
     _recorded: set[bytes] = field(default_factory=set)

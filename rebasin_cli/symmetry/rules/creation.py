@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from math import isqrt
+
 import numpy as np
 import torch
 from torch import Tensor
 
-from rebasin_cli.symmetry.positions import AxisLayout, Entry, IdBlock, Ids, uniform_layout
+from rebasin_cli.symmetry.positions import AxisLayout, Entry, Factor, IdBlock, Ids, dimension, uniform_layout
 from rebasin_cli.symmetry.registry import Op, fixed_results, hold_all, rule
 from rebasin_cli.symmetry.relations import Relations
 
@@ -21,6 +23,8 @@ DRAWN_FROM = {
 MOST_ALIKE = 4096
 """Longest axis of a constant that is searched for positions with equal values."""
 
+SMALLEST = {1: 3, 2: 2}
+"""Smallest identity matrix, flattened and not."""
 MOST_NUMBERS = 1 << 20
 """Largest constant that is searched."""
 
@@ -72,6 +76,9 @@ def constant_layout(relations: Relations, numbers: Tensor) -> AxisLayout:
     layout = uniform_layout(tuple(numbers.shape))
     if not numbers.numel():
         return layout
+    identity = _identity(numbers)
+    if identity is not None:
+        return identity
     fixed, entries = {}, []
     for place, dim in enumerate(layout.dims):
         for factor in dim:
@@ -84,6 +91,35 @@ def constant_layout(relations: Relations, numbers: Tensor) -> AxisLayout:
                 entries.append(Entry((factor,), IdBlock(factor.size)))
                 relations.colour(relations.ids(entries[-1]), alike)
     return AxisLayout(layout.dims, tuple(entries), fixed)
+
+
+def _identity(numbers: Tensor) -> AxisLayout | None:
+    """The layout of `a I + b`, alike along all other dimensions; None for any other constant.
+
+    It does not change where rows and columns are permuted alike, so both have the same ids. The matrix may be flattened
+    (one dimension of length k^2, as in a network that adds it to the output of a linear layer), but not of 2 by 2,
+    which any mask of four could be.
+    """
+    if numbers.numel() > MOST_NUMBERS:
+        return None
+    varying = [d for d in range(numbers.dim()) if not bool(torch.all(numbers == numbers.narrow(d, 0, 1)))]
+    rows = numbers[tuple(slice(None) if d in varying else 0 for d in range(numbers.dim()))]
+    size = isqrt(rows.numel())
+    if len(varying) not in (1, 2) or size < SMALLEST[len(varying)] or rows.numel() != size * size:
+        return None
+    if len(varying) == 2 and rows.shape[0] != size:
+        return None
+    matrix = rows.reshape(size, size)
+    rest = matrix - torch.diag(matrix.diagonal())
+    between = rest[0, 1]
+    if not bool(torch.all(matrix.diagonal() == matrix[0, 0])):
+        return None
+    if not bool(torch.all(rest + torch.eye(size, dtype=rest.dtype) * between == between)):
+        return None
+    first, second, block = Factor(size), Factor(size), IdBlock(size)
+    own = iter([(first, second)] if len(varying) == 1 else [(first,), (second,)])
+    dims = tuple(next(own) if d in varying else dimension(length) for d, length in enumerate(numbers.shape))
+    return AxisLayout(dims, (Entry((first,), block), Entry((second,), block)))
 
 
 def _alike(numbers: Tensor, place: int) -> Ids | None:
