@@ -21,6 +21,7 @@ from torch import Tensor
 from torch._ops import HigherOrderOperator, OpOverload
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from rebasin_cli.errors import ModelError
@@ -204,6 +205,23 @@ def _flat_linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> T
 _linear = F.linear
 
 
+class _OneHotByScattering(TorchFunctionMode):
+    """`F.one_hot` with a given number of classes, as ones scattered into zeros.
+
+    PyTorch's own first looks at the numbers, to refuse those out of range. Such a look is a decision of the model's
+    code to the recorder, which pins what the numbers depend on; scattering refuses them as well.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is F.one_hot:
+            given = dict(zip(("tensor", "num_classes"), args, strict=False)) | (kwargs or {})
+            labels, classes = given.get("tensor"), given.get("num_classes", -1)
+            if isinstance(labels, Tensor) and isinstance(classes, int) and classes > 0:
+                zeros = torch.zeros((*labels.shape, classes), dtype=torch.int64, device=labels.device)
+                return zeros.scatter(-1, labels.unsqueeze(-1), 1)
+        return func(*args, **(kwargs or {}))
+
+
 @contextmanager
 def uncompiled() -> Iterator[None]:
     """Within this context what `torch.compile` wraps runs as it was written.
@@ -221,7 +239,7 @@ def uncompiled() -> Iterator[None]:
 def plain_operations() -> Iterator[None]:
     """Disable compilers and fused fast paths, whose parts would not be seen, and PyTorch's log of failures.
 
-    Linear layers take one way only, see `_flat_linear`.
+    Linear layers take one way only, see `_flat_linear`, and one-hot vectors another, see `_OneHotByScattering`.
     """
     fastpath = torch.backends.mha.get_fastpath_enabled()
     onednn = torch._C._get_mkldnn_enabled()
@@ -232,7 +250,7 @@ def plain_operations() -> Iterator[None]:
     linear = F.linear
     F.linear = _flat_linear
     try:
-        with torch.jit._fuser.optimized_execution(False), uncompiled():
+        with torch.jit._fuser.optimized_execution(False), uncompiled(), _OneHotByScattering():
             yield
     finally:
         F.linear = linear
