@@ -43,6 +43,7 @@ MADE: dict[str, Callable[[Recurrent], Tensor]] = {
     "transposed and scaled": lambda net: (net.square / 3).mT,
     "beside an identity": lambda net: net.square + eye(),
     "without its diagonal": lambda net: net.square * (1 - eye()),
+    "masked by booleans that leave the diagonal out": lambda net: net.square.masked_fill(eye().bool(), 0.0),
     "masked": lambda net: net.square * net.mask,
     "a sum": lambda net: net.square + net.other,
     "antisymmetric": lambda net: net.square - net.square.mT,

@@ -21,23 +21,23 @@ def layers(run: object, width: int = 6) -> Net:
 
 def uncovered(h: Tensor) -> Tensor:
     """An operation that no rule covers."""
-    return torch.renorm(h, 2, 0, 1.0)
+    return torch.segment_reduce(h, "sum", lengths=torch.ones(len(h), dtype=torch.int64), axis=0)
 
 
 def test_an_operation_without_a_rule_pins_and_is_named() -> None:
     net = layers(lambda m, x: m.two(m.mid(uncovered(m.one(x)))))
     derivation = found(net, X)
     assert axes(derivation) == [(6, ["mid.bias/0", "mid.weight/0", "two.weight/1"])]
-    assert [op.op for op in derivation.unknown_ops] == ["aten.renorm.default"]
+    assert [op.op for op in derivation.unknown_ops] == ["aten.segment_reduce.default"]
     assert derivation.unknown_ops[0].pinned_axes >= 1
-    assert "no rule for aten.renorm" in reason(derivation, "one.weight", 0)
+    assert "no rule for aten.segment_reduce" in reason(derivation, "one.weight", 0)
 
 
 def test_strict_refuses_and_says_where() -> None:
     inner = Net(lambda m, x: uncovered(x))
     net = Net(lambda m, x: m.inner(m.one(x)), one=nn.Linear(3, 6), inner=inner)
     trace = trace_model(net, ExampleInput((X,)))
-    with pytest.raises(ModelError, match=r"renorm.*'inner'"):
+    with pytest.raises(ModelError, match=r"segment_reduce.*'inner'"):
         derive(trace, strict=True)
 
 
