@@ -70,6 +70,7 @@ def _data(columns: int) -> str:
         ("text.txt", "text for a language model; also a folder, or .jsonl with a field text"),
         ("torchvision:CIFAR10@root", "a dataset of torchvision that is already in the directory root"),
         ("file.py:loader", "your own function. It returns an iterable of batches, or a dataset."),
+        ("generated", "no data: inputs that the networks make; generated:inverted, :leaves, :noise or :text"),
     )
     notes = (
         "Images, also those in arrays as pixels, are transformed as the model's pretrained weights require; without "
@@ -85,6 +86,9 @@ def _data(columns: int) -> str:
         "its ends.\n\n"
         "Text is read with the tokenizer in the model's directory, or byte by byte, in blocks of the model's "
         "context.\n\n"
+        "generated makes inputs from the networks alone: text that language models sample, else inputs that all "
+        "networks give one class, --limit of them (512). They serve for activations, statistics and learning; what is "
+        "measured on them says nothing of a barrier on data.\n\n"
         "--limit N uses N random samples, drawn with --seed. --batch-size sets the batch size."
     )
     return "\n".join(["Values of --data:", *rows(forms, columns, indent=30), "", wrapped(notes, columns)])

@@ -8,11 +8,13 @@ from dataclasses import replace
 
 from rebasin_cli.cli.command import VerbCommand
 from rebasin_cli.cli.output import Output
+from rebasin_cli.data.generated_kinds import is_generated
 from rebasin_cli.errors import DataError, OutputError, UsageError
 from rebasin_cli.options import command_line, option, options_class, options_of
 from rebasin_cli.verbs.align import AlignOptions, AlignResult, check_align_inputs, run_align
 from rebasin_cli.verbs.align_reports import result_beside
 from rebasin_cli.verbs.early_checks import check_data_options
+from rebasin_cli.verbs.generated_inputs import check_generated
 from rebasin_cli.verbs.interpolate import InterpolateOptions, InterpolateResult, check_repair, run_interpolate
 from rebasin_cli.verbs.output_paths import check_outputs
 
@@ -57,6 +59,8 @@ class AlignCommandOptions(AlignOptions):
         if self.dry_run:
             raise UsageError("--interpolate needs the aligned checkpoint, which --dry-run does not write")
         carried = {name: getattr(self, name) for name in _carried()}
+        if is_generated(self.data):  # the alignment saves its own
+            carried["save_generated"] = None
         return InterpolateOptions(**carried, report=self.files.report, data=self.interpolate)
 
 
@@ -80,8 +84,9 @@ def _check_sweep(sweep: InterpolateOptions, align: AlignCommandOptions) -> None:
     """
     check_repair(sweep)
     check_data_options(sweep, sweep.data)
+    check_generated(align, align.data, sweep.data, sweep.recalibrate)
     for data in (sweep.data, sweep.recalibrate):
-        if data is not None and ":" not in data and not os.path.exists(data):
+        if data is not None and not is_generated(data) and ":" not in data and not os.path.exists(data):
             raise DataError(f"{data}: no such file or directory", path=data)
     result = result_beside(align.files.report)
     if result.exists() and not sweep.force:

@@ -9,6 +9,7 @@ from dataclasses import replace
 from rebasin_cli.cli.command import VerbCommand
 from rebasin_cli.cli.output import Output
 from rebasin_cli.cli.ranks import this_rank
+from rebasin_cli.data.generated_kinds import is_generated
 from rebasin_cli.errors import GateExceeded, UsageError
 from rebasin_cli.options import OptionalPath, command_line, option, options_class
 from rebasin_cli.verbs.interpolate import InterpolateOptions, InterpolateResult, run_interpolate
@@ -38,6 +39,11 @@ def _run(options: InterpolateCommandOptions, output: Output) -> None:
         raise UsageError(f"--fail-above {options.fail_above}: must be a number")
     if options.fail_above is not None and options.data is None:
         raise UsageError("--fail-above needs --data: without it, nothing is evaluated")
+    if options.fail_above is not None and is_generated(options.data):
+        raise UsageError(
+            f"--fail-above is about a barrier on data, and {options.data} is none",
+            hint="give data, or leave --fail-above out and read the agreement with the ends",
+        )
     if options.plot is not None and (options.data is None or any("=" in str(text) for text in options.lam)):
         raise UsageError("--plot draws what --data evaluates on the line: give --data, and --lam without patterns")
     if options.fail_above is not None and options.steps < 2:

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 if TYPE_CHECKING:
+    from rebasin_cli.data.generated_kinds import GeneratedFacts
     from rebasin_cli.data.text import TextFacts
 
 
@@ -83,6 +84,10 @@ class BatchSource(Protocol):
     @property
     def text(self) -> TextFacts | None:
         """The length of the data in tokens and bytes, where they are text."""
+
+    @property
+    def generated(self) -> GeneratedFacts | None:
+        """What is told of inputs that are no data, but were made by the networks; None for data."""
 
     @property
     def notes(self) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, default_collate
 from rebasin_cli.data.batch import Batch
 from rebasin_cli.data.contract import IGNORED, Takes, batch_from
 from rebasin_cli.data.datasets import Unreadable
+from rebasin_cli.data.generated_kinds import GeneratedFacts
 from rebasin_cli.data.text import TextFacts
 from rebasin_cli.errors import DataError, ModelError, RebasinError, one_line
 from rebasin_cli.model import user_function
@@ -62,6 +63,7 @@ class MapSource:
         text: TextFacts | None = None,
     ) -> None:
         self.text = text
+        self.generated: GeneratedFacts | None = None
         self._dataset = dataset
         self._indices = indices
         self._batch_size = batch_size
@@ -199,6 +201,7 @@ class IterableSource:
     ) -> None:
         self._make, self._takes, self.notes = make, takes, notes
         self.text: TextFacts | None = None
+        self.generated: GeneratedFacts | None = None
         self.kept = None if isinstance(first, Iterator) else first
         self._limit = limit
         self._seed = seed

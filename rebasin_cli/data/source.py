@@ -35,6 +35,8 @@ from rebasin_cli.data.datasets import (
     looks_of,
     open_torchvision_set,
 )
+from rebasin_cli.data.generated_kinds import COUNT, generated_kind
+from rebasin_cli.data.generated_source import GeneratedSet, GeneratedSource
 from rebasin_cli.data.outputs import logits_of
 from rebasin_cli.data.text import Blocks, Language, TextFacts, blocks_of
 from rebasin_cli.data.transform import SMALL, ImageTransform, choose_transform
@@ -76,6 +78,8 @@ class ModelView:
         language: what a language model needs to know of text; None for other models.
         run: runs the model on a batch and returns its output.
         labelled: labels are used.
+        generate: makes inputs without data, of a kind, a number and a seed; None where there are no networks to make
+            them.
     """
 
     classes_of: Callable[[Batch], int | None]
@@ -88,6 +92,7 @@ class ModelView:
     language: Language | None = None
     run: Callable[[Batch], Any] | None = None
     labelled: bool = True
+    generate: Callable[[str, int, int], GeneratedSet] | None = None
 
     def transform_for(self, first_image: tuple[int, int] | None) -> ImageTransform:
         return self.transform or choose_transform(self.input_shape, first_image, certain=self.input_certain)
@@ -97,13 +102,15 @@ def open_data(spec: str, options: DataOptions, model: ModelView) -> BatchSource:
     """Open what `--data` names.
 
     Args:
-        spec: a folder of class folders or of images, an `.npz` or `.npy` file, `torchvision:NAME@root`, or
-            `file.py:loader`.
+        spec: a folder of class folders or of images, an `.npz` or `.npy` file, `torchvision:NAME@root`,
+            `file.py:loader`, or `generated`.
 
     Raises:
         DataError: it does not exist, is not of these kinds, or does not match the model.
     """
-    path = Path(spec)
+    path, kind = Path(spec), generated_kind(spec)
+    if kind is not None:
+        return _open_generated(kind, spec, options, model)
     if model.language is not None and _is_text(path):
         return _open_text(path, options, model, model.language)
     if options.limit is not None and options.limit < 1:
@@ -122,9 +129,21 @@ def open_data(spec: str, options: DataOptions, model: ModelView) -> BatchSource:
     raise DataError(
         f"{spec}: unrecognised --data value",
         path=spec,
-        hint="give a folder of class folders, an .npz file with x and y, torchvision:NAME@root, file.py:loader, or, "
-        "for a language model, a text file",
+        hint="give a folder of class folders, an .npz file with x and y, torchvision:NAME@root, file.py:loader, "
+        "generated, or, for a language model, a text file",
     )
+
+
+def _open_generated(kind: str, spec: str, options: DataOptions, model: ModelView) -> BatchSource:
+    """Inputs that the networks make, `--limit` of them; of those that were made already where they are enough."""
+    if model.generate is None:
+        raise DataError(f"{spec}: there are no two networks here that could make inputs", path=spec, slug="generated")
+    wanted = COUNT if options.limit is None else options.limit
+    if wanted < 2:
+        raise DataError(f"{spec}: at least 2 inputs are made", path=spec, hint="give a larger --limit")
+    made = model.generate(kind, wanted, options.seed)
+    indices = choose(min(wanted, made.facts.count), limit=None, seed=options.seed, shuffle=options.shuffle)
+    return GeneratedSource(made, indices.tolist(), options.batch_size)
 
 
 def _is_text(path: Path) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ from rebasin_cli.data.source import ModelView
 from rebasin_cli.data.text import Language
 from rebasin_cli.data.transform import model_transform, user_transform
 from rebasin_cli.errors import DataError
+from rebasin_cli.execution.device import resolve_device
+from rebasin_cli.execution.generated.maker import InputMaker, pair_maker
 from rebasin_cli.execution.model_slot import ModelSlot
 from rebasin_cli.execution.pair import Pair
 from rebasin_cli.execution.subject import Subject
@@ -25,6 +27,7 @@ from rebasin_cli.execution.targets import class_count, fitted
 from rebasin_cli.execution.understanding import Understanding
 from rebasin_cli.model.example_input import ExampleInput
 from rebasin_cli.model.state import load_state
+from rebasin_cli.progress import Progress
 
 
 def model_view(
@@ -37,6 +40,7 @@ def model_view(
     transform: str | None,
     classes: Classes,
     folders: Sequence[Path] = (),
+    maker: InputMaker | None = None,
 ) -> ModelView:
     """What reading data needs to know about a model; the same for every verb.
 
@@ -48,11 +52,13 @@ def model_view(
         transform: `--transform`; None for that of the model.
         classes: runs a network on samples.
         folders: of checkpoints, where a tokenizer may lie.
+        maker: makes inputs without data.
     """
     chosen, names = model_transform(spec, module)
     if transform is not None:
         chosen = user_transform(transform, spec)
     tensors: Sequence[Tensor] = [] if example is None else [tensor for _, tensor in example.tensors()]
+    language = _language(module, spec, tensors, stated, folders)
     return ModelView(
         classes_of=classes,
         names=model_class_names(module) or names,
@@ -61,9 +67,10 @@ def model_view(
         input_shape=tuple(tensors[0].shape) if len(tensors) == 1 else None,
         input_certain=stated or _zoo_knows_input(subject),
         takes=taken_by(module, tensors, {} if example is None else constants_of(example)),
-        language=_language(module, spec, tensors, stated, folders),
+        language=language,
         run=classes.output,
         labelled=classes.used,
+        generate=None if maker is None else partial(maker.make, language=language),
     )
 
 
@@ -146,6 +153,7 @@ class PairData:
         stated: the user stated the model's input.
         labelled: labels are learned from.
         loss: what `--loss` says; without it, labels must fit the outputs.
+        device, cache, progress: where inputs without data are made, whether they are kept, and who is told of it.
     """
 
     pair: Pair
@@ -157,6 +165,9 @@ class PairData:
     stated: bool = False
     labelled: bool = False
     loss: str | None = None
+    device: str = "cpu"
+    cache: bool = True
+    progress: Progress | None = field(default=None, repr=False, compare=False)
     _opened: dict[tuple[int | None, int, bool], BatchSource] = field(default_factory=dict, repr=False, compare=False)
 
     @cached_property
@@ -170,7 +181,14 @@ class PairData:
             transform=self.transform,
             classes=Classes(self._slot, labelled=self.labelled and self.loss is None, used=self.labelled),
             folders=[weights.checkpoint.path for weights in (self.pair.a, self.pair.b)],
+            maker=self.maker,
         )
+
+    @cached_property
+    def maker(self) -> InputMaker:
+        """Makes inputs without data, where `name` says so."""
+        device = resolve_device(self.device)
+        return pair_maker(self.pair, self.understood.example, device, cache=self.cache, progress=self.progress)
 
     def _slot(self) -> ModelSlot:
         network = load_state(self.pair.subject.factory.build_weightless(), self.pair.a, dtype=torch.float32)

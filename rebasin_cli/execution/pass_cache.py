@@ -97,22 +97,23 @@ def _parts(trace: Trace, spec: PermutationSpec, example: ExampleInput, module: n
     yield repr((sorted(trace.state.items()), trace.inputs, trace.outputs)).encode()
     for place, numbers in sorted(trace.constants.items()):
         yield str(place).encode()
-        yield _bytes(numbers)
+        yield tensor_bytes(numbers)
     for name, tensor in example.tensors():
         yield name.encode()
-        yield _bytes(tensor)
-    yield from (path.encode() + Path(path).read_bytes() for path in _sources(module))
+        yield tensor_bytes(tensor)
+    yield from (path.encode() + Path(path).read_bytes() for path in source_files(module))
 
 
 def _argument(name: str, argument: Any) -> Iterator[bytes]:
     if isinstance(argument, Tensor):
         yield name.encode()
-        yield _bytes(argument)
+        yield tensor_bytes(argument)
     else:
         yield f"{name}={argument!r}".encode()
 
 
-def _bytes(tensor: Tensor) -> bytes:
+def tensor_bytes(tensor: Tensor) -> bytes:
+    """Shape, dtype and numbers of a tensor, for a hash."""
     if tensor.is_meta:
         return f"meta {tuple(tensor.shape)} {tensor.dtype}".encode()
     plain = tensor.detach()
@@ -121,7 +122,7 @@ def _bytes(tensor: Tensor) -> bytes:
     return head + (plain.reshape(-1).view(torch.uint8).numpy().tobytes() if plain.numel() else b"")
 
 
-def _sources(module: nn.Module) -> list[str]:
+def source_files(module: nn.Module) -> list[str]:
     """The files in which the model's classes are written, PyTorch's own left out: its version stands for them."""
     files: set[str] = set()
     for kind in {type(owner) for owner in module.modules()}:

@@ -45,8 +45,12 @@ def scores_of(
     *,
     measure: Measure | None = None,
     progress: Progress | None = None,
+    reference: str | None = None,
 ) -> dict[str, Values]:
     """Loss and accuracy of every network on the data, by name.
+
+    Args:
+        reference: the network whose outputs all are compared with, for want of labels; see `agreement`.
 
     Raises:
         DataError: a batch cannot be read or does not fit the model.
@@ -56,6 +60,8 @@ def scores_of(
         if progress is not None:
             progress.step(done, source.batch_count, words)
 
-    whole = [WholeNetwork(name, tensors) for name, tensors in networks.items()]
-    sums = evaluate(slot, source, whole, measure or Measure(), RunningSums(), progress=step)
+    whole = [WholeNetwork(name, tensors, 0 if name == reference else None) for name, tensors in networks.items()]
+    sums = evaluate(
+        slot, source, whole, measure or Measure(), RunningSums(), unlabelled=reference is not None, progress=step
+    )
     return {name: values(sums[name]) for name in networks}

@@ -14,11 +14,13 @@ from rebasin_cli.data.source import ModelView
 from rebasin_cli.errors import ModelError
 from rebasin_cli.execution.chance import no_better_than_chance
 from rebasin_cli.execution.data_inputs import Classes, model_view
+from rebasin_cli.execution.generated.maker import InputMaker, maker_of
 from rebasin_cli.execution.model_slot import ModelSlot
 from rebasin_cli.execution.subject import ModelChoice, example_for
 from rebasin_cli.interpolation.models import SweepModels
 from rebasin_cli.interpolation.sweep import Sweep, SweepPoint
 from rebasin_cli.model.example_input import ExampleInput
+from rebasin_cli.progress import Progress
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,24 +112,37 @@ def language_figures(data: SweepData, sweep: Sweep) -> dict[str, Any] | None:
 
 
 def sweep_view(
-    models: SweepModels, choice: ModelChoice, transform: str | None, classes: Classes, *, stated: bool
-) -> ModelView:
-    """What reading the data needs to know about the model.
+    models: SweepModels,
+    choice: ModelChoice,
+    transform: str | None,
+    classes: Classes,
+    *,
+    stated: bool,
+    ends: Sequence[Path],
+    progress: Progress,
+) -> tuple[ModelView, InputMaker]:
+    """What reading the data needs to know about the model, and what makes inputs without data.
 
     Args:
         transform: the user's image transform; None for that of the model.
         stated: the user stated the input.
+        ends: the checkpoints that make inputs without data.
     """
-    return model_view(
+    example = _example(models, choice)
+    networks = [models.weights[path] for path in dict.fromkeys(ends)]
+    maker = maker_of(models.subject, networks, example, models.slot.device, progress=progress)
+    view = model_view(
         models.subject,
         models.slot.module,
         choice.spec,
-        example=_example(models, choice),
+        example=example,
         stated=stated,
         transform=transform,
         classes=classes,
         folders=[path for row in models.curves.values() for path in row],
+        maker=maker,
     )
+    return view, maker
 
 
 def _example(models: SweepModels, choice: ModelChoice) -> ExampleInput | None:

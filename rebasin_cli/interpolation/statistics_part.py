@@ -119,7 +119,7 @@ class _Part:
         self._source, self._share, self._chosen, self._apart = source, share, chosen, apart
         self.batch_count = None if count is None else chosen if apart else count - chosen
         self.description, self.origin, self.notes = source.description, source.origin, source.notes
-        self.text = source.text
+        self.text, self.generated = source.text, source.generated
         part = "apart" if apart else "rest"
         self.fingerprint = f"{source.fingerprint}|{part}|{share}|{chosen}"
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from rebasin_cli.matching.plan import Effort
     from rebasin_cli.matching.result import MatchResult, OnPass
     from rebasin_cli.model.example_input import ExampleInput
+    from rebasin_cli.progress import Progress
 
 Options = TypeVar("Options")
 
@@ -53,6 +54,7 @@ class Matching:
         transform, class_map, class_order, workers, skip_corrupt: how the data are read.
         loss: the user's function that learning minimises; None for cross-entropy, or a distance without labels.
         input_stated: the user stated the input of the model.
+        cache: inputs without data are kept in the user's cache directory.
     """
 
     method: str
@@ -75,10 +77,17 @@ class Matching:
     skip_corrupt: bool = False
     loss: str | None = None
     input_stated: bool = False
+    cache: bool = True
 
 
 def data_of(
-    pair: Pair, understood: Understanding, matching: Matching, model: str, *, labelled: bool = False
+    pair: Pair,
+    understood: Understanding,
+    matching: Matching,
+    model: str,
+    *,
+    labelled: bool = False,
+    progress: Progress | None = None,
 ) -> PairData:
     """The data set of a matching, which must name one; `labelled` if labels are learned from."""
     from rebasin_cli.data import DataOptions
@@ -104,6 +113,9 @@ def data_of(
         matching.input_stated,
         labelled=labelled,
         loss=matching.loss,
+        device=matching.device,
+        cache=matching.cache,
+        progress=progress,
     )
 
 

@@ -31,7 +31,9 @@ LITTLE_MORE_THAN_CHANCE = 1.25
 """Weights say little where the gain of the similarity is less than this many times the gain by chance.
 
 Of the four trained pairs in `matching.chance` one is below (1.05): on it, activations merge far better than weights."""
-DATA, TRAINING_DATA, LOSS = "DATA", "TRAINING_DATA", "FILE.py:FUNCTION"
+DATA, TRAINING_DATA, LOSS, GENERATED = "DATA", "TRAINING_DATA", "FILE.py:FUNCTION", "generated"
+WITHOUT_DATA = "Training data are best; without any, inputs that the networks make serve nearly as well."
+"""Why `generated` is advised for statistics. Measured in docs/generated.md."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +58,8 @@ def after_align(result: AlignResult) -> Lines:
 
 def after_interpolate(result: InterpolateResult) -> Lines | None:
     """What the line suggests: to keep its middle where that is as good as the ends, else another alignment."""
+    if result.on_generated:
+        return _said([_average(result)])
     if result.data is None or not result.labelled:
         return None
     curve = "matched" if "matched" in result.curves else "naive"
@@ -98,8 +102,8 @@ def after_merge(result: MergeResult) -> Lines | None:
     words = ["rebasin", "merge", *(one.path for one in result.inputs), *given]
     if result.running_statistics and result.recalibration is None:
         layers = counted(result.running_statistics, "BatchNorm layer")
-        reason = f"The averaged statistics of {layers} do not fit the merged weights."
-        return _said([Advice([*words, "--recalibrate", TRAINING_DATA, *_over(result.out, "recalibrated")], reason)])
+        reason = f"The averaged statistics of {layers} do not fit the merged weights. {WITHOUT_DATA}"
+        return _said([Advice([*words, "--recalibrate", GENERATED, *_over(result.out, "recalibrated")], reason)])
     return None
 
 

@@ -30,6 +30,10 @@ def transfer_table(result: TransferResult) -> Document:
         ("FINETUNED", function_in_words(result.verified_finetuned)),
         ("time", seconds(result.seconds["total"])),
     ]
+    if result.generated is not None:
+        entries.append(("data", f"generated:{result.generated.kind}: {result.generated.describe()}"))
+    if result.scores and not result.labelled:
+        entries.append(("compared with", "the outputs of FINETUNED, for want of labels"))
     if result.out is not None:
         entries.append(("written", result.out))
     parts: list[Part | None] = [facts(entries), _scores(result), text(sentence(result)), after_transfer(result)]
@@ -56,4 +60,5 @@ def _scores(result: TransferResult) -> Rows | None:
         (NETWORKS[name], number(found.loss), share(found.accuracy), found.n) for name, found in result.scores.items()
     ]
     exact = [(name, found.loss, found.accuracy, found.n) for name, found in result.scores.items()]
-    return rows(("network", "loss", "accuracy", "samples"), lines, numbers=(1, 2, 3), exact=exact)
+    measures = ("loss", "accuracy", "samples") if result.labelled else ("distance", "agreement", "samples")
+    return rows(("network", *measures), lines, numbers=(1, 2, 3), exact=exact)

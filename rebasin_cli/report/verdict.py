@@ -3,6 +3,7 @@
 | sentence | condition |
 |---|---|
 | nothing was evaluated | there are no data |
+| on generated inputs | there are no data; nothing is said of a barrier on data |
 | without labels | the data have none; nothing is said of barriers in the loss, which was not measured |
 | the barrier is unknown: one step | nothing between the checkpoints was evaluated |
 | the barrier is unknown: not finite | a value on the line is missing or not finite |
@@ -34,6 +35,8 @@ def verdict(result: InterpolateResult) -> str:
     """The sentences for this result."""
     if result.data is None:
         return "Nothing was evaluated: --data was not given."
+    if result.on_generated:
+        return _on_generated(result)
     if not result.labelled:
         return _without_labels(result)
     curve = "matched" if "matched" in result.barrier else "naive"
@@ -93,6 +96,19 @@ def _guessing(result: InterpolateResult, curve: str) -> str:
         f"The barrier says nothing: on {_samples(result)} the checkpoints' accuracy is {seen}, and guessing{of_class} "
         f"gives {guessed}. {ADVICE[0].upper()}{ADVICE[1:]}."
     )
+
+
+def _on_generated(result: InterpolateResult) -> str:
+    """What was seen on inputs that the networks made; that is never a finding about data."""
+    only = "These inputs are no data: whether there is a barrier on data is not known."
+    if not result.labelled:
+        return f"{_without_labels(result)} {only}"
+    known = {curve: one for curve, one in result.barrier.items() if one.loss is not None}
+    if not known:
+        return only
+    when = {"naive": " before alignment", "matched": " after alignment"} if len(result.curves) > 1 else {}
+    said = " and ".join(f"{shown(one)}{when.get(curve, '')}" for curve, one in known.items())
+    return f"On text that the networks sampled, the loss exceeds that of the line between its ends by {said}. {only}"
 
 
 def _without_labels(result: InterpolateResult) -> str:

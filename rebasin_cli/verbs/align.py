@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rebasin_cli.data.generated_kinds import is_generated
 from rebasin_cli.errors import RebasinError
 from rebasin_cli.matching.methods import MethodOptions, names
 from rebasin_cli.matching.plan import EFFORTS
@@ -15,6 +16,7 @@ from rebasin_cli.options import AnyPath, AnyTexts, OptionalPath, argument, optio
 from rebasin_cli.progress import Progress, Silent
 from rebasin_cli.verbs.document import Result
 from rebasin_cli.verbs.early_checks import check_data_options, check_inputs
+from rebasin_cli.verbs.generated_inputs import GeneratedSaving, check_generated
 from rebasin_cli.verbs.output_paths import OutputFiles
 from rebasin_cli.verbs.shared_options import (
     DATA_HELP,
@@ -29,6 +31,7 @@ from rebasin_cli.verbs.shared_options import (
 from rebasin_cli.verbs.siblings import Sibling
 
 if TYPE_CHECKING:
+    from rebasin_cli.data.generated_kinds import GeneratedFacts
     from rebasin_cli.execution.same_function import FunctionCheck
     from rebasin_cli.matching.chance import Chance
     from rebasin_cli.matching.result import Criterion
@@ -38,7 +41,9 @@ OBJECTIVES = ("plain", "matrices", "tensors", "rows")
 
 
 @options_class
-class AlignOptions(MethodOptions, RequiredModel, Derivation, DataReading, StateOfEach, Siblings, Writing, Seed):
+class AlignOptions(
+    MethodOptions, RequiredModel, Derivation, DataReading, StateOfEach, Siblings, Writing, GeneratedSaving, Seed
+):
     """The options of `align`."""
 
     a: AnyPath = argument("Reference checkpoint. It is not modified.", metavar="A", kw_only=False)
@@ -123,7 +128,13 @@ class AlignOptions(MethodOptions, RequiredModel, Derivation, DataReading, StateO
     @property
     def files(self) -> OutputFiles:
         """Where the run writes."""
-        return OutputFiles.plan(self.b, self.out, permutations=self.save_permutations, spec=self.save_spec)
+        return OutputFiles.plan(
+            self.b,
+            self.out,
+            permutations=self.save_permutations,
+            spec=self.save_spec,
+            generated=self.save_generated if is_generated(self.data) else None,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,10 +188,11 @@ class AlignResult(Result):
     `ema` name it, and where it was found (`found`). `mismatched` are the tensors that have other sizes in A than in
     B. `places` has the files' paths relative to the report's directory, `code` the SHA-256 of the user's Python
     files. `out`, `report` and `sha256["out"]` are None after a dry run. `data` says how the data were read and what
-    was learned from them, None without data; `settings` are those of the search; `timed_out` says that the time limit
-    ended it, `stopped` why a search by weights ended (bound, agreement, margin, effort, time). Seconds are wall-clock,
-    by phase; `peak_rss_bytes` counts mapped file pages too. `matched` has the permutations themselves, int64 index
-    tensors by axis group (`new[i] = old[perm[i]]`); they are not part of the JSON.
+    was learned from them, None without data; `generated` is about inputs that are no data; `settings` are those of the
+    search; `timed_out` says that the time limit ended it, `stopped` why a search by weights ended (bound, agreement,
+    margin, effort, time). Seconds are wall-clock, by phase; `peak_rss_bytes` counts mapped file pages too. `matched`
+    has the permutations themselves, int64 index tensors by axis group (`new[i] = old[perm[i]]`); they are not part of
+    the JSON.
     """
 
     a: Path
@@ -202,6 +214,7 @@ class AlignResult(Result):
     siblings: tuple[Sibling, ...]
     method: str
     data: Mapping[str, Any] | None
+    generated: GeneratedFacts | None
     settings: Mapping[str, Any]
     timed_out: bool
     stopped: str | None
@@ -255,6 +268,7 @@ def check_align_inputs(options: AlignOptions) -> None:
     )
     if not options.sweeps:
         check_data_options(options, options.data)
+        check_generated(options, options.data)
 
 
 def run_align(options: AlignOptions) -> AlignResult:

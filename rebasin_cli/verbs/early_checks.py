@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from rebasin_cli.checkpoint import check_present
+from rebasin_cli.data.generated_kinds import is_generated
 from rebasin_cli.errors import CheckpointError, DataError, RebasinError, UsageError
 from rebasin_cli.model import check_model, parse_model_spec
 from rebasin_cli.options import options_of
@@ -69,7 +70,7 @@ def _check_file(path: Path | None, kind: type[RebasinError]) -> None:
 
 def _check_data(text: str | None) -> None:
     """A file, a folder or `file.py:loader`; data sets of torchvision and packages are not looked up."""
-    if text is None or text.startswith("torchvision:") or Path(text).exists():
+    if text is None or is_generated(text) or text.startswith("torchvision:") or Path(text).exists():
         return
     if ":" not in text:
         raise DataError(f"{text}: no such file or directory", path=text)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from torch import Tensor
 
 from rebasin_cli.data import DataOptions, open_data
 from rebasin_cli.data.batch_sources import load_callable
-from rebasin_cli.execution.data_inputs import Classes, model_view
+from rebasin_cli.execution.data_inputs import Classes, has_no_labels, model_view
 from rebasin_cli.execution.device import resolve_device
 from rebasin_cli.execution.evaluation import Measure
+from rebasin_cli.execution.generated.maker import InputMaker, maker_of
+from rebasin_cli.execution.generated.saved import check_sheet
 from rebasin_cli.execution.model_slot import ModelSlot
 from rebasin_cli.execution.scored import WholeNetwork, scores_of
 from rebasin_cli.execution.scores import Values
@@ -20,6 +23,8 @@ from rebasin_cli.verbs.networks import Networks
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from rebasin_cli.data.generated_kinds import GeneratedFacts
 
 
 class Evaluation(Protocol):
@@ -37,18 +42,49 @@ class Evaluation(Protocol):
     skip_corrupt: bool
     seed: int
     device: str
+    cache: bool
+
+    @property
+    def save_generated(self) -> Path | None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluated:
+    """What networks score on the data, by name; nothing without data.
+
+    Attributes:
+        labelled: the data have labels; else the loss of a network is the distance of its outputs from those of the
+            reference, and its accuracy the agreement with it.
+        generated: about inputs that are no data.
+        maker: made them.
+    """
+
+    scores: Mapping[str, Values]
+    labelled: bool = True
+    generated: GeneratedFacts | None = None
+    maker: InputMaker | None = None
 
 
 def evaluate_on(
-    networks: Networks, options: Evaluation, tensors: Mapping[str, Mapping[str, Tensor]], progress: Progress
-) -> dict[str, Values]:
+    networks: Networks,
+    options: Evaluation,
+    tensors: Mapping[str, Mapping[str, Tensor]],
+    progress: Progress,
+    *,
+    reference: str,
+    makers: Sequence[str],
+) -> Evaluated:
     """Loss and accuracy of each network, by name; nothing without data.
+
+    Args:
+        reference: the network that the others are compared with where the data have no labels.
+        makers: the networks that make inputs without data.
 
     Raises:
         DataError: the data cannot be read or do not fit the model.
     """
     if options.data is None:
-        return {}
+        return Evaluated({})
     progress.phase("evaluating")
     slot = ModelSlot(networks.subject.factory.build(), resolve_device(options.device))
     loss = None if options.loss is None else load_callable(options.loss)
@@ -58,6 +94,9 @@ def evaluate_on(
         slot.load(WholeNetwork(name, tensors[name]))
         return slot
 
+    device, example = resolve_device(options.device), networks.understood.example
+    made_by = [tensors[name] for name in makers]
+    maker = maker_of(networks.subject, made_by, example, device, cache=options.cache, progress=progress)
     view = model_view(
         networks.subject,
         slot.module,
@@ -67,6 +106,7 @@ def evaluate_on(
         transform=options.transform,
         classes=Classes(first, labelled=loss is None),
         folders=[weights.checkpoint.path for weights in networks.weights],
+        maker=maker,
     )
     reading = DataOptions(
         options.limit,
@@ -78,5 +118,16 @@ def evaluate_on(
         class_order=options.class_order,
     )
     source = open_data(options.data, reading, view)
+    if options.save_generated is not None and maker.last is not None:
+        check_sheet(maker.last, options.save_generated)
     progress.note(f"data: {source.description}")
-    return scores_of(slot, source, tensors, measure=Measure(loss), progress=progress)
+    labelled = loss is not None or not has_no_labels(source)
+    scores = scores_of(
+        slot,
+        source,
+        tensors,
+        measure=Measure(loss),
+        progress=progress,
+        reference=None if labelled else reference,
+    )
+    return Evaluated(scores, labelled, source.generated, maker)

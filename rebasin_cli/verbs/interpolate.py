@@ -9,11 +9,13 @@ from collections.abc import Mapping
 from dataclasses import field
 from pathlib import Path
 
+from rebasin_cli.data.generated_kinds import is_generated
 from rebasin_cli.errors import UsageError
 from rebasin_cli.execution.lams import Lams, parse_lams
 from rebasin_cli.options import AnyPaths, AnyTexts, OptionalPath, argument, option, options_class, verb
 from rebasin_cli.progress import Progress
 from rebasin_cli.verbs.early_checks import check_data_options, check_inputs
+from rebasin_cli.verbs.generated_inputs import GeneratedSaving, check_generated
 from rebasin_cli.verbs.interpolate_result import InterpolateResult as InterpolateResult
 from rebasin_cli.verbs.interpolation import InterpolationRun
 from rebasin_cli.verbs.line_subjects import find_subjects
@@ -21,7 +23,7 @@ from rebasin_cli.verbs.shared_options import DATA_HELP, MODEL_HELP, DataReading,
 
 
 @options_class
-class InterpolateOptions(ModelInput, DataReading, StateInFile, Writing, Seed):
+class InterpolateOptions(ModelInput, DataReading, StateInFile, Writing, GeneratedSaving, Seed):
     """The options of `interpolate`."""
 
     checkpoints: AnyPaths = argument(
@@ -78,7 +80,8 @@ class InterpolateOptions(ModelInput, DataReading, StateInFile, Writing, Seed):
         "Additional metric: f(output, target).", group="Interpolation", metavar="FILE.py:FUNCTION", default=None
     )
     recalibrate: str | None = option(
-        "Training data. Running statistics (BatchNorm) of every network on the line are re-estimated on it.",
+        "Training data, or generated. Running statistics (BatchNorm) of every network on the line are re-estimated on "
+        "it.",
         group="Data",
         metavar="DATA",
         default=None,
@@ -91,7 +94,12 @@ class InterpolateOptions(ModelInput, DataReading, StateInFile, Writing, Seed):
         default=True,
     )
     recalibrate_limit: int = option(
-        "Number of training samples for --recalibrate.", group="Data", metavar="N", at_least=1, default=2000
+        "Number of training samples for --recalibrate.",
+        group="Data",
+        metavar="N",
+        at_least=1,
+        default=2000,
+        shown_default="2000; 512 generated inputs",
     )
     ignore_mismatched_sizes: bool = option(
         "Interpolate what the checkpoints share where their heads have different sizes. Saved networks have B's head.",
@@ -169,7 +177,9 @@ def check_networks(options: InterpolateOptions, lams: Lams | None) -> None:
             raise UsageError(
                 "--data is missing", hint="or save networks without evaluating them: --lam 0.5 --save FILE"
             )
-        given = [name for name in NEED_DATA if getattr(options, name) is not None] + ["amp"] * options.amp
+        made = is_generated(options.recalibrate)  # then --limit says how many
+        given = [name for name in NEED_DATA if getattr(options, name) is not None and not (made and name == "limit")]
+        given += ["amp"] * options.amp
         if given:
             raise UsageError(f"--{given[0].replace('_', '-')} needs --data: without it, nothing is evaluated")
 
@@ -199,6 +209,7 @@ def run_interpolate(options: InterpolateOptions) -> InterpolateResult:
         class_map=options.class_map,
     )
     check_data_options(options, options.data or options.recalibrate)
+    check_generated(options, *data)
     return InterpolationRun(options, subjects, lams).run()
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rebasin_cli.verbs.document import Result
 
 if TYPE_CHECKING:
+    from rebasin_cli.data.generated_kinds import GeneratedFacts
     from rebasin_cli.interpolation.sweep import Barrier, Best, Ends, SweepPoint
 
 
@@ -23,8 +24,9 @@ class InterpolateResult(Result):
     weights under spectral norm. The ends of curves are treated like the networks between, and `ends` has the
     checkpoints both ways. `text` has perplexity and bits per byte of a language model on text (see `language_figures`),
     None for other data. `mismatched` are the tensors that do not have the same size in all checkpoints: every network
-    between has those of its last one. `n` counts the samples that every network was run on, `skipped` those that could
-    not be read.
+    between has those of its last one. `generated` is about inputs that are no data, and `on_generated` says that the
+    networks were evaluated on them, and not only recalibrated. `n` counts the samples that every network was run on,
+    `skipped` those that could not be read.
     `resumed` says that sums of an earlier run were used. It is not part of the JSON, so that an interrupted run ends
     with the same file as any other.
     """
@@ -67,6 +69,8 @@ class InterpolateResult(Result):
     text: Mapping[str, Any] | None = None
     trust_remote_code: bool = False
     mismatched: tuple[str, ...] = ()
+    generated: GeneratedFacts | None = None
+    on_generated: bool = False
 
     @property
     def labelled(self) -> bool:
@@ -83,10 +87,10 @@ class InterpolateResult(Result):
     def gated_barrier(self) -> Barrier:
         """The barrier that `--fail-above` applies to: that of the matched curve, or else of the naive one.
 
-        Nothing is known of it where the data have no labels.
+        Nothing is known of it where the data have no labels, or are none.
         """
         from rebasin_cli.interpolation.sweep import Barrier
 
-        if not self.labelled:
+        if not self.labelled or self.on_generated:
             return Barrier(None, None)
         return self.barrier["matched" if "matched" in self.barrier else "naive"]

@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rebasin_cli.checkpoint import split_name
+from rebasin_cli.data.generated_kinds import is_generated
 from rebasin_cli.errors import CheckpointError, DataError, ModelError, NumericalError
 from rebasin_cli.progress import Progress, Silent
 from rebasin_cli.verbs.align_reports import sha256_of
 from rebasin_cli.verbs.document import envelope, pretty
+from rebasin_cli.verbs.generated_inputs import save_inputs, saved_output, statistics_count
 from rebasin_cli.verbs.interpolate_result import InterpolateResult
 from rebasin_cli.verbs.line_subjects import Subjects, default_result
 from rebasin_cli.verbs.output_paths import check_outputs, optional_path
@@ -128,7 +130,7 @@ class InterpolationRun:
         from rebasin_cli.interpolation.result_file import check_result_file
 
         options, result = self.options, self._result_output
-        others = {**self.checkpoint_outputs, **options.also_written}
+        others = {**self.checkpoint_outputs, **saved_output(options.save_generated), **options.also_written}
         # What only looks like a path (the name of a loader) does no harm among the inputs.
         data = (optional_path(options.data), optional_path(options.recalibrate))
         named = (self.subjects.aligned, self.subjects.report, self.subjects.input_file, *data)
@@ -233,6 +235,7 @@ class InterpolationRun:
         from rebasin_cli.data.batch_sources import load_callable
         from rebasin_cli.execution.data_inputs import has_no_labels
         from rebasin_cli.execution.evaluation import Measure
+        from rebasin_cli.execution.generated.saved import check_sheet
         from rebasin_cli.execution.quantizers import quantizer_warning
         from rebasin_cli.execution.recalibration import batch_norms
         from rebasin_cli.interpolation.data import SweepData, classes_of, sweep_view
@@ -241,7 +244,15 @@ class InterpolationRun:
         loss, metric = (None if name is None else load_callable(name) for name in (options.loss, options.metric))
         self.measure = Measure(loss, metric)
         classes = classes_of(self.models, labelled=loss is None)
-        view = sweep_view(self.models, self.choice, options.transform, classes, stated=self.subjects.input_stated)
+        view, self.maker = sweep_view(
+            self.models,
+            self.choice,
+            options.transform,
+            classes,
+            stated=self.subjects.input_stated,
+            ends=self.subjects.checkpoints,
+            progress=self.progress,
+        )
         reading = DataOptions(
             options.limit,
             options.seed,
@@ -260,7 +271,7 @@ class InterpolationRun:
         if options.recalibrate is not None:
             statistics = None
             if self.norms or options.repair:
-                shuffled = replace(reading, limit=options.recalibrate_limit, shuffle=True)
+                shuffled = replace(reading, limit=self._statistics_limit(), shuffle=True)
                 statistics = open_data(options.recalibrate, shuffled, view)
             else:
                 self.warnings.append("--recalibrate has no effect: no layer of the model has running statistics")
@@ -271,7 +282,10 @@ class InterpolationRun:
         else:
             self.data = SweepData(evaluation(), None)
             if self.norms:
-                self.warnings.append(f"{self._unfit_statistics()}: re-estimate them with --recalibrate TRAINING_DATA")
+                self.warnings.append(
+                    f"{self._unfit_statistics()}: re-estimate them with --recalibrate TRAINING_DATA, or without data "
+                    "with --recalibrate generated"
+                )
         if self.data.statistics is not None or self.models.spectral_norms:
             self.models.treat_ends()
         said = quantizer_warning(self.models.slot.module, tuple(self.models.weights.values()))
@@ -279,12 +293,22 @@ class InterpolationRun:
             self.warnings.append(said)
         if self.models.subject.note:
             self.warnings.append(self.models.subject.note)
+        if options.save_generated is not None and self.maker.last is not None:
+            check_sheet(self.maker.last, options.save_generated)
         source = self.data.evaluation
         if source is not None:
             self.progress.note(f"data: {source.description}")
             self.warnings += source.notes
             if loss is None and has_no_labels(source):
                 self._compare_with_ends()
+
+    def _statistics_limit(self) -> int:
+        """Samples for `--recalibrate`: of data, or how many inputs are made where there are none."""
+        options = self.options
+        if not is_generated(options.recalibrate):
+            return options.recalibrate_limit
+        usual = type(options).recalibrate_limit
+        return statistics_count(options.limit, options.recalibrate_limit, usual, options.data)
 
     def _compare_with_ends(self) -> None:
         """The data have no labels: outputs are compared with those of the ends.
@@ -301,9 +325,8 @@ class InterpolationRun:
                     hint="give labels, or --loss file.py:function",
                 )
         self.data = replace(self.data, unlabelled=True)
-        self.warnings.append(
-            "the data have no labels: the networks on the line are compared with the outputs of its ends"
-        )
+        what = "generated inputs have no labels" if is_generated(options.data) else "the data have no labels"
+        self.warnings.append(f"{what}: the networks on the line are compared with the outputs of its ends")
 
     def _set_apart(self, open_source: Callable[[DataOptions], BatchSource], reading: DataOptions) -> SweepData:
         """The data without a part of them that gives statistics; all of them where they are too few."""
@@ -318,8 +341,9 @@ class InterpolationRun:
             )
             return SweepData(open_source(reading), None)
         self.statistics_samples = parts.samples
+        kind = "inputs" if is_generated(self.options.data) else "samples"
         self.progress.note(
-            f"running statistics ({counted_layers(self.norms)}) are re-estimated on {parts.samples} samples of "
+            f"running statistics ({counted_layers(self.norms)}) are re-estimated on {parts.samples} {kind} of "
             f"{self.options.data}, which are not evaluated; training data would be better: --recalibrate DATA "
             "(--no-recalibrate: not at all)"
         )
@@ -413,6 +437,7 @@ class InterpolationRun:
         from rebasin_cli.interpolation.sweep import NOTHING_EVALUATED
 
         self._measure_statistics(RunningSums())
+        self._save_generated()
         return self._result(NOTHING_EVALUATED, self._save(NOTHING_EVALUATED) if self.ranks.first else ())
 
     def _counter(self, running: RunningSums, networks: int, source: BatchSource) -> Callable[[int, str], None]:
@@ -431,6 +456,7 @@ class InterpolationRun:
         saved: tuple[Path, ...] = ()
         if self.checkpoint_outputs and self.ranks.first:
             saved = self._save(sweep)
+        self._save_generated()
         if sweep.best is not None and self.options.save_best is not None:
             sweep = replace(sweep, best=replace(sweep.best, path=self.options.save_best))
         result = self._result(sweep, saved)
@@ -468,6 +494,11 @@ class InterpolationRun:
         return save_networks(
             files, self.models, self.adjustments, seed=options.seed, force=options.force, mkdir=options.mkdir
         )
+
+    def _save_generated(self) -> None:
+        if self.ranks.first:
+            options = self.options
+            save_inputs(self.maker, options.save_generated, force=options.force, mkdir=options.mkdir)
 
     def _result(self, sweep: Sweep, saved: tuple[Path, ...]) -> InterpolateResult:
         from rebasin_cli.execution.agreement import AGREEMENT, DISTANCE
@@ -515,6 +546,8 @@ class InterpolationRun:
             input_file=subjects.input_file,
             aligned_by=subjects.aligned_by,
             trust_remote_code=options.trust_remote_code,
+            generated=self.maker.facts,
+            on_generated=self.data.evaluation is not None and self.data.evaluation.generated is not None,
             mismatched=tuple(dict.fromkeys(one.key for apart in self.models.mismatches.values() for one in apart)),
             text=language_figures(self.data, sweep) if options.loss is None else None,
             saved=saved,

@@ -31,6 +31,7 @@ from rebasin_cli.options import (
 from rebasin_cli.progress import Progress, Silent
 from rebasin_cli.verbs.document import Result
 from rebasin_cli.verbs.early_checks import check_data_options, check_inputs
+from rebasin_cli.verbs.generated_inputs import GeneratedSaving, check_generated, saved_output
 from rebasin_cli.verbs.output_paths import check_outputs, optional_path, report_path
 from rebasin_cli.verbs.shared_options import (
     DATA_HELP,
@@ -44,18 +45,19 @@ from rebasin_cli.verbs.shared_options import (
 )
 
 if TYPE_CHECKING:
+    from rebasin_cli.data.generated_kinds import GeneratedFacts
     from rebasin_cli.execution.same_function import FunctionCheck
 
 ALIGNS = ("reference", "merge-many", "cycle-consistent", "none")
 AUTO = "auto"
 DTYPES = ("float64", "float32", "float16", "bfloat16")
-OF_THE_FILES = ("checkpoints", "out", "recipe", "force", "mkdir", "dry_run", "save_spec")
+OF_THE_FILES = ("checkpoints", "out", "recipe", "force", "mkdir", "dry_run", "save_spec", "save_generated")
 """Options that say where a run reads and writes, not what it makes."""
 _SIZE = re.compile(r"(?P<number>\d+(\.\d+)?)\s*(?P<unit>[KMGT]?)(?P<binary>i?)B?", re.IGNORECASE)
 
 
 @options_class
-class MergeOptions(MergingOptions, ModelInput, Derivation, DataReading, StateInFile, Writing, Seed):
+class MergeOptions(MergingOptions, ModelInput, Derivation, DataReading, StateInFile, Writing, GeneratedSaving, Seed):
     """The options of `merge`."""
 
     checkpoints: AnyPaths = argument(
@@ -150,13 +152,18 @@ class MergeOptions(MergingOptions, ModelInput, Derivation, DataReading, StateInF
         default=None,
     )
     recalibrate: str | None = option(
-        "Training data. Running statistics (BatchNorm) of the result are re-estimated on it.",
+        "Training data, or generated. Running statistics (BatchNorm) of the result are re-estimated on it.",
         group="Data",
         metavar="DATA",
         default=None,
     )
     recalibrate_limit: int = option(
-        "Number of training samples for --recalibrate.", group="Data", metavar="N", at_least=1, default=2000
+        "Number of training samples for --recalibrate.",
+        group="Data",
+        metavar="N",
+        at_least=1,
+        default=2000,
+        shown_default="2000; 512 generated inputs",
     )
     repair: bool = option(
         "REPAIR: restore the activation statistics of every unit, on the data of --recalibrate.",
@@ -263,7 +270,8 @@ class MergeResult(Result):
     has `expected` instead. `running_statistics` counts layers that have any; `recalibration` is how they were
     re-estimated, None where they were not. `given` has the options that are not at their defaults, but for files.
     Without labels (`labelled` is False), the loss of a point is the distance of its outputs from those of the
-    checkpoints, and its accuracy the agreement of their predictions. Seconds are wall-clock, by phase.
+    checkpoints, and its accuracy the agreement of their predictions. `generated` is about inputs that are no data.
+    Seconds are wall-clock, by phase.
     """
 
     inputs: tuple[MergeInput, ...]
@@ -292,6 +300,7 @@ class MergeResult(Result):
     peak_rss_bytes: int | None
     warnings: tuple[str, ...]
     labelled: bool = True
+    generated: GeneratedFacts | None = None
 
     def to_json(self) -> dict[str, Any]:
         return {entry.name: getattr(self, entry.name) for entry in fields(self) if entry.name != "warnings"}
@@ -435,11 +444,13 @@ def run_merge(options: MergeOptions) -> MergeResult:
         class_map=options.class_map,
     )
     check_data_options(options, options.data or options.recalibrate)
+    check_generated(options, *data)
     named = (options.spec, options.input_file, options.recipe, *map(optional_path, data))
     if not options.dry_run:
         outputs = {"output": options.out, "recipe": options.recipe_path}
         if options.save_spec is not None:
             outputs["spec"] = options.save_spec
+        outputs |= saved_output(options.save_generated)
         kept = [*inputs, *(path for path in named if path is not None)]
         check_outputs(outputs, kept, force=options.force, mkdir=options.mkdir)
     from rebasin_cli.verbs.merging import MergeRun

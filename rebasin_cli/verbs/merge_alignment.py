@@ -12,6 +12,7 @@ from rebasin_cli.data.ranks import ALONE, Ranks
 from rebasin_cli.execution.pair import Pair
 from rebasin_cli.execution.same_function import FunctionCheck
 from rebasin_cli.matching.composition import Composition
+from rebasin_cli.matching.method import data_of
 from rebasin_cli.matching.methods import Matching, MatchTask, match
 from rebasin_cli.matching.result import MatchResult, OnPass, PassReport
 from rebasin_cli.merging.cycle_consistent import cycle_consistent
@@ -195,10 +196,11 @@ class MergeAlignment:
             skip_corrupt=options.skip_corrupt,
             loss=options.loss,
             input_stated=bool(options.inputs) or options.input_file is not None,
+            cache=options.cache,
         )
-        task = MatchTask(
-            pair, self.networks.understood, matching, str(options.model), self.device, self._show_pass, ALONE
-        )
+        understood, model = self.networks.understood, str(options.model)
+        room = None if options.data is None else data_of(pair, understood, matching, model, progress=self.progress)
+        task = MatchTask(pair, understood, matching, model, self.device, self._show_pass, ALONE, data=room)
         found = match(task)
         self._stopped |= not found.converged
         return found

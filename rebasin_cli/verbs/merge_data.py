@@ -10,12 +10,15 @@ import torch
 
 from rebasin_cli.data import BatchSource, DataOptions, open_data
 from rebasin_cli.data.batch_sources import load_callable
+from rebasin_cli.data.generated_kinds import is_generated
 from rebasin_cli.data.ranks import Ranks
 from rebasin_cli.data.source import ModelView
 from rebasin_cli.errors import DataError, ModelError
 from rebasin_cli.execution.data_inputs import Classes, has_no_labels, model_view
 from rebasin_cli.execution.dataset_pass import RunningSums
 from rebasin_cli.execution.evaluation import Measure, evaluate
+from rebasin_cli.execution.generated.maker import InputMaker, maker_of
+from rebasin_cli.execution.generated.saved import check_sheet
 from rebasin_cli.execution.model_slot import NO_ADJUSTMENT, Adjustment, ModelSlot, Network
 from rebasin_cli.execution.recalibration import Recalibration, batch_norms
 from rebasin_cli.execution.scores import Values, values
@@ -24,6 +27,7 @@ from rebasin_cli.execution.weights import Weights
 from rebasin_cli.merging.merged import Given, Merged
 from rebasin_cli.model.example_input import ExampleInput
 from rebasin_cli.progress import Progress
+from rebasin_cli.verbs.generated_inputs import statistics_count
 from rebasin_cli.verbs.merge import MergeOptions
 
 
@@ -31,7 +35,8 @@ class MergeData:
     """Evaluates networks and measures statistics, where there are data for that.
 
     Args:
-        first: the weights of the first checkpoint, to see what the model does with the data.
+        networks: the weights of the checkpoints: of the first, to see what the model does with the data, and of all, to
+            make inputs without data.
 
     Attributes:
         evaluation, statistics: None where `--data`, or `--recalibrate`, is not given.
@@ -50,15 +55,17 @@ class MergeData:
         device: torch.device,
         ranks: Ranks,
         progress: Progress,
-        first: Weights,
+        networks: Sequence[Weights],
     ) -> None:
         self.options, self.choice, self.subject = options, choice, subject
-        self.device, self.ranks, self.progress, self._first = device, ranks, progress, first
+        self.device, self.ranks, self.progress, self._networks = device, ranks, progress, networks
         self.norms = len(batch_norms(subject.module))
         self.warnings: list[str] = []
         self.evaluation = None if options.data is None else open_data(options.data, self._reading, self._view)
         self.statistics = self._open_statistics()
         self.unlabelled = False
+        if options.save_generated is not None and self.maker.last is not None:
+            check_sheet(self.maker.last, options.save_generated)
         if self.evaluation is not None:
             progress.note(f"data: {self.evaluation.description}")
             self.warnings += self.evaluation.notes
@@ -96,7 +103,7 @@ class MergeData:
     @cached_property
     def _view(self) -> ModelView:
         def loaded() -> ModelSlot:
-            self.slot.load(Given(0, self._first))
+            self.slot.load(Given(0, self._networks[0]))
             return self.slot
 
         return model_view(
@@ -108,6 +115,19 @@ class MergeData:
             transform=self.options.transform,
             classes=Classes(loaded, labelled=self.options.loss is None),
             folders=self.options.checkpoints,
+            maker=self.maker,
+        )
+
+    @cached_property
+    def maker(self) -> InputMaker:
+        """Makes inputs without data, from all checkpoints."""
+        return maker_of(
+            self.subject,
+            self._networks,
+            self._example(),
+            self.device,
+            cache=self.options.cache,
+            progress=self.progress,
         )
 
     def _example(self) -> ExampleInput | None:
@@ -123,13 +143,16 @@ class MergeData:
                 layers = "1 layer" if self.norms == 1 else f"{self.norms} layers"
                 self.warnings.append(
                     f"running statistics ({layers}) were averaged, and are invalid for merged weights: "
-                    "re-estimate them with --recalibrate TRAINING_DATA"
+                    "re-estimate them with --recalibrate TRAINING_DATA, or without data with --recalibrate generated"
                 )
             return None
         if not self.norms and not options.repair:
             self.warnings.append("--recalibrate has no effect: no layer of the model has running statistics")
             return None
-        shuffled = replace(self._reading, limit=options.recalibrate_limit, shuffle=True)
+        count = options.recalibrate_limit
+        if is_generated(options.recalibrate):
+            count = statistics_count(options.limit, count, MergeOptions.recalibrate_limit, options.data)
+        shuffled = replace(self._reading, limit=count, shuffle=True)
         return open_data(options.recalibrate, shuffled, self._view)
 
     def adjustment(self, ends: Sequence[Given], merged: Merged) -> Adjustment:

@@ -38,6 +38,7 @@ from rebasin_cli.merging.saving import save_merged
 from rebasin_cli.progress import Progress, Silent
 from rebasin_cli.verbs.align_reports import states_of
 from rebasin_cli.verbs.cost import PhaseClock, available_bytes, peak_rss_bytes, spare_memory
+from rebasin_cli.verbs.generated_inputs import save_inputs
 from rebasin_cli.verbs.merge import (
     AUTO,
     OF_THE_FILES,
@@ -149,7 +150,7 @@ class MergeRun:
             self.device,
             self.ranks,
             self.progress,
-            self.weights[0],
+            self.weights[: self.count],
         )
         self.warnings += self.data.warnings
 
@@ -404,6 +405,7 @@ class MergeRun:
         if options.save_spec is not None and self.networks is not None:
             text = json.dumps(self.networks.understood.spec.to_json(), indent=1) + "\n"
             write_text_atomically(options.save_spec, text, options.force)
+        save_inputs(self.data.maker, options.save_generated, force=options.force, mkdir=options.mkdir)
         write_recipe(options, self._result())
 
     def _measure_distances(self, written: Weights) -> None:
@@ -496,6 +498,7 @@ class MergeRun:
             peak_rss_bytes=peak_rss_bytes(),
             warnings=tuple(dict.fromkeys(self.warnings)),
             labelled=not (written and self.data.unlabelled),
+            generated=self.data.maker.facts if written else None,
         )
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from rebasin_cli.data.generated_kinds import GeneratedFacts
 from rebasin_cli.errors import UsageError
 from rebasin_cli.matching.plan import EFFORTS
 from rebasin_cli.options import (
@@ -27,6 +28,7 @@ from rebasin_cli.progress import Progress
 from rebasin_cli.task_vectors.metrics import chosen_metrics, names
 from rebasin_cli.verbs.document import Result
 from rebasin_cli.verbs.early_checks import check_data_options, check_inputs
+from rebasin_cli.verbs.generated_inputs import GeneratedSaving, check_generated
 from rebasin_cli.verbs.shared_options import (
     DATA_HELP,
     MODEL_HELP,
@@ -41,7 +43,7 @@ from rebasin_cli.verbs.task_vector_files import TaskVectorFiles, name_files
 
 
 @options_class
-class MetricsOptions(ModelInput, Derivation, DataReading, StateInFile, Writing, Seed):
+class MetricsOptions(ModelInput, Derivation, DataReading, StateInFile, Writing, GeneratedSaving, Seed):
     """The options of `metrics`."""
 
     base: AnyPath = argument("Checkpoint that was fine-tuned.", metavar="BASE", kw_only=False)
@@ -200,6 +202,7 @@ class MetricsResult(Result):
     left_out: tuple[str, ...]
     undetermined: tuple[str, ...]
     data: Mapping[str, str]
+    generated: GeneratedFacts | None
     sha256: Mapping[str, str]
     seed: int
     run: Mapping[str, Any]
@@ -263,6 +266,7 @@ def run_metrics(options: MetricsOptions) -> MetricsResult:
         class_map=options.class_map,
     )
     check_data_options(options, options.data[0] if options.data else None)
+    check_generated(options, *dict.fromkeys(files.data.values()))
 
     from rebasin_cli.verbs.metrics_run import MetricsRun
 

@@ -17,10 +17,13 @@ from torch import Tensor
 from rebasin_cli.data import Batch, BatchSource, DataOptions, open_data
 from rebasin_cli.data.batch_sources import load_callable
 from rebasin_cli.data.ranks import Ranks
+from rebasin_cli.data.source import ModelView
 from rebasin_cli.errors import DataError, ModelError
 from rebasin_cli.execution.closeness import Closeness
 from rebasin_cli.execution.data_inputs import Classes, has_no_labels, model_view
 from rebasin_cli.execution.device import resolve_device
+from rebasin_cli.execution.generated.maker import InputMaker, maker_of
+from rebasin_cli.execution.generated.saved import check_sheet
 from rebasin_cli.execution.mean_vectors import check_layer, mean_activation, mean_gradients, output_layer
 from rebasin_cli.execution.model_slot import ModelSlot
 from rebasin_cli.execution.subject import ModelChoice, Subject, example_for
@@ -46,6 +49,7 @@ class NetworkData:
     Attributes:
         metrics: those that can be measured on these data.
         head: path of the output layer.
+        maker: makes inputs without data, from all networks.
     """
 
     options: MetricsOptions
@@ -54,6 +58,7 @@ class NetworkData:
     subject: Subject
     sources: Mapping[str, BatchSource]
     head: str
+    maker: InputMaker
     warnings: list[str] = field(default_factory=list)
 
     @staticmethod
@@ -63,6 +68,7 @@ class NetworkData:
         metrics: Sequence[Metric],
         subject: Subject,
         tensors: Mapping[str, Tensors],
+        progress: Progress,
     ) -> NetworkData:
         """Open the data of all labels, and refuse what does not fit.
 
@@ -78,13 +84,20 @@ class NetworkData:
         needs_labels = any(metric.source in GRADIENTS for metric in metrics)
         slot = _slot(subject, tensors[files.reference], options.device)
         names = dict.fromkeys(name for name in files.data.values() if name is not None)
-        opened = {name: _open(options, files, subject, slot, name, labelled=needs_labels) for name in names}
+        example = _example(model_choice(options), subject)
+        device = resolve_device(options.device)
+        networks = list(tensors.values())
+        maker = maker_of(subject, networks, example, device, cache=options.cache, progress=progress)
+        view = _view(options, files, subject, slot, maker, example, labelled=needs_labels)
+        opened = {name: _open(options, name, view) for name in names}
+        if options.save_generated is not None and maker.last is not None:
+            check_sheet(maker.last, options.save_generated)
         first = next(iter(opened))
         batch = next((batch for batch in opened[first].batches() if batch.size), None)
         if batch is None:
             raise DataError(f"{first}: there is no sample", path=first)
         sources = {label: opened[name] for label, name in files.data.items() if name is not None}
-        found = NetworkData(options, files, tuple(metrics), subject, sources, output_layer(slot, batch))
+        found = NetworkData(options, files, tuple(metrics), subject, sources, output_layer(slot, batch), maker)
         found.warnings += [note for source in opened.values() for note in source.notes]
         found._leave_out_unlabelled()
         return found
@@ -186,20 +199,30 @@ def _slot(subject: Subject, tensors: Tensors, device: str) -> ModelSlot:
     return ModelSlot(network, resolve_device(device))
 
 
-def _open(
-    options: MetricsOptions, files: TaskVectorFiles, subject: Subject, slot: ModelSlot, name: str, *, labelled: bool
-) -> BatchSource:
-    choice = model_choice(options)
-    view = model_view(
+def _view(
+    options: MetricsOptions,
+    files: TaskVectorFiles,
+    subject: Subject,
+    slot: ModelSlot,
+    maker: InputMaker,
+    example: ExampleInput | None,
+    *,
+    labelled: bool,
+) -> ModelView:
+    return model_view(
         subject,
         slot.module,
-        choice.spec,
-        example=_example(choice, subject),
+        model_choice(options).spec,
+        example=example,
         stated=bool(options.inputs) or options.input_file is not None,
         transform=options.transform,
         classes=Classes(lambda: slot, labelled=labelled and options.loss is None, used=labelled),
         folders=list(files.all),
+        maker=maker,
     )
+
+
+def _open(options: MetricsOptions, name: str, view: ModelView) -> BatchSource:
     reading = DataOptions(
         options.limit,
         options.seed,

@@ -35,6 +35,7 @@ from rebasin_cli.task_vectors.metric import Metric
 from rebasin_cli.task_vectors.vectors import TaskVector, pairs_of
 from rebasin_cli.verbs.cost import PhaseClock
 from rebasin_cli.verbs.document import envelope, pretty
+from rebasin_cli.verbs.generated_inputs import save_inputs, saved_output
 from rebasin_cli.verbs.metrics import AlignedNetwork, MetricsOptions, MetricsResult, pair_names, pairwise_name
 from rebasin_cli.verbs.metrics_files import SCHEMA, Journal, merged, read_pairwise
 from rebasin_cli.verbs.networks import Networks, SearchSettings, model_choice
@@ -131,6 +132,7 @@ class MetricsRun:
         others = dict(options.also_written)
         if options.save_spec is not None:
             others["spec"] = options.save_spec
+        others |= saved_output(options.save_generated)
         check_outputs(others, inputs, force=options.force, mkdir=options.mkdir)
         check_outputs({"result": self.out, **others}, (), force=True, mkdir=options.mkdir)
         if options.layout == "document":
@@ -222,7 +224,7 @@ class MetricsRun:
         from rebasin_cli.verbs.metrics_data import NetworkData
 
         tensors = {label: self.tensors[path] for label, path in self.files.tuned.items()}
-        self.data = NetworkData.open(self.options, self.files, self.metrics, self.subject, tensors)
+        self.data = NetworkData.open(self.options, self.files, self.metrics, self.subject, tensors, self.progress)
         self.metrics = self.data.metrics
 
     def _identify(self) -> None:
@@ -392,6 +394,7 @@ class MetricsRun:
             left_out=self.left_out,
             undetermined=tuple(undetermined),
             data={label: text for label, text in self.files.data.items() if text is not None},
+            generated=None if self.data is None else self.data.maker.facts,
             sha256=self.sha256,
             seed=options.seed,
             run=self.identity,
@@ -404,6 +407,8 @@ class MetricsRun:
         if self.networks is not None and options.save_spec is not None and self.ranks.first:
             text = json.dumps(self.networks.understood.spec.to_json(), indent=1) + "\n"
             write_text_atomically(options.save_spec, text, options.force)
+        if self.data is not None and self.ranks.first:
+            save_inputs(self.data.maker, options.save_generated, force=options.force, mkdir=options.mkdir)
         return result
 
     def _warn_of_far(self, parts: Sequence[TensorPart]) -> None:

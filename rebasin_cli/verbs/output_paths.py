@@ -40,14 +40,20 @@ class OutputFiles:
     report: Path
     permutations: Path | None
     spec: Path | None
+    generated: Path | None = None
 
     @staticmethod
     def plan(
-        b: Path, out: str | Path | None, *, permutations: str | Path | None, spec: str | Path | None
+        b: Path,
+        out: str | Path | None,
+        *,
+        permutations: str | Path | None,
+        spec: str | Path | None,
+        generated: Path | None = None,
     ) -> OutputFiles:
         """The files as asked for; the checkpoint's default name comes from B's, the report's from the checkpoint's."""
         chosen = default_output(b) if out is None else Path(out)
-        return OutputFiles(chosen, report_path(chosen), optional_path(permutations), optional_path(spec))
+        return OutputFiles(chosen, report_path(chosen), optional_path(permutations), optional_path(spec), generated)
 
     def named(self) -> dict[str, Path]:
         """Path by what it is for."""
@@ -56,6 +62,7 @@ class OutputFiles:
             "report": self.report,
             "file of permutations": self.permutations,
             "spec": self.spec,
+            "generated inputs": self.generated,
         }
         return {what: path for what, path in files.items() if path is not None}
 

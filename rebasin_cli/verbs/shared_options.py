@@ -12,8 +12,8 @@ MODEL_HELP = (
     "package.module:function. See 'rebasin help model-specs'."
 )
 DATA_HELP = (
-    "Data: a folder of class folders or of images, an .npz file with x and y, torchvision:NAME@root or "
-    "file.py:loader. "
+    "Data: a folder of class folders or of images, an .npz file with x and y, torchvision:NAME@root, file.py:loader, "
+    "or generated (no data). "
     "See 'rebasin help data'."
 )
 
@@ -134,7 +134,14 @@ class DataReading:
         default=None,
         shown_default="cross-entropy",
     )
-    limit: int | None = option("Use N random samples of the data.", group="Data", metavar="N", at_least=1, default=None)
+    limit: int | None = option(
+        "Use N random samples of the data, or make N generated inputs.",
+        group="Data",
+        metavar="N",
+        at_least=1,
+        default=None,
+        shown_default="all; 512 generated inputs",
+    )
     batch_size: int = option("Batch size.", group="Data", metavar="N", at_least=1, default=64)
     workers: int = option("Number of processes that decode images.", group="Data", metavar="N", at_least=0, default=0)
     skip_corrupt: bool = option("Skip and count images that cannot be read.", group="Data", default=False)

@@ -13,17 +13,19 @@ from rebasin_cli.options import AnyPath, OptionalPath, argument, option, options
 from rebasin_cli.progress import Progress, Silent
 from rebasin_cli.verbs.document import Result
 from rebasin_cli.verbs.early_checks import check_data_options, check_inputs
+from rebasin_cli.verbs.generated_inputs import GeneratedSaving, check_generated, saved_output
 from rebasin_cli.verbs.output_paths import check_outputs
 from rebasin_cli.verbs.shared_options import DATA_HELP, DataReading, NetworkOptions, Writing
 
 if TYPE_CHECKING:
+    from rebasin_cli.data.generated_kinds import GeneratedFacts
     from rebasin_cli.execution.same_function import FunctionCheck
     from rebasin_cli.execution.scores import Values
     from rebasin_cli.matching.common_base import UnitTest
 
 
 @options_class
-class TransferOptions(NetworkOptions, DataReading, Writing):
+class TransferOptions(NetworkOptions, DataReading, Writing, GeneratedSaving):
     """The options of `transfer`."""
 
     old_base: AnyPath = argument("The base that was fine-tuned.", metavar="OLD_BASE", kw_only=False)
@@ -107,7 +109,9 @@ class TransferResult(Result):
         change: what the fine-tuning changed.
         own: tensors that only the fine-tuning has in this size; they are its own, permuted like what they read.
         scores: loss and accuracy on the data, by network: `finetuned`, `new_base`, `naive` (the change added without
-            alignment) and `transferred`; empty without data.
+            alignment) and `transferred`; empty without data. Where the data have no labels (`labelled` is False), the
+            loss is the distance from the outputs of `finetuned`, and the accuracy the agreement with it.
+        generated: about inputs that are no data.
     """
 
     old_base: Path
@@ -128,6 +132,8 @@ class TransferResult(Result):
     sha256: Mapping[str, str | None]
     seconds: Mapping[str, float]
     warnings: tuple[str, ...]
+    labelled: bool = True
+    generated: GeneratedFacts | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The data of the report."""
@@ -153,8 +159,9 @@ def run_transfer(options: TransferOptions) -> TransferResult:
         class_map=options.class_map,
     )
     check_data_options(options, options.data)
+    check_generated(options, options.data)
     written = {"output": None if options.dry_run else options.out, "spec": options.save_spec}
-    outputs = {what: path for what, path in written.items() if path is not None}
+    outputs = {what: path for what, path in written.items() if path is not None} | saved_output(options.save_generated)
     check_outputs(outputs, inputs, force=options.force, mkdir=options.mkdir)
     from rebasin_cli.verbs.transferring import Transfer
 

@@ -28,6 +28,7 @@ from rebasin_cli.task_vectors.lora import Adapter, adapter_directory, check_own,
 from rebasin_cli.task_vectors.transferred import Transferred
 from rebasin_cli.verbs.cost import PhaseClock
 from rebasin_cli.verbs.evaluating import evaluate_on
+from rebasin_cli.verbs.generated_inputs import save_inputs
 from rebasin_cli.verbs.leftovers import find_leftovers
 from rebasin_cli.verbs.networks import Aligned, Networks, SearchSettings, model_choice
 from rebasin_cli.verbs.transfer import BasesAligned, Change, TransferOptions, TransferResult
@@ -272,9 +273,19 @@ class Transfer:
         self.progress.phase("verifying")
         with self.clock.phase("verify"):
             verified = task.verify(permutations, options.seed)
-        scores = evaluate_on(task.networks, options, self._networks(task, permutations), self.progress)
+        networks = self._networks(task, permutations)
+        found = evaluate_on(
+            task.networks,
+            options,
+            networks,
+            self.progress,
+            reference="finetuned",
+            makers=("finetuned", "new_base" if "new_base" in networks else "transferred"),
+        )
         change = self._change(task)
         digest = self._write(task, permutations) if options.out is not None and not options.dry_run else None
+        if digest is not None:
+            save_inputs(found.maker, options.save_generated, force=options.force, mkdir=options.mkdir)
         nothing = with_spec(FunctionCheck.nothing_moved(), task.networks.soundness)
         return TransferResult(
             old_base=options.old_base,
@@ -289,12 +300,14 @@ class Transfer:
             verified=nothing if aligned is None else aligned.check,
             verified_finetuned=verified,
             data=options.data,
-            scores=scores,
+            scores=found.scores,
             out=options.out if digest is not None else None,
             seed=options.seed,
             sha256={**self._digests(task), "out": digest},
             seconds=self.clock.seconds(),
             warnings=self._warnings(task, aligned, change),
+            labelled=found.labelled,
+            generated=found.generated,
         )
 
     def _check_output(self, task: Task) -> None:
