@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rebasin_cli.checkpoint import split_name
+from rebasin_cli.data.generated_kinds import is_generated
 from rebasin_cli.options import options_of, words_of
 from rebasin_cli.report.layout import Lines, text
 from rebasin_cli.report.text import counted, number, shell
@@ -53,13 +54,15 @@ def after_align(result: AlignResult) -> Lines:
     """What this pair needs next, on the data of the run where it had some."""
     if result.out is None:
         return text("Nothing was written (dry run).")
-    return _said([_the_line(result), _other_method(result)])
+    return _said([_the_line(result), _middle_without_data(result), _other_method(result)])
 
 
 def after_interpolate(result: InterpolateResult) -> Lines | None:
     """What the line suggests: to keep its middle where that is as good as the ends, else another alignment."""
     if result.on_generated:
         return _said([_average(result)])
+    if result.data is None and result.running_statistics and result.recalibration is None:
+        return _said([_recalibrated(result)])
     if result.data is None or not result.labelled:
         return None
     curve = "matched" if "matched" in result.curves else "naive"
@@ -102,8 +105,11 @@ def after_merge(result: MergeResult) -> Lines | None:
     words = ["rebasin", "merge", *(one.path for one in result.inputs), *given]
     if result.running_statistics and result.recalibration is None:
         layers = counted(result.running_statistics, "BatchNorm layer")
-        reason = f"The averaged statistics of {layers} do not fit the merged weights. {WITHOUT_DATA}"
-        return _said([Advice([*words, "--recalibrate", GENERATED, *_over(result.out, "recalibrated")], reason)])
+        reason = f"The averaged statistics of {layers} do not fit the merged weights."
+        held_out = result.data is not None and not is_generated(str(result.given.get("data")))
+        training = TRAINING_DATA if held_out else GENERATED
+        reason = reason if held_out else f"{reason} {WITHOUT_DATA}"
+        return _said([Advice([*words, "--recalibrate", training, *_over(result.out, "recalibrated")], reason)])
     return None
 
 
@@ -155,21 +161,43 @@ def _the_line(result: AlignResult) -> Advice:
     return Advice([*words, "--recalibrate", training], reason)
 
 
+def _middle_without_data(result: AlignResult) -> Advice | None:
+    """The average of a pair whose networks between need statistics, where there are no data for those."""
+    if result.data is not None or result.mismatched or not result.architecture.running_statistics:
+        return None
+    words = [*_of_report(result.report, result), "--lam", 0.5, "--save", f"average{split_name(result.b)[1]}"]
+    return Advice([*words, "--recalibrate", GENERATED], WITHOUT_DATA)
+
+
+def _recalibrated(result: InterpolateResult) -> Advice | None:
+    """The network that was saved, once more, with statistics that fit its weights."""
+    if len(result.saved) != 1 or len(result.lam) != 1 or len(result.checkpoints) > 2:
+        return None
+    layers = counted(result.running_statistics, "BatchNorm layer")
+    reason = f"The averaged statistics of {layers} do not fit the weights that were saved. {WITHOUT_DATA}"
+    words = [*_line_again(result), "--lam", result.lam[0], *([] if result.mode == "lerp" else ["--mode", result.mode])]
+    return Advice([*words, "--save", result.saved[0], "--force", "--recalibrate", GENERATED], reason)
+
+
 def _average(result: InterpolateResult) -> Advice | None:
     """Saving the middle; None where a network was asked for already, or there are several middles."""
     if result.lam or result.saved or len(result.checkpoints) > 2:
         return None
-    if result.report is None:
-        words = _model(["rebasin", "interpolate", *result.checkpoints, "--model", result.model], result)
-        key, ema = _states(result, result.a)
-        words += [*([] if key is None else ["--key", key]), *(["--ema"] if ema else [])]
-    else:
-        words = _of_report(result.report, result)
+    words = _line_again(result)
     words += ["--lam", 0.5, *([] if result.mode == "lerp" else ["--mode", result.mode])]
     if result.recalibration is not None:  # without --data there is no other evaluation in the way
         words += ["--recalibrate", result.run.get("recalibrate") or result.run["data"]]
         words += [*_reading(result.run, without=("loss", "limit")), *(["--repair"] if result.run["repair"] else [])]
     return Advice([*words, "--save", f"average{split_name(result.b)[1]}"])
+
+
+def _line_again(result: InterpolateResult) -> list[object]:
+    """The command of the sweep, as far as it says which line."""
+    if result.report is not None:
+        return _of_report(result.report, result)
+    words = _model(["rebasin", "interpolate", *result.checkpoints, "--model", result.model], result)
+    key, ema = _states(result, result.a)
+    return [*words, *([] if key is None else ["--key", key]), *(["--ema"] if ema else [])]
 
 
 def _learned(result: InterpolateResult) -> Advice:

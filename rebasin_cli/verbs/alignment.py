@@ -23,7 +23,6 @@ from rebasin_cli.execution.chance import no_better_than_chance
 from rebasin_cli.execution.closeness import Closeness
 from rebasin_cli.execution.data_inputs import PairData
 from rebasin_cli.execution.device import resolve_device
-from rebasin_cli.execution.generated.saved import check_sheet
 from rebasin_cli.execution.midpoint_loss import DISTANCE
 from rebasin_cli.execution.pair import Pair, Source, check_all_finite, open_pair
 from rebasin_cli.execution.recalibration import batch_norms
@@ -46,7 +45,7 @@ from rebasin_cli.verbs.align import AlignOptions, AlignResult, Architecture, Cha
 from rebasin_cli.verbs.align_reports import code_of, model_path, places, python_file
 from rebasin_cli.verbs.cost import PhaseClock, peak_rss_bytes, release_freed_memory, spare_limited_memory
 from rebasin_cli.verbs.document import envelope, pretty
-from rebasin_cli.verbs.generated_inputs import save_inputs
+from rebasin_cli.verbs.generated_inputs import check_saving, save_inputs
 from rebasin_cli.verbs.leftovers import find_leftovers
 from rebasin_cli.verbs.networks import model_choice
 from rebasin_cli.verbs.output_paths import check_outputs
@@ -208,17 +207,12 @@ class Alignment:
 
     def _open_data(self) -> None:
         """Open the data before the long work, so that what does not fit is refused at once."""
+        pair, learns = self.pair, self.method.learns
         self.data = data_of(
-            self.pair,
-            self.understood,
-            self.matching,
-            self.options.model,
-            labelled=self.method.learns,
-            progress=self.progress,
+            pair, self.understood, self.matching, self.options.model, labelled=learns, progress=self.progress
         )
         self.source = self.data.open()
-        if self.options.files.generated is not None and self.data.maker.last is not None:
-            check_sheet(self.data.maker.last, self.options.files.generated)
+        check_saving(self.data.maker, self.options.files.generated)
         self.progress.note(f"data: {self.source.description}")
 
     def _verify_spec(self) -> None:
@@ -548,8 +542,8 @@ class Alignment:
             write_text_atomically(files.permutations, saved.dumps() + "\n", force)
         if files.spec is not None:
             write_text_atomically(files.spec, json.dumps(self.understood.spec.to_json(), indent=1) + "\n", force)
-        if self.data is not None:
-            save_inputs(self.data.maker, files.generated, force=force, mkdir=self.options.mkdir)
+        maker = None if self.data is None else self.data.maker
+        save_inputs(maker, files.generated, force=force, mkdir=self.options.mkdir)
         write_text_atomically(files.report, pretty(envelope("align", result, warnings=result.warnings)), force)
 
     def _moved_groups(self) -> tuple[MovedGroup, ...]:

@@ -14,11 +14,11 @@ from rebasin_cli.execution.data_inputs import Classes, has_no_labels, model_view
 from rebasin_cli.execution.device import resolve_device
 from rebasin_cli.execution.evaluation import Measure
 from rebasin_cli.execution.generated.maker import InputMaker, maker_of
-from rebasin_cli.execution.generated.saved import check_sheet
 from rebasin_cli.execution.model_slot import ModelSlot
 from rebasin_cli.execution.scored import WholeNetwork, scores_of
 from rebasin_cli.execution.scores import Values
 from rebasin_cli.progress import Progress
+from rebasin_cli.verbs.generated_inputs import check_saving
 from rebasin_cli.verbs.networks import Networks
 
 if TYPE_CHECKING:
@@ -118,8 +118,7 @@ def evaluate_on(
         class_order=options.class_order,
     )
     source = open_data(options.data, reading, view)
-    if options.save_generated is not None and maker.last is not None:
-        check_sheet(maker.last, options.save_generated)
+    check_saving(maker, options.save_generated)
     progress.note(f"data: {source.description}")
     labelled = loss is not None or not has_no_labels(source)
     scores = scores_of(

@@ -77,6 +77,18 @@ def statistics_count(limit: int | None, recalibrate_limit: int, default: int, da
     return limit if limit is not None and (data is None or is_generated(data)) else COUNT
 
 
+def check_saving(maker: InputMaker, path: Path | None) -> None:
+    """Refuse a picture of inputs that are no images, once they are known.
+
+    Raises:
+        DataError: naming their shape.
+    """
+    if path is not None and maker.last is not None:
+        from rebasin_cli.execution.generated.saved import check_sheet
+
+        check_sheet(maker.last, path)
+
+
 def save_inputs(maker: InputMaker | None, path: Path | None, *, force: bool, mkdir: bool) -> None:
     """Write the inputs that were made, if that was asked for and there are some.
 

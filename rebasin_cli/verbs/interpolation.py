@@ -17,7 +17,7 @@ from rebasin_cli.errors import CheckpointError, DataError, ModelError, Numerical
 from rebasin_cli.progress import Progress, Silent
 from rebasin_cli.verbs.align_reports import sha256_of
 from rebasin_cli.verbs.document import envelope, pretty
-from rebasin_cli.verbs.generated_inputs import save_inputs, saved_output, statistics_count
+from rebasin_cli.verbs.generated_inputs import check_saving, save_inputs, saved_output, statistics_count
 from rebasin_cli.verbs.interpolate_result import InterpolateResult
 from rebasin_cli.verbs.line_subjects import Subjects, default_result
 from rebasin_cli.verbs.output_paths import check_outputs, optional_path
@@ -235,7 +235,6 @@ class InterpolationRun:
         from rebasin_cli.data.batch_sources import load_callable
         from rebasin_cli.execution.data_inputs import has_no_labels
         from rebasin_cli.execution.evaluation import Measure
-        from rebasin_cli.execution.generated.saved import check_sheet
         from rebasin_cli.execution.quantizers import quantizer_warning
         from rebasin_cli.execution.recalibration import batch_norms
         from rebasin_cli.interpolation.data import SweepData, classes_of, sweep_view
@@ -293,8 +292,7 @@ class InterpolationRun:
             self.warnings.append(said)
         if self.models.subject.note:
             self.warnings.append(self.models.subject.note)
-        if options.save_generated is not None and self.maker.last is not None:
-            check_sheet(self.maker.last, options.save_generated)
+        check_saving(self.maker, options.save_generated)
         source = self.data.evaluation
         if source is not None:
             self.progress.note(f"data: {source.description}")
@@ -552,7 +550,7 @@ class InterpolationRun:
             text=language_figures(self.data, sweep) if options.loss is None else None,
             saved=saved,
             sha256=self.models.sha256,
-            run={} if file is None else self.identity,
+            run={"states": self._asked()["states"]} if file is None else self.identity,
             progress={} if file is None else file.progress(),
             out=None if file is None else self.out,
             warnings=tuple(self.warnings),

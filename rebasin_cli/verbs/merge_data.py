@@ -18,7 +18,6 @@ from rebasin_cli.execution.data_inputs import Classes, has_no_labels, model_view
 from rebasin_cli.execution.dataset_pass import RunningSums
 from rebasin_cli.execution.evaluation import Measure, evaluate
 from rebasin_cli.execution.generated.maker import InputMaker, maker_of
-from rebasin_cli.execution.generated.saved import check_sheet
 from rebasin_cli.execution.model_slot import NO_ADJUSTMENT, Adjustment, ModelSlot, Network
 from rebasin_cli.execution.recalibration import Recalibration, batch_norms
 from rebasin_cli.execution.scores import Values, values
@@ -27,7 +26,7 @@ from rebasin_cli.execution.weights import Weights
 from rebasin_cli.merging.merged import Given, Merged
 from rebasin_cli.model.example_input import ExampleInput
 from rebasin_cli.progress import Progress
-from rebasin_cli.verbs.generated_inputs import statistics_count
+from rebasin_cli.verbs.generated_inputs import check_saving, statistics_count
 from rebasin_cli.verbs.merge import MergeOptions
 
 
@@ -64,8 +63,7 @@ class MergeData:
         self.evaluation = None if options.data is None else open_data(options.data, self._reading, self._view)
         self.statistics = self._open_statistics()
         self.unlabelled = False
-        if options.save_generated is not None and self.maker.last is not None:
-            check_sheet(self.maker.last, options.save_generated)
+        check_saving(self.maker, options.save_generated)
         if self.evaluation is not None:
             progress.note(f"data: {self.evaluation.description}")
             self.warnings += self.evaluation.notes

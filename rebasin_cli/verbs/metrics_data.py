@@ -23,7 +23,6 @@ from rebasin_cli.execution.closeness import Closeness
 from rebasin_cli.execution.data_inputs import Classes, has_no_labels, model_view
 from rebasin_cli.execution.device import resolve_device
 from rebasin_cli.execution.generated.maker import InputMaker, maker_of
-from rebasin_cli.execution.generated.saved import check_sheet
 from rebasin_cli.execution.mean_vectors import check_layer, mean_activation, mean_gradients, output_layer
 from rebasin_cli.execution.model_slot import ModelSlot
 from rebasin_cli.execution.subject import ModelChoice, Subject, example_for
@@ -33,6 +32,7 @@ from rebasin_cli.progress import Progress
 from rebasin_cli.task_vectors.measure import NetworkSums
 from rebasin_cli.task_vectors.metric import Metric, Source
 from rebasin_cli.task_vectors.vectors import sums_of_rows
+from rebasin_cli.verbs.generated_inputs import check_saving
 from rebasin_cli.verbs.metrics import MetricsOptions
 from rebasin_cli.verbs.metrics_files import Journal
 from rebasin_cli.verbs.networks import model_choice
@@ -90,8 +90,7 @@ class NetworkData:
         maker = maker_of(subject, networks, example, device, cache=options.cache, progress=progress)
         view = _view(options, files, subject, slot, maker, example, labelled=needs_labels)
         opened = {name: _open(options, name, view) for name in names}
-        if options.save_generated is not None and maker.last is not None:
-            check_sheet(maker.last, options.save_generated)
+        check_saving(maker, options.save_generated)
         first = next(iter(opened))
         batch = next((batch for batch in opened[first].batches() if batch.size), None)
         if batch is None:

@@ -49,7 +49,7 @@ class StatisticsDistance:
             return
         axis = next((axis for axis in (1, -1) if values.shape[axis] == mean.numel()), None)
         if axis is not None and values.numel() > mean.numel():
-            self._seen.append(_distance(values.movedim(axis, -1).flatten(0, -2).float(), mean, variance))
+            self._seen.append(_distance(values.float(), axis, mean, variance))
 
     def taken(self) -> Tensor | None:
         """The mean distance over the layers that have run since the last call; None where none has."""
@@ -57,10 +57,11 @@ class StatisticsDistance:
         return torch.stack(seen).mean() if seen else None
 
 
-def _distance(values: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
-    """Of the statistics of values (observations, units) from these: float32 ()."""
+def _distance(values: Tensor, axis: int, mean: Tensor, variance: Tensor) -> Tensor:
+    """Of the statistics of values, whose units lie along an axis, from these: float32 ()."""
     spread = variance + LEAST
-    found, centre = torch.var_mean(values, dim=0, correction=0)
+    others = [place for place in range(values.dim()) if place != axis % values.dim()]
+    found, centre = torch.var_mean(values, dim=others, correction=0)
     apart = (centre - mean).square() / spread
     ratio = (found / spread).clamp_min(1e-6).log()
     return apart.mean() + ratio.square().mean()

@@ -62,7 +62,7 @@ class Together:
         return torch.stack(self._apart(outputs)).sum() + torch.stack(fallen).sum()
 
     def reached(self, outputs: Sequence[Any]) -> float:
-        nearest = 1.0 - float(torch.stack(self._apart(outputs)).max())
+        nearest = 1.0 - float(torch.stack(self._apart(outputs)).detach().max())
         return min(1.0, max(0.0, nearest) / self.ENOUGH)
 
     def _apart(self, outputs: Sequence[Any]) -> list[Tensor]:

@@ -27,7 +27,7 @@ class Recipe:
     """How inputs are moved; values are in spreads of the input (1 for normalised images).
 
     Attributes:
-        steps: of Adam at most, with this `rate`.
+        steps: of Adam at most, with this `rate` at first; it falls to zero along half a cosine.
         smooth, size, statistics: weights of the penalties.
         shift: of the images, as a share of their side.
         check: steps between one look whether the inputs are there and the next.
@@ -35,15 +35,15 @@ class Recipe:
             still fall from one look to the next to go on.
     """
 
-    steps: int = 80
-    rate: float = 0.05
+    steps: int = 40
+    rate: float = 0.1
     smooth: float = 0.5
     size: float = 0.02
-    statistics: float = 2.0
+    statistics: float = 10.0
     shift: float = 1 / 16
     check: int = 10
     reached: float = 0.98
-    settled: float = 0.1
+    settled: float = 0.02
 
 
 RECIPE = Recipe()
@@ -92,7 +92,10 @@ def inverted(
                 shown[place] = _shifted(value, recipe.shift, generator)
             outputs = [arguments.call(network, shown) for network in networks]
             distance = statistics.taken()
-            loss = goal.loss(outputs) + _prior(arguments, shown, recipe)
+            wanted = goal.loss(outputs)
+            if not wanted.requires_grad:
+                raise NotInvertible("the outputs do not depend differentiably on the inputs")
+            loss = wanted + _prior(arguments, shown, recipe)
             if distance is not None:
                 loss = loss + recipe.statistics * distance
             _step(loss, optimizer, moving, arguments)

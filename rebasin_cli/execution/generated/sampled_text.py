@@ -58,7 +58,7 @@ def is_language_model(networks: Sequence[nn.Module], arguments: Arguments, langu
             one, two = (_logits(arguments, network, tokens) for tokens in (ids, other))
         except Exception:  # the model is the user's code
             return False
-        if one is None or two is None or one.shape[:2] != ids.shape or one.shape[2] < language.vocabulary:
+        if one is None or two is None or one.shape[2] < language.vocabulary:
             return False
         if float((one[:, :half] - two[:, :half]).abs().max()) > 1e-4 * float(one.abs().max()):
             return False
@@ -69,22 +69,22 @@ def shape_of(networks: Sequence[nn.Module], arguments: Arguments, language: Lang
     """The length of sequences: as stated, else `LONGEST`, or less where the model takes less."""
     (place,) = arguments.batched
     ids = arguments.leaves[place]
-    if not all(_takes(arguments, network, ids[:, :1]) for network in networks):
-        return Shape(ids.shape[1], 0, ids.shape[1])
     tokens = language.length or min(language.block, LONGEST)
     led_in = min(LED_IN, tokens // 4)
-    if language.context is not None:
-        led_in = max(0, min(led_in, language.context - tokens))
-    return Shape(tokens, led_in, None)
+    for shape in (Shape(tokens, led_in, None), Shape(tokens, 0, None), Shape(ids.shape[1], 0, None)):
+        longest = ids[:, :1].expand(-1, shape.tokens + shape.led_in)
+        fits = language.context is None or longest.shape[1] <= language.context
+        if fits and all(_takes(arguments, network, one) for network in networks for one in (ids[:, :1], longest)):
+            return shape
+    return Shape(ids.shape[1], 0, ids.shape[1])
 
 
 def _takes(arguments: Arguments, network: nn.Module, tokens: Tensor) -> bool:
     """Whether a sequence of this length is one for the model, which may have a fixed number of positions."""
     try:
-        _logits(arguments, network, tokens)
+        return _logits(arguments, network, tokens) is not None
     except Exception:  # the model is the user's code
         return False
-    return True
 
 
 def sampled(
@@ -179,7 +179,7 @@ class _Writer:
 def _logits(arguments: Arguments, network: nn.Module, tokens: Tensor) -> Tensor | None:
     """float32 (n, tokens, vocabulary); None where the model gives something else."""
     found = logits_of(_output(arguments, network, tokens, {}))
-    if found is None or found.dim() != 3 or not found.is_floating_point():
+    if found is None or found.dim() != 3 or not found.is_floating_point() or found.shape[:2] != tokens.shape:
         return None
     return found.float()
 
