@@ -23,6 +23,10 @@ from rebasin_cli.execution.model_slot import Adjustment, ModelSlot, Network, dis
 from rebasin_cli.execution.moments import Averages, Moments, instance_moments, merged, moments
 from rebasin_cli.execution.repair import RepairSite, SiteMoments, correcting, folded, observing, repair_sites
 
+LARGEST_RATIO = 64.0
+"""Of variances on the data of the training and on other inputs: units that hardly vary on either must not decide."""
+NOTHING = 1e-8
+"""Added to variances before they are divided."""
 NormMoments = dict[str, list[Moments]]
 """By the name of a BatchNorm layer, the moments of its input in each of its calls."""
 
@@ -93,17 +97,27 @@ class Recalibration:
         source: shuffled batches; statistics of batches that hold one class only would be wrong.
         networks: all networks of the sweep, checkpoints included; those that are `adjusted` are measured.
         repair: also give every unit that is not a BatchNorm's input the moments between the checkpoints'.
+        corrected: the inputs are not like those of the training: what they make of the checkpoints' own statistics is
+            taken out of the measured ones; see `_corrected`.
 
     Raises:
         DataError: there is no data.
     """
 
     def __init__(
-        self, slot: ModelSlot, source: BatchSource, networks: Sequence[Network], *, repair: bool, ranks: Ranks = ALONE
+        self,
+        slot: ModelSlot,
+        source: BatchSource,
+        networks: Sequence[Network],
+        *,
+        repair: bool,
+        corrected: bool = False,
+        ranks: Ranks = ALONE,
     ) -> None:
         self._slot, self._source, self._ranks = slot, source, ranks
         self._ends = {one.end: one for one in networks if one.end is not None and not one.adjusted}
         self._inner = {one.name: one for one in networks if one.adjusted}
+        self._known = {one.name: one for one in self._ends.values()} if corrected else {}
         self._norms = batch_norms(slot.module)
         self._sources = max((len(one.shares) for one in self._inner.values()), default=0)
         self.sites: tuple[RepairSite, ...] = self._find_sites() if repair else ()
@@ -119,7 +133,7 @@ class Recalibration:
         with disable_mha_fastpath():
             run_pass(
                 self._source,
-                list(self._inner),
+                [*self._known, *self._inner],
                 self._step,
                 running,
                 self._ranks,
@@ -127,7 +141,8 @@ class Recalibration:
                 device=self._slot.device,
                 progress=progress,
             )
-        return {name: self._adjustment(network, running.sums[name]) for name, network in self._inner.items()}
+        own = {one.end: self._averages.means(running.sums[name]) for name, one in self._known.items()}
+        return {name: self._adjustment(network, running.sums[name], own) for name, network in self._inner.items()}
 
     def _find_sites(self) -> tuple[RepairSite, ...]:
         """The same in every process, because each of them looks at the first batch."""
@@ -157,7 +172,7 @@ class Recalibration:
                     self._end_moments[end].append(_run_in_pieces(self._slot, batch, {}, seen)[1])
 
     def _step(self, name: str, batches: Sequence[Batch]) -> Tensor:
-        network = self._inner[name]
+        network = self._known.get(name) or self._inner[name]
         self._slot.load(network)
         return self._averages.vector([self._measured(network, batch, i) for i, batch in enumerate(batches)])
 
@@ -168,7 +183,7 @@ class Recalibration:
         sources: list[tuple[SiteMoments, float]] = []
         with ExitStack() as stack:
             stack.enter_context(normalising_by_batch(self._norms, norms))
-            if self.sites:
+            if self.sites and network.name in self._inner:
                 sources = [(self._end_moments[end][number], share) for end, share in network.shares]
                 stack.enter_context(correcting(self._slot.module, self.sites, seen, sources))
             norms, seen = _run_in_pieces(self._slot, batch, norms, seen)
@@ -181,15 +196,37 @@ class Recalibration:
             rows[f"site {name}"] = [value for each in row for value in (each.mean, each.variance)]
         return float(batch.size), rows
 
-    def _adjustment(self, network: Network, sums: Tensor) -> Adjustment:
+    def _adjustment(self, network: Network, sums: Tensor, own: Mapping[int | None, Mapping[str, Tensor]]) -> Adjustment:
+        """The network's statistics, and REPAIR's corrections; `own` has what was measured of the checkpoints."""
         means = self._averages.means(sums)
         replaced: dict[str, Tensor] = {}
         for name in self._norms:
             rows = means.get(f"norm {name}")
             if rows is not None:
-                replaced[f"{name}.running_mean"], replaced[f"{name}.running_var"] = rows[0], rows[1]
+                mean, variance = self._corrected(name, rows, network, own) if own else (rows[0], rows[1])
+                replaced[f"{name}.running_mean"], replaced[f"{name}.running_var"] = mean, variance
         rows_by_site = {site.name: means[f"site {site.name}"] for site in self.sites if f"site {site.name}" in means}
         return Adjustment(replaced, folded(self.sites, rows_by_site, [share for _, share in network.shares]))
+
+    def _corrected(
+        self, name: str, rows: Tensor, network: Network, own: Mapping[int | None, Mapping[str, Tensor]]
+    ) -> tuple[Tensor, Tensor]:
+        """Mean and variance of a layer's input as the data of the training would give them.
+
+        The checkpoints have kept theirs, so the error that the inputs make is known for them: a difference of means, and
+        a ratio of variances. The network between is taken to have the errors of the checkpoints that it is made of, by
+        their shares (a control variate: the inputs tell how the networks differ, and not the level).
+        """
+        mean, variance = rows[0].clone(), rows[1].clone()
+        for end, share in network.shares:
+            seen = own[end].get(f"norm {name}")
+            if seen is None:
+                continue
+            kept = [self._ends[end].tensor(f"{name}.{key}").double().cpu() for key in ("running_mean", "running_var")]
+            ratio = ((kept[1] + NOTHING) / (seen[1] + NOTHING)).clamp(1 / LARGEST_RATIO, LARGEST_RATIO)
+            mean += share * (kept[0] - seen[0])
+            variance *= ratio**share
+        return mean, variance
 
 
 def _run_in_pieces(

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 SUFFIXES = (".npz", ".png")
 OF_DATA = ("transform", "class_map", "class_order", "workers", "skip_corrupt")
 """Options of data that have no effect on inputs that are none."""
+CORRECTED = ", less the error that these inputs make of the checkpoints' own statistics"
+"""How statistics on generated inputs are measured, after the method."""
 
 
 @options_class

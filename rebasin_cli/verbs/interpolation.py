@@ -17,7 +17,7 @@ from rebasin_cli.errors import CheckpointError, DataError, ModelError, Numerical
 from rebasin_cli.progress import Progress, Silent
 from rebasin_cli.verbs.align_reports import sha256_of
 from rebasin_cli.verbs.document import envelope, pretty
-from rebasin_cli.verbs.generated_inputs import check_saving, save_inputs, saved_output, statistics_count
+from rebasin_cli.verbs.generated_inputs import CORRECTED, check_saving, save_inputs, saved_output, statistics_count
 from rebasin_cli.verbs.interpolate_result import InterpolateResult
 from rebasin_cli.verbs.line_subjects import Subjects, default_result
 from rebasin_cli.verbs.output_paths import check_outputs, optional_path
@@ -423,11 +423,12 @@ class InterpolationRun:
         if source is None:
             return
         self.progress.phase("measuring statistics")
-        counter = self._counter(running, len(networks.adjusted), source)
         repair, slot = self.options.repair, self.models.slot
-        self.adjustments = Recalibration(slot, source, networks.all, repair=repair, ranks=self.ranks).run(
-            running, counter
-        )
+        counter = self._counter(running, len(networks.all if source.generated else networks.adjusted), source)
+        corrected = source.generated is not None
+        self.adjustments = Recalibration(
+            slot, source, networks.all, repair=repair, corrected=corrected, ranks=self.ranks
+        ).run(running, counter)
 
     def _without_data(self) -> InterpolateResult:
         """Save networks that are not evaluated; their statistics are measured where there are data for those."""
@@ -506,6 +507,7 @@ class InterpolationRun:
         file = None if options.data is None else self.file
         if self.data.statistics is not None:
             method = "REPAIR" if options.repair else "running statistics, cumulative average"
+            method += CORRECTED if self.data.statistics.generated is not None else ""
             recalibration = {"method": method, "data": self.data.statistics.description}
             if self.statistics_samples is not None:
                 recalibration["data"] = f"{self.statistics_samples} samples of {options.data} that are not evaluated"

@@ -160,9 +160,14 @@ class MergeData:
         self.progress.phase("measuring statistics")
         networks: list[Network] = [*ends, merged]
         running = RunningSums()
-        found = Recalibration(self.slot, self.statistics, networks, repair=self.options.repair, ranks=self.ranks).run(
-            running
-        )
+        found = Recalibration(
+            self.slot,
+            self.statistics,
+            networks,
+            repair=self.options.repair,
+            corrected=self.statistics.generated is not None,
+            ranks=self.ranks,
+        ).run(running)
         return found.get(merged.name, NO_ADJUSTMENT)
 
     def points(

@@ -38,7 +38,7 @@ from rebasin_cli.merging.saving import save_merged
 from rebasin_cli.progress import Progress, Silent
 from rebasin_cli.verbs.align_reports import states_of
 from rebasin_cli.verbs.cost import PhaseClock, available_bytes, peak_rss_bytes, spare_memory
-from rebasin_cli.verbs.generated_inputs import save_inputs
+from rebasin_cli.verbs.generated_inputs import CORRECTED, save_inputs
 from rebasin_cli.verbs.merge import (
     AUTO,
     OF_THE_FILES,
@@ -464,6 +464,7 @@ class MergeRun:
         options, written = self.options, expected is None
         statistics = None if not written else self.data.statistics
         method = "REPAIR" if options.repair else "running statistics, cumulative average"
+        method += CORRECTED if statistics is not None and statistics.generated is not None else ""
         own = options.merge_method.own_options(options)
         return MergeResult(
             inputs=inputs,

@@ -1,6 +1,6 @@
-"""Midpoints recalibrated on data, on inverted inputs and on dead leaves: the table of docs/generated.md.
+"""Midpoints recalibrated on data, on inverted inputs, on dead leaves and on noise: the table of docs/generated.md.
 
-    python -m tests.benchmarks.generated_table SHARED [--pairs resnet20 vgg] [--count 512] [--seeds 3] [--test 10000]
+    python -m tests.benchmarks.generated_table SHARED [--pairs resnet20 vgg] [--sources …] [--count 512] [--seeds 3]
 
 SHARED has `data/pairs` with the pairs, and CIFAR-10 as `data/cifar10-{train,test}.zip`. Each pair is aligned by its
 weights. For each seed, the midpoint's running statistics are estimated on as many training images, or generated inputs,
@@ -29,7 +29,7 @@ from rebasin_cli.model.factory import load_factory
 from rebasin_cli.model.state import load_state
 
 MEAN, SPREAD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
-SOURCES = ("data", "generated:inverted", "generated:leaves")
+SOURCES = ("data", "generated:inverted", "generated:leaves", "generated:noise")
 
 
 def images(archive: Path, count: int, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -84,6 +84,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("shared", type=Path)
     parser.add_argument("--pairs", nargs="+", default=["resnet20", "vgg"])
+    parser.add_argument("--sources", nargs="+", choices=SOURCES, default=SOURCES)
     parser.add_argument("--count", type=int, default=512)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--test", type=int, default=10_000)
@@ -103,13 +104,14 @@ def main() -> None:
                 if name not in aligned:
                     aligned[name] = place / f"{name}-b-aligned.safetensors"
                     align(*pair, model=model, inputs=("1,3,32,32",), out=aligned[name])
-                for source in SOURCES:
+                for source in options.sources:
                     out = row(model, pair, aligned[name], source, place / "train.npz", options.count, seed)
                     found.setdefault((name, source), []).append(accuracy(model, out, x, y))
                     print(f"{name}, seed {seed}, {source}: {found[name, source][-1]:.2f} %", flush=True)
-    print(f"\n| midpoint of, recalibrated on {options.count} inputs of | {' | '.join(SOURCES)} |\n|---|---|---|---|")
+    print(f"\n| midpoint of, recalibrated on {options.count} inputs of | {' | '.join(options.sources)} |")
+    print("|---" * (1 + len(options.sources)) + "|")
     for name in options.pairs:
-        print(f"| {name} | {' | '.join(spread(found[name, source]) for source in SOURCES)} |")
+        print(f"| {name} | {' | '.join(spread(found[name, source]) for source in options.sources)} |")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Transcripts of the main job for four kinds of users: docs/transcripts.md.
+"""Transcripts of the main job for seven kinds of users: docs/transcripts.md.
 
     python -m tests.benchmarks.transcripts [--only NAME]
 
@@ -139,14 +139,49 @@ def arrays(place: Path) -> list[str]:
     ]
 
 
+def normed_without_data(place: Path) -> list[str]:
+    """The BatchNorm network, of which only the checkpoints are left."""
+    lightning(place)
+    (place / "val.npz").unlink()
+    return [
+        "rebasin align a.ckpt b.ckpt --model net.py:normed --input 1,1,8,8",
+        "rebasin interpolate --lam 0.5 --save average.ckpt --recalibrate generated",
+    ]
+
+
+def language_without_data(place: Path) -> list[str]:
+    """Two language models, and no text."""
+    make_pair(place, "llama", width=64, layers=2, context=64, steps=60, batch=16, most=1 << 20)
+    (place / "held.txt").unlink()
+    return [
+        "rebasin align a b --model transformers:a --method activation --mix 0.2 --data generated --limit 64",
+        "rebasin interpolate --steps 4 --data generated --limit 64",
+    ]
+
+
+def plain_without_data(place: Path) -> list[str]:
+    """The MLP without any norm, of which only the checkpoints are left."""
+    arrays(place)
+    (place / "val.npz").unlink()
+    return [
+        "rebasin align a.pt b.pt --model net.py:mlp --input 1,1,8,8 --method activation --data generated",
+        "rebasin interpolate --steps 4 --data generated",
+    ]
+
+
 USERS: dict[str, Callable[[Path], list[str]]] = {
-    "design_card": design_card, "lightning": lightning, "language": language, "arrays": arrays
+    "design_card": design_card, "lightning": lightning, "language": language, "arrays": arrays,
+    "normed_without_data": normed_without_data, "language_without_data": language_without_data,
+    "plain_without_data": plain_without_data,
 }  # fmt: skip
 TITLES = {
     "design_card": "A torchvision model and a folder of class folders",
     "lightning": "A BatchNorm network from Lightning checkpoints",
     "language": "Two directories of transformers and a text",
     "arrays": "Your own network and arrays of pixels",
+    "normed_without_data": "A BatchNorm network, without any data",
+    "language_without_data": "Two language models, without any text",
+    "plain_without_data": "A network without norm, without any data",
 }
 
 
