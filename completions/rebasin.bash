@@ -38,6 +38,7 @@ _rebasin() {
     fi
     case "$verb $option" in
         'align --seed') :; return ;;
+        'align --save-generated') _rebasin_paths "$current"; return ;;
         'align --key') :; return ;;
         'align --key-a') :; return ;;
         'align --key-b') :; return ;;
@@ -80,6 +81,7 @@ _rebasin() {
         'align --color') _rebasin_words 'auto always never' "$current"; return ;;
         'align --config') _rebasin_paths "$current"; return ;;
         'interpolate --seed') :; return ;;
+        'interpolate --save-generated') _rebasin_paths "$current"; return ;;
         'interpolate --key') :; return ;;
         'interpolate --transform') :; return ;;
         'interpolate --class-map') _rebasin_paths "$current"; return ;;
@@ -112,6 +114,7 @@ _rebasin() {
         'interpolate --color') _rebasin_words 'auto always never' "$current"; return ;;
         'interpolate --config') _rebasin_paths "$current"; return ;;
         'metrics --seed') :; return ;;
+        'metrics --save-generated') _rebasin_paths "$current"; return ;;
         'metrics --key') :; return ;;
         'metrics --transform') :; return ;;
         'metrics --class-map') _rebasin_paths "$current"; return ;;
@@ -182,6 +185,7 @@ _rebasin() {
         'compare --format') _rebasin_words 'table json csv latex md' "$current"; return ;;
         'compare --color') _rebasin_words 'auto always never' "$current"; return ;;
         'compare --config') _rebasin_paths "$current"; return ;;
+        'transfer --save-generated') _rebasin_paths "$current"; return ;;
         'transfer --transform') :; return ;;
         'transfer --class-map') _rebasin_paths "$current"; return ;;
         'transfer --class-order') _rebasin_words 'numeric text' "$current"; return ;;
@@ -218,6 +222,7 @@ _rebasin() {
         'apply --color') _rebasin_words 'auto always never' "$current"; return ;;
         'apply --config') _rebasin_paths "$current"; return ;;
         'merge --seed') :; return ;;
+        'merge --save-generated') _rebasin_paths "$current"; return ;;
         'merge --key') :; return ;;
         'merge --transform') :; return ;;
         'merge --class-map') _rebasin_paths "$current"; return ;;
@@ -296,14 +301,14 @@ _rebasin() {
     esac
     if [[ $current == -* ]]; then
         case "$verb" in
-            align) _rebasin_words '--seed --force -f --mkdir --drop-siblings --key --ema --ignore-extra --key-a --key-b --ema-a --ema-b --transform --class-map --class-order --loss --limit --batch-size --workers --skip-corrupt --spec --pin --rules --trace-call --also-input --strict --no-cache --save-spec --model-arg --trust-remote-code --input --input-file --model -m --learning-steps --learning-rate --keep-similarity --mix --out -o --save-alignment --ignore-mismatched-sizes --dry-run --method --objective --effort --start --restarts --max-passes --time-limit --device --data --interpolate --steps --recalibrate --no-recalibrate --repair --format --json --quiet -q --verbose -v --color --config --print-config --help' "$current" ;;
-            interpolate) _rebasin_words '--seed --force -f --mkdir --key --ema --ignore-extra --transform --class-map --class-order --loss --limit --batch-size --workers --skip-corrupt --model-arg --trust-remote-code --input --input-file --data -d --steps --lam --report --model -m --mode --metric --recalibrate --no-recalibrate --recalibrate-limit --ignore-mismatched-sizes --repair --device --amp --out -o --save --save-best --best-by --save-all --plot --fail-above --format --json --quiet -q --verbose -v --color --config --print-config --help' "$current" ;;
-            metrics) _rebasin_words '--seed --force -f --mkdir --key --ema --ignore-extra --transform --class-map --class-order --loss --limit --batch-size --workers --skip-corrupt --spec --pin --rules --trace-call --also-input --strict --no-cache --save-spec --model-arg --trust-remote-code --input --input-file --base-of --model -m --metrics --align --perm-matching --max-passes --effort --per-layer --data -d --activation-layer --device --out -o --layout --benchmark --model-name --plot --format --json --quiet -q --verbose -v --color --config --print-config --help' "$current" ;;
+            align) _rebasin_words '--seed --save-generated --force -f --mkdir --drop-siblings --key --ema --ignore-extra --key-a --key-b --ema-a --ema-b --transform --class-map --class-order --loss --limit --batch-size --workers --skip-corrupt --spec --pin --rules --trace-call --also-input --strict --no-cache --save-spec --model-arg --trust-remote-code --input --input-file --model -m --learning-steps --learning-rate --keep-similarity --mix --out -o --save-alignment --ignore-mismatched-sizes --dry-run --method --objective --effort --start --restarts --max-passes --time-limit --device --data --interpolate --steps --recalibrate --no-recalibrate --repair --format --json --quiet -q --verbose -v --color --config --print-config --help' "$current" ;;
+            interpolate) _rebasin_words '--seed --save-generated --force -f --mkdir --key --ema --ignore-extra --transform --class-map --class-order --loss --limit --batch-size --workers --skip-corrupt --model-arg --trust-remote-code --input --input-file --data -d --steps --lam --report --model -m --mode --metric --recalibrate --no-recalibrate --recalibrate-limit --ignore-mismatched-sizes --repair --device --amp --out -o --save --save-best --best-by --save-all --plot --fail-above --format --json --quiet -q --verbose -v --color --config --print-config --help' "$current" ;;
+            metrics) _rebasin_words '--seed --save-generated --force -f --mkdir --key --ema --ignore-extra --transform --class-map --class-order --loss --limit --batch-size --workers --skip-corrupt --spec --pin --rules --trace-call --also-input --strict --no-cache --save-spec --model-arg --trust-remote-code --input --input-file --base-of --model -m --metrics --align --perm-matching --max-passes --effort --per-layer --data -d --activation-layer --device --out -o --layout --benchmark --model-name --plot --format --json --quiet -q --verbose -v --color --config --print-config --help' "$current" ;;
             verify) _rebasin_words '--seed --key --ema --ignore-extra --key-a --key-b --ema-a --ema-b --model-arg --trust-remote-code --input --input-file --model -m --samples --tolerance --rtol --atol --format --json --quiet -q --verbose -v --color --config --print-config --help' "$current" ;;
             compare) _rebasin_words '--force -f --mkdir --seed --key --ema --ignore-extra --key-a --key-b --ema-a --ema-b --spec --pin --rules --trace-call --also-input --strict --no-cache --save-spec --model-arg --trust-remote-code --input --input-file --model -m --effort --device --ignore-mismatched-sizes --html --fail-unless --format --json --quiet -q --verbose -v --color --config --print-config --help' "$current" ;;
-            transfer) _rebasin_words '--force -f --mkdir --transform --class-map --class-order --loss --limit --batch-size --workers --skip-corrupt --seed --key --ema --ignore-extra --spec --pin --rules --trace-call --also-input --strict --no-cache --save-spec --model-arg --trust-remote-code --input --input-file --model -m --out -o --dry-run --scale --align --effort --device --data -d --ignore-mismatched-sizes --format --json --quiet -q --verbose -v --color --config --print-config --help' "$current" ;;
+            transfer) _rebasin_words '--save-generated --force -f --mkdir --transform --class-map --class-order --loss --limit --batch-size --workers --skip-corrupt --seed --key --ema --ignore-extra --spec --pin --rules --trace-call --also-input --strict --no-cache --save-spec --model-arg --trust-remote-code --input --input-file --model -m --out -o --dry-run --scale --align --effort --device --data -d --ignore-mismatched-sizes --format --json --quiet -q --verbose -v --color --config --print-config --help' "$current" ;;
             apply) _rebasin_words '--force -f --mkdir --drop-siblings --key --ema --ignore-extra --model-arg --trust-remote-code --model -m --out -o --format --json --quiet -q --verbose -v --color --config --print-config --help' "$current" ;;
-            merge) _rebasin_words '--seed --force -f --mkdir --key --ema --ignore-extra --transform --class-map --class-order --loss --limit --batch-size --workers --skip-corrupt --spec --pin --rules --trace-call --also-input --strict --no-cache --save-spec --model-arg --trust-remote-code --input --input-file --scale --density --out -o --model -m --recipe --method --base --weights --lam --align --reference --match-method --effort --max-passes --time-limit --data -d --recalibrate --recalibrate-limit --repair --device --dtype --max-shard-size --dry-run --format --json --quiet -q --verbose -v --color --config --print-config --help' "$current" ;;
+            merge) _rebasin_words '--seed --save-generated --force -f --mkdir --key --ema --ignore-extra --transform --class-map --class-order --loss --limit --batch-size --workers --skip-corrupt --spec --pin --rules --trace-call --also-input --strict --no-cache --save-spec --model-arg --trust-remote-code --input --input-file --scale --density --out -o --model -m --recipe --method --base --weights --lam --align --reference --match-method --effort --max-passes --time-limit --data -d --recalibrate --recalibrate-limit --repair --device --dtype --max-shard-size --dry-run --format --json --quiet -q --verbose -v --color --config --print-config --help' "$current" ;;
             trace) _rebasin_words '--seed --force -f --mkdir --spec --pin --rules --trace-call --also-input --strict --no-cache --save-spec --model-arg --trust-remote-code --input --input-file --model -m --out -o --no-verify --format --json --quiet -q --verbose -v --color --config --print-config --help' "$current" ;;
             inspect) _rebasin_words '--key --ema --format --json --quiet -q --verbose -v --color --config --print-config --help' "$current" ;;
             models) _rebasin_words '--format --json --quiet -q --verbose -v --color --config --print-config --help' "$current" ;;

@@ -34,6 +34,7 @@ _rebasin() {
             shift words; (( CURRENT-- ))
             _arguments \
                 '--seed=[Random seed]:value: ' \
+                '--save-generated=[Save the inputs that --data generated or its like makes: .npz, or .png for a sheet of some images]:FILE:_files' \
                 '(--force -f)--force[Overwrite outputs that exist]' \
                 '(--force -f)-f[Overwrite outputs that exist]' \
                 '--mkdir[Create the output'\''s directory if it is missing]' \
@@ -49,7 +50,7 @@ _rebasin() {
                 '--class-map=[File with the name of a class folder in each line, in the order of the model'\''s outputs]:FILE:_files' \
                 '--class-order=[Order of class folders: numeric (9, 10), or text (10, 9) as in torchvision'\''s ImageFolder]:ORDER:(numeric text)' \
                 '--loss=[Loss: f(output, target)]:FILE.py\:FUNCTION: ' \
-                '--limit=[Use N random samples of the data]:N: ' \
+                '--limit=[Use N random samples of the data, or make N generated inputs]:N: ' \
                 '--batch-size=[Batch size]:N: ' \
                 '--workers=[Number of processes that decode images]:N: ' \
                 '--skip-corrupt[Skip and count images that cannot be read]' \
@@ -107,6 +108,7 @@ _rebasin() {
             shift words; (( CURRENT-- ))
             _arguments \
                 '--seed=[Random seed]:value: ' \
+                '--save-generated=[Save the inputs that --data generated or its like makes: .npz, or .png for a sheet of some images]:FILE:_files' \
                 '(--force -f)--force[Overwrite outputs that exist]' \
                 '(--force -f)-f[Overwrite outputs that exist]' \
                 '--mkdir[Create the output'\''s directory if it is missing]' \
@@ -117,7 +119,7 @@ _rebasin() {
                 '--class-map=[File with the name of a class folder in each line, in the order of the model'\''s outputs]:FILE:_files' \
                 '--class-order=[Order of class folders: numeric (9, 10), or text (10, 9) as in torchvision'\''s ImageFolder]:ORDER:(numeric text)' \
                 '--loss=[Loss: f(output, target)]:FILE.py\:FUNCTION: ' \
-                '--limit=[Use N random samples of the data]:N: ' \
+                '--limit=[Use N random samples of the data, or make N generated inputs]:N: ' \
                 '--batch-size=[Batch size]:N: ' \
                 '--workers=[Number of processes that decode images]:N: ' \
                 '--skip-corrupt[Skip and count images that cannot be read]' \
@@ -125,8 +127,8 @@ _rebasin() {
                 '--trust-remote-code[Run the Python code that lies in the directory of a transformers model]' \
                 '*--input=[Example input: a shape such as 1,3,224,224, or ids=1,16:int64]:SHAPE: ' \
                 '--input-file=[Example input from an .npz file]:FILE.npz:_files' \
-                '(--data -d)--data=[Data: a folder of class folders or of images, an .npz file with x and y, torchvision:NAME@root or file.py:loader]:DATA: ' \
-                '(--data -d)-d+[Data: a folder of class folders or of images, an .npz file with x and y, torchvision:NAME@root or file.py:loader]:DATA: ' \
+                '(--data -d)--data=[Data: a folder of class folders or of images, an .npz file with x and y, torchvision:NAME@root, file.py:loader, or generated (no data)]:DATA: ' \
+                '(--data -d)-d+[Data: a folder of class folders or of images, an .npz file with x and y, torchvision:NAME@root, file.py:loader, or generated (no data)]:DATA: ' \
                 '--steps=[Number of intervals between two checkpoints]:N: ' \
                 '*--lam=[Only these networks, instead of --steps: 0 is A, 1 is B, others extrapolate]:PATTERN=]NUMBER: ' \
                 '--report=[Report of '\''rebasin align'\'']:FILE:_files' \
@@ -134,7 +136,7 @@ _rebasin() {
                 '(--model -m)-m+[Model: torchvision:NAME, timm:NAME, open_clip:NAME, transformers:DIR, diffusers:DIR, path/to/file.py:function or package.module:function]:SPEC:_rebasin_models' \
                 '--mode=[Linear interpolation (lerp), or spherical interpolation of parameters (slerp)]:MODE:(lerp slerp)' \
                 '--metric=[Additional metric: f(output, target)]:FILE.py\:FUNCTION: ' \
-                '--recalibrate=[Training data]:DATA: ' \
+                '--recalibrate=[Training data, or generated]:DATA: ' \
                 '--no-recalibrate[Interpolate running statistics (BatchNorm) like weights, instead of re-estimating them]' \
                 '--recalibrate-limit=[Number of training samples for --recalibrate]:N: ' \
                 '--ignore-mismatched-sizes[Interpolate what the checkpoints share where their heads have different sizes]' \
@@ -166,6 +168,7 @@ _rebasin() {
             shift words; (( CURRENT-- ))
             _arguments \
                 '--seed=[Random seed]:value: ' \
+                '--save-generated=[Save the inputs that --data generated or its like makes: .npz, or .png for a sheet of some images]:FILE:_files' \
                 '(--force -f)--force[Overwrite outputs that exist]' \
                 '(--force -f)-f[Overwrite outputs that exist]' \
                 '--mkdir[Create the output'\''s directory if it is missing]' \
@@ -176,7 +179,7 @@ _rebasin() {
                 '--class-map=[File with the name of a class folder in each line, in the order of the model'\''s outputs]:FILE:_files' \
                 '--class-order=[Order of class folders: numeric (9, 10), or text (10, 9) as in torchvision'\''s ImageFolder]:ORDER:(numeric text)' \
                 '--loss=[Loss: f(output, target)]:FILE.py\:FUNCTION: ' \
-                '--limit=[Use N random samples of the data]:N: ' \
+                '--limit=[Use N random samples of the data, or make N generated inputs]:N: ' \
                 '--batch-size=[Batch size]:N: ' \
                 '--workers=[Number of processes that decode images]:N: ' \
                 '--skip-corrupt[Skip and count images that cannot be read]' \
@@ -201,8 +204,8 @@ _rebasin() {
                 '--max-passes=[Stop matching after N passes]:N: ' \
                 '--effort=[Search effort of matching]:value:(auto fast standard thorough)' \
                 '--per-layer[Report the metrics of every tensor too]' \
-                '*--data=[Data: a folder of class folders or of images, an .npz file with x and y, torchvision:NAME@root or file.py:loader]:LABEL=]DATA: ' \
-                '*-d+[Data: a folder of class folders or of images, an .npz file with x and y, torchvision:NAME@root or file.py:loader]:LABEL=]DATA: ' \
+                '*--data=[Data: a folder of class folders or of images, an .npz file with x and y, torchvision:NAME@root, file.py:loader, or generated (no data)]:LABEL=]DATA: ' \
+                '*-d+[Data: a folder of class folders or of images, an .npz file with x and y, torchvision:NAME@root, file.py:loader, or generated (no data)]:LABEL=]DATA: ' \
                 '--activation-layer=[Measure the activations that this module returns]:NAME: ' \
                 '--device=[Device for matching and for networks on data]:value: ' \
                 '(--out -o)--out=[Results file (JSON)]:FILE:_files' \
@@ -307,6 +310,7 @@ _rebasin() {
         transfer)
             shift words; (( CURRENT-- ))
             _arguments \
+                '--save-generated=[Save the inputs that --data generated or its like makes: .npz, or .png for a sheet of some images]:FILE:_files' \
                 '(--force -f)--force[Overwrite outputs that exist]' \
                 '(--force -f)-f[Overwrite outputs that exist]' \
                 '--mkdir[Create the output'\''s directory if it is missing]' \
@@ -314,7 +318,7 @@ _rebasin() {
                 '--class-map=[File with the name of a class folder in each line, in the order of the model'\''s outputs]:FILE:_files' \
                 '--class-order=[Order of class folders: numeric (9, 10), or text (10, 9) as in torchvision'\''s ImageFolder]:ORDER:(numeric text)' \
                 '--loss=[Loss: f(output, target)]:FILE.py\:FUNCTION: ' \
-                '--limit=[Use N random samples of the data]:N: ' \
+                '--limit=[Use N random samples of the data, or make N generated inputs]:N: ' \
                 '--batch-size=[Batch size]:N: ' \
                 '--workers=[Number of processes that decode images]:N: ' \
                 '--skip-corrupt[Skip and count images that cannot be read]' \
@@ -392,6 +396,7 @@ _rebasin() {
             shift words; (( CURRENT-- ))
             _arguments \
                 '--seed=[Random seed]:value: ' \
+                '--save-generated=[Save the inputs that --data generated or its like makes: .npz, or .png for a sheet of some images]:FILE:_files' \
                 '(--force -f)--force[Overwrite outputs that exist]' \
                 '(--force -f)-f[Overwrite outputs that exist]' \
                 '--mkdir[Create the output'\''s directory if it is missing]' \
@@ -402,7 +407,7 @@ _rebasin() {
                 '--class-map=[File with the name of a class folder in each line, in the order of the model'\''s outputs]:FILE:_files' \
                 '--class-order=[Order of class folders: numeric (9, 10), or text (10, 9) as in torchvision'\''s ImageFolder]:ORDER:(numeric text)' \
                 '--loss=[Loss: f(output, target)]:FILE.py\:FUNCTION: ' \
-                '--limit=[Use N random samples of the data]:N: ' \
+                '--limit=[Use N random samples of the data, or make N generated inputs]:N: ' \
                 '--batch-size=[Batch size]:N: ' \
                 '--workers=[Number of processes that decode images]:N: ' \
                 '--skip-corrupt[Skip and count images that cannot be read]' \
@@ -437,7 +442,7 @@ _rebasin() {
                 '--time-limit=[Time limit of each search]:SECONDS: ' \
                 '(--data -d)--data=[Held-out data, on which the checkpoints and the result are evaluated]:DATA: ' \
                 '(--data -d)-d+[Held-out data, on which the checkpoints and the result are evaluated]:DATA: ' \
-                '--recalibrate=[Training data]:DATA: ' \
+                '--recalibrate=[Training data, or generated]:DATA: ' \
                 '--recalibrate-limit=[Number of training samples for --recalibrate]:N: ' \
                 '--repair[REPAIR: restore the activation statistics of every unit, on the data of --recalibrate]' \
                 '--device=[Device: cpu, cuda, cuda:1, mps]:value: ' \

@@ -213,9 +213,9 @@ class Recalibration:
     ) -> tuple[Tensor, Tensor]:
         """Mean and variance of a layer's input as the data of the training would give them.
 
-        The checkpoints have kept theirs, so the error that the inputs make is known for them: a difference of means, and
-        a ratio of variances. The network between is taken to have the errors of the checkpoints that it is made of, by
-        their shares (a control variate: the inputs tell how the networks differ, and not the level).
+        The checkpoints have kept theirs, so the error that the inputs make is known for them: a difference of means and
+        a ratio of variances. The network between is taken to have the errors of the checkpoints that it is made of,
+        by their shares (a control variate: the inputs tell how the networks differ, and not the level).
         """
         mean, variance = rows[0].clone(), rows[1].clone()
         for end, share in network.shares:

@@ -275,6 +275,12 @@ class InterpolationRun:
             else:
                 self.warnings.append("--recalibrate has no effect: no layer of the model has running statistics")
             self.data = SweepData(evaluation(), statistics)
+        elif self.norms and options.recalibration and options.data is not None and is_generated(options.data):
+            self.data = SweepData(evaluation(), open_data(options.data, replace(reading, shuffle=True), view))
+            self.progress.note(
+                f"running statistics ({counted_layers(self.norms)}) are re-estimated on the same inputs; training data "
+                "would be better: --recalibrate DATA (--no-recalibrate: not at all)"
+            )
         elif self.norms and options.recalibration and options.data is not None:
             spec = options.data
             self.data = self._set_apart(lambda reading: open_data(spec, reading, view), reading)
@@ -339,9 +345,8 @@ class InterpolationRun:
             )
             return SweepData(open_source(reading), None)
         self.statistics_samples = parts.samples
-        kind = "inputs" if is_generated(self.options.data) else "samples"
         self.progress.note(
-            f"running statistics ({counted_layers(self.norms)}) are re-estimated on {parts.samples} {kind} of "
+            f"running statistics ({counted_layers(self.norms)}) are re-estimated on {parts.samples} samples of "
             f"{self.options.data}, which are not evaluated; training data would be better: --recalibrate DATA "
             "(--no-recalibrate: not at all)"
         )

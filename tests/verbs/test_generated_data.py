@@ -146,6 +146,18 @@ def test_a_merge_without_any_data_is_repeated_by_its_recipe(place: Place) -> Non
     assert again["sha256"] == found["sha256"]
 
 
+@pytest.mark.parametrize("kind", ["noise", "leaves"])
+def test_a_network_merged_with_itself_keeps_its_statistics_on_any_inputs(place: Place, kind: str) -> None:
+    """What the inputs make of the checkpoints' own statistics is known, and taken out."""
+    words = ("merge", PAIR[0], PAIR[0], *IMAGES, "-o", "m.safetensors", "--recalibrate", f"generated:{kind}")
+    found = place.data(*words, "--recalibrate-limit", 48, "--align", "none")
+    assert found["generated"]["count"] == 48
+    assert "less the error that these inputs make" in found["recalibration"]
+    before, after = load_file("a.safetensors"), load_file("m.safetensors")
+    for key in (name for name in before if "running_" in name):
+        torch.testing.assert_close(after[key], before[key], rtol=1e-4, atol=1e-5)
+
+
 def test_on_a_merge_with_held_out_data_training_data_are_asked_for(place: Place) -> None:
     said = place.said("merge", *PAIR, *IMAGES, "-o", "m.safetensors", "--data", "val.npz", "--transform", "raw")
     assert "--recalibrate TRAINING_DATA" in said
