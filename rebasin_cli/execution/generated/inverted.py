@@ -27,7 +27,8 @@ class Recipe:
     """How inputs are moved; values are in spreads of the input (1 for normalised images).
 
     Attributes:
-        steps: of Adam at most, with this `rate` at first; it falls to zero along half a cosine.
+        steps: of Adam at most, with this `rate` at first; it falls to zero along half a cosine. Networks without
+            running statistics are given `steps_alone`: only their classes lead.
         smooth, size, statistics: weights of the penalties.
         shift: of the images, as a share of their side.
         check: steps between one look whether the inputs are there and the next.
@@ -36,6 +37,7 @@ class Recipe:
     """
 
     steps: int = 40
+    steps_alone: int = 80
     rate: float = 0.1
     smooth: float = 0.5
     size: float = 0.02
@@ -60,7 +62,7 @@ def inverted(
     generator: torch.Generator,
     device: torch.device,
     recipe: Recipe = RECIPE,
-    stepped: Callable[[int], None] | None = None,
+    stepped: Callable[[float], None] | None = None,
 ) -> tuple[list[Any], str]:
     """Move one batch of inputs; returns the arguments on the CPU, and what they were moved towards in words.
 
@@ -68,7 +70,7 @@ def inverted(
         networks: in eval mode on the device, without gradients of parameters.
         start: the arguments, `arguments.batched` with all samples of the batch.
         generator: of the CPU; decides classes and shifts.
-        stepped: called with the number of steps done.
+        stepped: called with the share of the steps that are done.
 
     Raises:
         NotInvertible: the outputs are no numbers, or do not depend differentiably on the inputs.
@@ -80,13 +82,14 @@ def inverted(
     )
     rates = [group["lr"] for group in optimizer.param_groups]
     statistics = StatisticsDistance(networks)
+    steps = recipe.steps if statistics.layers else max(recipe.steps, recipe.steps_alone)
     with _differentiable(networks), statistics.collecting():
         goal = _goal(networks, arguments, leaves, generator)
         statistics.taken()
         best = float("inf")
-        for step in range(recipe.steps):
+        for step in range(steps):
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
-                group["lr"] = rate * 0.5 * (1 + cos(pi * step / recipe.steps))
+                group["lr"] = rate * 0.5 * (1 + cos(pi * step / steps))
             shown = list(leaves)
             for place, value in moving.items():
                 shown[place] = _shifted(value, recipe.shift, generator)
@@ -100,7 +103,7 @@ def inverted(
                 loss = loss + recipe.statistics * distance
             _step(loss, optimizer, moving, arguments)
             if stepped is not None:
-                stepped(step + 1)
+                stepped((step + 1) / steps)
             if (step + 1) % recipe.check == 0:
                 apart = 0.0 if distance is None else float(distance.detach())
                 done = apart == 0.0 or apart > best * (1 - recipe.settled)

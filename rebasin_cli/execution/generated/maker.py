@@ -205,8 +205,8 @@ class InputMaker:
                         part,
                         generator,
                         self._device,
-                        stepped=lambda step, done=done, here=here: self._progress.step(  # type: ignore[misc]
-                            done + here * step / RECIPE.steps, count, "inputs"
+                        stepped=lambda share, done=done, here=here: self._progress.step(  # type: ignore[misc]
+                            done + here * share, count, "inputs"
                         ),
                     )
             except NotInvertible as error:

@@ -58,7 +58,7 @@ def test_networks_of_different_seeds_agree_and_keep_their_statistics(leaves: Ten
 
 
 def test_a_seed_decides_the_inputs(leaves: Tensor) -> None:
-    networks, few = [normed(0), normed(1)], Recipe(steps=4)
+    networks, few = [normed(0), normed(1)], Recipe(steps=4, steps_alone=4)
     assert torch.equal(moved(networks, leaves, few)[0], moved(networks, leaves, few)[0])
     assert not torch.equal(moved(networks, leaves, few)[0], moved(networks, leaves, few, seed=1)[0])
 
@@ -66,10 +66,10 @@ def test_a_seed_decides_the_inputs(leaves: Tensor) -> None:
 def test_it_ends_early_where_nothing_is_left_to_do(leaves: Tensor) -> None:
     """Without BatchNorm, all is done once both networks give the class."""
     networks = [network.requires_grad_(False) for network in (Linear(0), Linear(1))]
-    steps: list[int] = []
+    steps: list[float] = []
     arguments = Arguments(ExampleInput((leaves[:1],)))
     inverted(networks, arguments, [leaves], torch.Generator().manual_seed(0), CPU, Recipe(rate=0.3), steps.append)
-    assert steps[-1] < Recipe().steps
+    assert steps[-1] < 1
 
 
 class Linear(nn.Sequential):
