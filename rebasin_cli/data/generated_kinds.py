@@ -57,7 +57,7 @@ def generated_kind(data: str | None) -> str | None:
     """The kind of generated inputs that this value of `--data` names: `AUTOMATIC` or one of `KINDS`; None for data.
 
     Raises:
-        UsageError: there is no such kind, or a file or folder has this name.
+        UsageError: there is no such kind.
     """
     if data is None:
         return None
@@ -65,11 +65,6 @@ def generated_kind(data: str | None) -> str | None:
     if word != WORD:
         return None
     if not colon:
-        if Path(data).exists():
-            raise UsageError(
-                f"{data}: means inputs without data, and here is also a file or folder of this name",
-                hint=f"give ./{data} for the latter, {WORD}:inverted for the former",
-            )
         return AUTOMATIC
     if kind not in KINDS:
         raise UsageError(
@@ -77,6 +72,19 @@ def generated_kind(data: str | None) -> str | None:
             hint=f"one of {', '.join(f'{WORD}:{name}' for name in KINDS)}",
         )
     return kind
+
+
+def check_no_file(data: str | None) -> None:
+    """Refuse plain `generated` where a file or folder has this name; before outputs are written, which may have it too.
+
+    Raises:
+        UsageError: naming both.
+    """
+    if data == WORD and Path(data).exists():
+        raise UsageError(
+            f"{data}: means inputs without data, and here is also a file or folder of this name",
+            hint=f"give ./{data} for the latter, {WORD}:inverted for the former",
+        )
 
 
 def is_generated(data: str | None) -> bool:

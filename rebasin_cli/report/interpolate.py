@@ -36,7 +36,7 @@ def interpolate_table(result: InterpolateResult, *, verbose: bool = False, plain
     if any(point.batch_means for points in result.curves.values() for point in points):
         entries.append(("standard errors", "over batches: the loss gives no values of single samples"))
     best = result.best
-    if best is not None and result.labelled:
+    if best is not None and result.labelled and not result.on_generated:
         values = f"loss {number(best.loss)}{_accuracy_word(best.accuracy)}"
         entries.append((f"best by {result.best_by}", f"{_place(result, best)}: {values}"))
     parts: list[Part | None] = [
@@ -182,6 +182,8 @@ def _with_error(point: SweepPoint, field: str, decimals: int | None) -> str:
 def _measure(field: str, result: InterpolateResult) -> str:
     """What a field of a point is called: without labels, it is no loss and no accuracy."""
     names = {"top5": "top-5"} if result.labelled else {"loss": "distance", "accuracy": "agreement"}
+    if result.labelled and result.on_generated:  # sampled text has no right answers
+        names = {"accuracy": "next token", "top5": "next token in 5"}
     return names.get(field, field)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from rebasin_cli.data.generated_kinds import is_generated
 from rebasin_cli.report.align import function_in_words
 from rebasin_cli.report.guidance import after_merge
 from rebasin_cli.report.layout import Document, Rows, document, facts, rows
@@ -76,6 +77,8 @@ def _inputs(result: MergeResult) -> Rows:
     )
     headings = ["checkpoint", "weight", "moved units", "shares a base", "distance to result"]
     loss, accuracy = ("loss", "accuracy") if result.labelled else ("output distance", "agreement")
+    if result.labelled and is_generated(str(result.given.get("data"))):  # sampled text has no right answers
+        accuracy = "next token"
     headings += ([loss] if measured else []) + ([accuracy] if accuracies else [])
     lines, exact = [], []
     for place, one in enumerate(result.inputs):

@@ -593,6 +593,6 @@ class Alignment:
 
     def _guessing_ends(self) -> list[str]:
         """The networks that classify the data no better than by chance."""
-        paths = (self.options.a, self.options.b)
+        paths = () if self.source is None or self.source.generated else (self.options.a, self.options.b)
         said = [no_better_than_chance(str(path), end) for path, end in zip(paths, self.match.ends, strict=False)]
         return [text for text in said if text is not None]

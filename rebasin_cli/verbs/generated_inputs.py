@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from rebasin_cli.data.generated_kinds import COUNT, WORD, is_generated
+from rebasin_cli.data.generated_kinds import COUNT, WORD, check_no_file, is_generated
 from rebasin_cli.errors import UsageError
 from rebasin_cli.options import OptionalPath, option, options_class, options_of
 from rebasin_cli.verbs.shared_options import DataReading
@@ -50,6 +50,8 @@ def check_generated(options: _Options, *data: str | None) -> None:
     """
     given = [one for one in data if one is not None]
     made = [one for one in given if is_generated(one)]
+    for one in made:
+        check_no_file(one)
     path = options.save_generated
     if path is not None and not made:
         raise UsageError(f"--save-generated has no effect without generated inputs: give --data {WORD}")

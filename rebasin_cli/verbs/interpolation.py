@@ -516,7 +516,8 @@ class InterpolationRun:
             recalibration = {"method": method, "data": self.data.statistics.description}
             if self.statistics_samples is not None:
                 recalibration["data"] = f"{self.statistics_samples} samples of {options.data} that are not evaluated"
-        self.warnings += chance_warnings(sweep.curves, subjects.curves, cross_entropy=options.loss is None)
+        if not is_generated(options.data):
+            self.warnings += chance_warnings(sweep.curves, subjects.curves, cross_entropy=options.loss is None)
         if any(not point.finite for points in sweep.curves.values() for point in points):
             self.warnings.append("some networks on the line give values that are not finite")
         if sweep.skipped:

@@ -14,6 +14,7 @@ from rebasin_cli.checkpoint.atomic import write_text_atomically
 from rebasin_cli.checkpoint.directory import DirectoryCheckpoint
 from rebasin_cli.checkpoint.relaid import Layout, check_layout
 from rebasin_cli.checkpoint.write import bytes_needed, check_output, notes_on_output
+from rebasin_cli.data.generated_kinds import is_generated
 from rebasin_cli.data.ranks import launched, ranks_for
 from rebasin_cli.errors import CheckpointError, ModelError, NumericalError, RebasinError, ResourceError, few, quoted
 from rebasin_cli.execution.chance import no_better_than_chance
@@ -353,7 +354,8 @@ class MergeRun:
                     hint="the data hold no NaN: check their range and --transform, the model, and --loss",
                 )
             who = str(self.paths[end.number])
-            said.append(no_better_than_chance(who, found, cross_entropy=self.options.loss is None))
+            if not is_generated(self.options.data):
+                said.append(no_better_than_chance(who, found, cross_entropy=self.options.loss is None))
         if not self.scores[self.merged.name].finite:
             said.append("the result gives values that are not finite on the data")
         return [sentence for sentence in said if sentence is not None][:1]

@@ -9,7 +9,7 @@ import torch
 from torch.utils._pytree import tree_flatten
 
 from rebasin_cli.data.batch import Batch
-from rebasin_cli.data.generated_kinds import GeneratedFacts, generated_kind, is_generated
+from rebasin_cli.data.generated_kinds import GeneratedFacts, check_no_file, generated_kind, is_generated
 from rebasin_cli.data.generated_source import GeneratedSet
 from rebasin_cli.data.source import DataOptions, ModelView, open_data
 from rebasin_cli.errors import DataError, UsageError
@@ -39,9 +39,10 @@ def test_a_folder_of_this_name_is_neither_read_nor_passed_over(tmp_path: Path, m
     monkeypatch.chdir(tmp_path)
     (tmp_path / "generated").mkdir()
     with pytest.raises(UsageError, match="also a file or folder") as caught:
-        generated_kind("generated")
+        check_no_file("generated")
     assert "./generated" in str(caught.value.hint)
-    assert generated_kind("generated:inverted") == "inverted"
+    for other in ("generated:inverted", "./generated", None):
+        check_no_file(other)
 
 
 def test_without_networks_there_is_nothing_to_make_inputs_from() -> None:

@@ -225,6 +225,7 @@ def test_text_of_language_models_is_scored_like_text_in_bits_only_where_tokens_a
         assert all(0 < loss < np.log(256) * 1.5 for loss in ends)
         said = place.said(*words, "--force")
         assert "o loss barrier" not in said
+        assert "accuracy" not in said
         assert "whether there is a barrier on data is not known" in said
 
 
