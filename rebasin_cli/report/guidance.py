@@ -33,7 +33,7 @@ LITTLE_MORE_THAN_CHANCE = 1.25
 
 Of the four trained pairs in `matching.chance` one is below (1.05): on it, activations merge far better than weights."""
 DATA, TRAINING_DATA, LOSS, GENERATED = "DATA", "TRAINING_DATA", "FILE.py:FUNCTION", "generated"
-WITHOUT_DATA = "Training data are best; without any, inputs that the networks make serve nearly as well."
+WITHOUT_DATA = "Training data are best; without any, inputs that the networks make stand in for them."
 """Why `generated` is advised for statistics. Measured in docs/generated.md."""
 
 
