@@ -78,7 +78,7 @@ def test_without_data_a_batch_norm_network_is_merged_with_a_warning_and_a_comman
     assert "warning: running statistics (2 layers) were averaged, and are invalid for merged weights" in done.err
     advice = done.out.splitlines()[-1]
     assert advice.startswith("next: rebasin merge norm-0.safetensors norm-1.safetensors ")
-    assert advice.endswith("--recalibrate TRAINING_DATA -o out.safetensors --force")
+    assert advice.endswith("--recalibrate generated -o out.safetensors --force")
 
 
 def permuted_copies(desk: Desk, count: int, seed: int, noise: float) -> dict[str, Tensor]:
