@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from rebasin_cli.data import Batch, BatchSource, DataOptions
+from rebasin_cli.data.generated_kinds import GeneratedFacts
 
 SHARES = (5, 4, 3, 2)
 """One batch in so many is set apart: the first of these that gives enough samples."""
@@ -119,7 +120,8 @@ class _Part:
         self._source, self._share, self._chosen, self._apart = source, share, chosen, apart
         self.batch_count = None if count is None else chosen if apart else count - chosen
         self.description, self.origin, self.notes = source.description, source.origin, source.notes
-        self.text, self.generated = source.text, source.generated
+        self.text = source.text
+        self.generated: GeneratedFacts | None = None  # of those no part is set apart
         part = "apart" if apart else "rest"
         self.fingerprint = f"{source.fingerprint}|{part}|{share}|{chosen}"
 
