@@ -57,8 +57,10 @@ class Tap:
         ordinal: index of the operation among those that are counted (`tracing.operations.is_counted`).
         operand: name of the observed argument; None for the first result.
         axis: the axis of that tensor.
-        length: of that axis in the trace.
-        sites: for each group observed here, its name and its site; all sites lie on this axis.
+        length: units along the axis. The axis is read as (observations, length, inner); a batch that is merged into it
+            adds observations.
+        sites: for each group observed here, its name and its site among these units.
+        inner: consecutive positions of each unit, which count as observations.
     """
 
     ordinal: int
@@ -66,6 +68,7 @@ class Tap:
     axis: int
     length: int
     sites: tuple[tuple[str, Site], ...]
+    inner: int = 1
 
 
 @dataclass(frozen=True, slots=True)

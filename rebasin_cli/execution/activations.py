@@ -1,4 +1,4 @@
-"""Activations of both networks on the same inputs, recorded as correlations between their units in one pass.
+"""Activations of both networks on the same inputs, recorded as covariances between their units in one pass.
 
 Cross-covariances are accumulated in float64. Batches are merged about their means (Chan, Golub and LeVeque, "Updating
 formulae and a pairwise algorithm for computing sample variances", 1979), so the result depends on the samples and not
@@ -7,39 +7,57 @@ on how they were batched.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from rebasin_cli.data.ranks import ALONE, Ranks
-from rebasin_cli.errors import DataError, ModelError, NumericalError, RebasinError
+from rebasin_cli.errors import DataError, ModelError, NumericalError, RebasinError, one_line
 from rebasin_cli.execution.pair import Pair
 from rebasin_cli.execution.understanding import Understanding
 from rebasin_cli.execution.weights import Weights
 from rebasin_cli.model.example_input import ExampleInput
+from rebasin_cli.model.foreign_code import own_line
 from rebasin_cli.model.state import load_state
 from rebasin_cli.spec import Tap
 from rebasin_cli.tracing.capture import OtherPath, called_operations, capture
 
 LARGEST = 1 << 30
 """Largest number of parameters of a model that is run for a search start: above it the run costs more than it gains."""
+LARGEST_TAPS = 1 << 28
+"""Largest number of pairs of units, at all taps together, for a search start: 2 GiB."""
+
+Likeness = Literal["covariance", "correlation", "directions"]
+LIKENESSES: tuple[Likeness, ...] = get_args(Likeness)
 
 
 def can_record(pair: Pair, understood: Understanding, largest: int = LARGEST) -> bool:
-    """Whether activations can be recorded: the model was traced and has at most `largest` parameters."""
-    numbers = sum(tensor.numel() for tensor in pair.subject.module.parameters())
-    return understood.trace is not None and understood.derivation is not None and numbers <= largest
+    """Whether activations can be recorded at little cost: the model was traced, and has at most `largest` parameters."""
+    if understood.trace is None or understood.derivation is None:
+        return False
+    if sum(tensor.numel() for tensor in pair.subject.module.parameters()) > largest:
+        return False
+    return sum(tap.length**2 for tap in understood.derivation.taps) <= LARGEST_TAPS
 
 
-def pair_correlations(
-    pair: Pair, understood: Understanding, inputs: Iterable[ExampleInput], *, ranks: Ranks = ALONE
+def pair_likenesses(
+    pair: Pair,
+    understood: Understanding,
+    inputs: Iterable[ExampleInput],
+    kind: Likeness,
+    *,
+    ranks: Ranks = ALONE,
+    deadline: float | None = None,
 ) -> list[Tensor]:
-    """Correlations of A's units with B's at every tap of a traced model; each process passes its own inputs.
+    """How alike A's units are to B's at every tap of a traced model; each process passes its own inputs.
 
     Raises:
-        DataError, ModelError, NumericalError: as for `correlations`.
+        DataError, ModelError, NumericalError: as for `likenesses`.
     """
     assert understood.trace is not None
     assert understood.derivation is not None
@@ -47,7 +65,7 @@ def pair_correlations(
     expected = called_operations(understood.trace)
     a, b = networks
     with understood.passes.joined(a), understood.passes.joined(b):
-        return correlations(networks, inputs, understood.derivation.taps, expected, ranks=ranks)
+        return likenesses(networks, inputs, understood.derivation.taps, expected, kind, ranks=ranks, deadline=deadline)
 
 
 def _network(pair: Pair, weights: Weights) -> nn.Module:
@@ -59,26 +77,32 @@ def _network(pair: Pair, weights: Weights) -> nn.Module:
     return network.requires_grad_(False)
 
 
-def correlations(
+def likenesses(
     networks: tuple[nn.Module, nn.Module],
     batches: Iterable[ExampleInput],
     taps: Sequence[Tap],
     expected: Sequence[str],
+    kind: Likeness,
     *,
     ranks: Ranks = ALONE,
+    deadline: float | None = None,
 ) -> list[Tensor]:
-    """Correlation of A's units with B's at every tap: float64 (length, length) each; any batch size gives the same.
+    """How alike A's units are to B's at every tap: float64 (length, length) each; any batch size gives the same.
 
     Args:
         networks: A and B, in eval mode.
         batches: inputs; both networks get the same ones, one batch at a time.
         taps: where activations are recorded.
         expected: operations in the order of the trace (`called_operations`).
-        ranks: the processes that share the inputs; each has its own batches, and all return the same correlations.
+        kind: `covariance`, at each tap in units of the geometric mean of the networks' mean variances there;
+            `correlation`; or `directions`, the covariance of observations that are scaled to unit length.
+        ranks: the processes that share the inputs; each has its own batches, and all return the same numbers.
+        deadline: of `time.monotonic`; after it no batch is begun but the first.
 
     Raises:
         DataError: there was no input.
-        ModelError: on these inputs the model runs other operations, or gives other shapes, than when it was traced.
+        ModelError: on these inputs the model fails, runs other operations, or gives other shapes, than when it was
+            traced.
         NumericalError: an activation is not finite.
     """
     sums = {tap: CrossCovariance(f"operation {tap.ordinal}", tap.length) for tap in taps}
@@ -87,7 +111,9 @@ def correlations(
     try:
         for batch in batches:
             seen += 1
-            _accumulate(sums, networks, batch, expected)
+            _accumulate(sums, networks, batch, expected, unit_length=kind == "directions")
+            if deadline is not None and time.monotonic() >= deadline:
+                break
     except RebasinError as caught:
         error = caught
     ranks.agree(error)
@@ -97,7 +123,7 @@ def correlations(
             sums[tap].share(ranks.total)
     if not seen:
         raise DataError("there is no input to record activations on")
-    return [sums[tap].correlation() for tap in taps]
+    return [sums[tap].likeness(kind) for tap in taps]
 
 
 def _accumulate(
@@ -105,12 +131,14 @@ def _accumulate(
     networks: tuple[nn.Module, nn.Module],
     batch: ExampleInput,
     expected: Sequence[str],
+    *,
+    unit_length: bool,
 ) -> None:
     try:
-        _add(sums, networks, batch, expected)
-    except OtherPath:  # some models run other operations on a batch than on a single input
-        for row in _rows(batch):
-            _add(sums, networks, row, expected)
+        _add(sums, networks, batch, expected, unit_length=unit_length)
+    except (OtherPath, _Failed) as error:  # some models do otherwise on a batch, or fail, but not on a single input
+        for row in _rows(batch, error):
+            _add(sums, networks, row, expected, unit_length=unit_length)
 
 
 def _add(
@@ -118,22 +146,29 @@ def _add(
     networks: tuple[nn.Module, nn.Module],
     batch: ExampleInput,
     expected: Sequence[str],
+    *,
+    unit_length: bool,
 ) -> None:
     ours, theirs = (_observe(network, batch, sums, expected) for network in networks)
     for tap, total in sums.items():
-        total.add(ours[tap], theirs[tap])
+        a, b = (F.normalize(seen[tap], dim=1) if unit_length else seen[tap] for seen in (ours, theirs))
+        total.add(a, b)
 
 
-def _rows(batch: ExampleInput) -> list[ExampleInput]:
+class _Failed(ModelError):
+    """The model's own code fails on an input."""
+
+
+def _rows(batch: ExampleInput, error: ModelError) -> list[ExampleInput]:
     """The batch's inputs one by one.
 
     Raises:
-        OtherPath: the batch holds a single input already, or its tensors have different batch sizes.
+        ModelError: the given one; the batch holds a single input already, or its tensors have different batch sizes.
     """
     leaves, structure = tree_flatten((batch.args, batch.kwargs))
     sizes = {len(leaf) if leaf.dim() else 0 for leaf in leaves if isinstance(leaf, Tensor)}
     if len(sizes) != 1 or min(sizes) < 2:
-        raise OtherPath("the model takes another path on this input than on the one it was traced with")
+        raise error
     count = min(sizes)
     pieces = [[leaf[i : i + 1] if isinstance(leaf, Tensor) else leaf for i in range(count)] for leaf in leaves]
     return [ExampleInput(*tree_unflatten(list(row), structure)) for row in zip(*pieces, strict=True)]
@@ -148,16 +183,22 @@ def _observe(
     def keep(tap: Tap, tensor: Tensor) -> None:
         seen[tap] = _observations(tensor, tap)
 
-    capture(network, batch, expected, taps, keep)
+    try:
+        capture(network, batch, expected, taps, keep)
+    except RebasinError:
+        raise
+    except Exception as error:  # the model is the user's code
+        raise _Failed(f"the model fails where activations are recorded: {one_line(error)}{own_line(error)}") from error
     return seen
 
 
 def _observations(result: Tensor, tap: Tap) -> Tensor:
-    """The tensor as (observations, units); an axis that holds the batch and the units is split into both."""
+    """The tensor as (observations, units): all axes but the units', and what its axis holds besides units."""
     length = result.shape[tap.axis] if tap.axis < result.dim() else 0
-    if not length or length % tap.length:
+    if not length or length % (tap.length * tap.inner):
         raise ModelError(f"activations of shape {tuple(result.shape)} where {tap.length} units were expected")
-    shape = (*result.shape[: tap.axis], length // tap.length, tap.length, *result.shape[tap.axis + 1 :])
+    parts = (length // (tap.length * tap.inner), tap.length, tap.inner)
+    shape = (*result.shape[: tap.axis], *parts, *result.shape[tap.axis + 1 :])
     return result.reshape(shape).movedim(tap.axis + 1, -1).reshape(-1, tap.length).float().clone()
 
 
@@ -225,3 +266,10 @@ class CrossCovariance:
         spread = self._square.sqrt()
         scale = torch.outer(spread[0], spread[1])
         return torch.where(scale > 0, self._cross / scale.clamp(min=torch.finfo(torch.float64).tiny), 0.0)
+
+    def likeness(self, kind: Likeness) -> Tensor:
+        """The correlation, or the covariance in units of the networks' mean variances, so that taps can be added."""
+        if kind == "correlation":
+            return self.correlation()
+        scale = float(self._square.mean(1).prod().sqrt())
+        return self._cross / scale if scale > 0 else torch.zeros_like(self._cross)

@@ -154,6 +154,7 @@ class PairData:
         labelled: labels are learned from.
         loss: what `--loss` says; without it, labels must fit the outputs.
         device, cache, progress: where inputs without data are made, whether they are kept, and who is told of it.
+        part: what of the shuffled data is given out, where some of it is held back; None for all.
     """
 
     pair: Pair
@@ -168,6 +169,7 @@ class PairData:
     device: str = "cpu"
     cache: bool = True
     progress: Progress | None = field(default=None, repr=False, compare=False)
+    part: Callable[[BatchSource], BatchSource] | None = None
     _opened: dict[tuple[int | None, int, bool], BatchSource] = field(default_factory=dict, repr=False, compare=False)
 
     @cached_property
@@ -217,7 +219,8 @@ class PairData:
                 class_order=ours.class_order,
             )
             self._opened[key] = open_data(self.name, how, self.view)
-        return self._opened[key]
+        found = self._opened[key]
+        return self.part(found) if self.part is not None and shuffle else found
 
     def batches(self, *, shuffle: bool = False, ranks: Ranks = ALONE) -> Iterator[Batch]:
         """This process's share of the batches that hold samples."""

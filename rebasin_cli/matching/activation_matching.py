@@ -1,16 +1,16 @@
-"""Activation matching: pair the units whose activations correlate (Ainsworth et al. 2022, section 3.1).
+"""Activation matching: pair the units that are alike in what the weights after them read (Ainsworth et al. 2022, 3.1).
 
-Correlations are written as terms of the matching problem. A correlation matrix C between the units of A and B at a tap
-is the pair of tensors (C, identity) with a site on their first axes: permuting the second by p makes their inner
-product `sum_i C[i, p(i)]`, which is what activation matching maximises. So nested groups, several taps of one group,
-and any mixture with the weights are solved by the same search. On synthetic inputs the result is a start for weight
-matching that needs no data.
+How alike they are is written as terms of the matching problem. A matrix C between the units of A and B at a tap is the
+pair of tensors (C, identity) with a site on their first axes: permuting the second by p makes their inner product
+`sum_i C[i, p(i)]`, which is what activation matching maximises. So nested groups, several taps of one group, and any
+mixture with the weights are solved by the same search. On synthetic inputs the result is a start for weight matching
+that needs no data.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from math import sqrt
@@ -18,7 +18,8 @@ from math import sqrt
 import torch
 from torch import Tensor
 
-from rebasin_cli.execution.activations import pair_correlations
+from rebasin_cli.execution.activations import Likeness, pair_likenesses
+from rebasin_cli.execution.synthetic_inputs import is_image, natural_noise, white_noise
 from rebasin_cli.matching.method import MatchTask
 from rebasin_cli.matching.multistart import weight_matching
 from rebasin_cli.matching.outcome import conclude
@@ -28,28 +29,64 @@ from rebasin_cli.matching.problem import prepare
 from rebasin_cli.matching.result import MatchResult
 from rebasin_cli.matching.search import search
 from rebasin_cli.matching.weighing import PLAIN, weigh
+from rebasin_cli.model.example_input import ExampleInput
 from rebasin_cli.permutation import Permutations
 from rebasin_cli.spec import AxisGroup, PermutationSpec, Site, Tap
 
 TOLERANCE = 1e-6
-
-
 PREFIX = "activations at operation "
-SHARES = {"mixture": 0.2, "activations": 1.0}
+DEFAULT: Likeness = "covariance"
+MIXTURE = 0.2
+SHARES = {"activation": 1.0, "mixture": MIXTURE}
 """Shares of the activations in the matchings that are compared with weight matching by the loss of their midpoint."""
+ENOUGH = 2048
+"""Samples after which a start and an automatic choice record no more; the mean over more changes little."""
+
+Inputs = Callable[[], Iterable[ExampleInput]]
 
 
-def record(task: MatchTask) -> list[Tensor]:
-    """The correlations at the taps of the task's model; the same in all processes, each of which runs a share.
+def sources(task: MatchTask, most: int | None = None) -> dict[str, Inputs]:
+    """What activations can be recorded on, by name: noise, noise like images where the model takes one, and the data.
+
+    The last one is the best that there is.
+
+    Args:
+        most: of the data, no batch is begun once so many samples have been read.
+    """
+    example, seed = task.understood.example, task.matching.seed
+    found: dict[str, Inputs] = {"noise": partial(white_noise, example, seed)}
+    if is_image(example):
+        found["natural noise"] = partial(natural_noise, example, seed)
+    if task.matching.data is not None:
+        found["data"] = partial(_of_data, task, most)
+    return found
+
+
+def _of_data(task: MatchTask, most: int | None) -> Iterator[ExampleInput]:
+    seen = 0
+    for batch in task.batches():
+        yield ExampleInput(batch.args, dict(batch.kwargs))
+        seen += batch.size
+        if most is not None and seen >= most:
+            return
+
+
+def record(
+    task: MatchTask, kind: Likeness = DEFAULT, deadline: float | None = None, most: int | None = None
+) -> list[Tensor]:
+    """How alike the units are at the taps of the task's model, on the best inputs that there are.
+
+    The same in all processes, each of which reads its own share of the data.
 
     Raises:
         DataError, ModelError, NumericalError: a batch cannot be read or run.
     """
-    return pair_correlations(task.pair, task.understood, task.inputs(), ranks=task.ranks)
+    inputs = list(sources(task, most).values())[-1]
+    return pair_likenesses(task.pair, task.understood, inputs(), kind, ranks=task.ranks, deadline=deadline)
 
 
-def match_recorded(task: MatchTask, correlations: Sequence[Tensor], share: float) -> MatchResult:
-    """`activation_matching` of the task's pair, its correlations given."""
+def match_recorded(task: MatchTask, likenesses: Sequence[Tensor], share: float, deadline: float | None) -> MatchResult:
+    """`activation_matching` of the task's pair, given what was recorded."""
     assert task.understood.derivation is not None
     return activation_matching(
         task.understood.spec,
@@ -57,12 +94,12 @@ def match_recorded(task: MatchTask, correlations: Sequence[Tensor], share: float
         task.pair.b,
         parameters=task.pair.subject.parameters,
         taps=task.understood.derivation.taps,
-        correlations=correlations,
+        likenesses=likenesses,
         share=share,
         objective=task.matching.objective,
         effort=task.matching.effort,
         seed=task.matching.seed,
-        time_limit=task.matching.time_limit,
+        time_limit=None if deadline is None else max(0.0, deadline - time.monotonic()),
     )
 
 
@@ -73,27 +110,25 @@ def further_matchings(task: MatchTask, deadline: float | None) -> Mapping[str, C
     """
     if task.understood.derivation is None:
         return {}
-    recorded = cache(lambda: record(task))
+    recorded = cache(lambda: record(task, deadline=deadline, most=ENOUGH))
 
     def matched(share: float) -> Permutations:
-        left = None if deadline is None else deadline - time.monotonic()
-        limited = replace(task, matching=replace(task.matching, time_limit=left))
-        return match_recorded(limited, recorded(), share).permutations
+        return match_recorded(task, recorded(), share, deadline).permutations
 
     return {name: partial(matched, share) for name, share in SHARES.items()}
 
 
 def match_activations(
-    spec: PermutationSpec, taps: Sequence[Tap], correlations: Sequence[Tensor], *, seed: int = 0
+    spec: PermutationSpec, taps: Sequence[Tap], likenesses: Sequence[Tensor], *, seed: int = 0
 ) -> Permutations:
-    """The permutations with the largest sum of correlations of paired units; units that no tap records stay in place.
+    """The permutations by which paired units are most alike in all; units that no tap records stay in place.
 
     Args:
         spec: the groups.
-        taps, correlations: where activations were recorded, and the correlations there, (length, length) each.
+        taps, likenesses: where activations were recorded, and how alike the units are there, (length, length) each.
         seed: of the visiting order, which matters only between equal sums.
     """
-    return _match_alone(activations_alone(spec, taps, correlations), seed, None).permutations
+    return _match_alone(activations_alone(spec, taps, likenesses), seed, None).permutations
 
 
 def activation_matching(
@@ -103,7 +138,7 @@ def activation_matching(
     *,
     parameters: Collection[str],
     taps: Sequence[Tap],
-    correlations: Sequence[Tensor],
+    likenesses: Sequence[Tensor],
     share: float = 1.0,
     objective: str = PLAIN,
     effort: Effort = "standard",
@@ -114,7 +149,7 @@ def activation_matching(
 
     Args:
         spec, a, b, parameters: as for `weight_matching`; the result's objective is that of the weights.
-        taps, correlations: see `match_activations`.
+        taps, likenesses: see `match_activations`.
         objective: how the weights count: see `weighing`; the result also states the plain objective.
         share: weight of the activations; below 1 the parameters have the rest.
         effort, time_limit: of the search for a mixture.
@@ -122,10 +157,10 @@ def activation_matching(
     began = time.monotonic()
     sides = weigh(objective, spec, a, b, parameters)
     if share >= 1.0:
-        found = _match_alone(activations_alone(spec, taps, correlations), seed, time_limit)
+        found = _match_alone(activations_alone(spec, taps, likenesses), seed, time_limit)
     else:
         found = _match_mixture(
-            mixed(spec, sides.a, sides.b, sides.keys, taps, correlations, share), effort, seed, time_limit
+            mixed(spec, sides.a, sides.b, sides.keys, taps, likenesses, share), effort, seed, time_limit
         )
     problem = prepare(spec, sides.a, sides.b, sides.keys)
     plain = problem if objective == PLAIN else prepare(spec, a, b, parameters)
@@ -167,11 +202,11 @@ class ActivationTerms:
     keys: tuple[str, ...]
 
 
-def activations_alone(spec: PermutationSpec, taps: Sequence[Tap], correlations: Sequence[Tensor]) -> ActivationTerms:
+def activations_alone(spec: PermutationSpec, taps: Sequence[Tap], likenesses: Sequence[Tensor]) -> ActivationTerms:
     """The problem in which only activations count; groups that no tap records keep their order."""
     sites = _tap_sites(taps)
     groups = tuple(replace(group, sites=tuple(sites.get(group.name, ()))) for group in spec.groups)
-    return _terms(PermutationSpec(groups), taps, correlations, 1.0)
+    return _terms(PermutationSpec(groups), taps, likenesses, 1.0)
 
 
 def mixed(
@@ -180,12 +215,12 @@ def mixed(
     b: Mapping[str, Tensor],
     parameters: Collection[str],
     taps: Sequence[Tap],
-    correlations: Sequence[Tensor],
+    likenesses: Sequence[Tensor],
     share: float,
 ) -> ActivationTerms:
     """The problem in which activations weigh `share` and weights the rest, each relative to its largest possible value.
 
-    The weights' inner product is at most `|A| |B|`, the sum of the correlations at most the number of units at taps.
+    The weights' inner product is at most `|A| |B|`, the sum of the likenesses at most about the number of units at taps.
 
     Args:
         share: in (0, 1).
@@ -196,7 +231,7 @@ def mixed(
     )
     most = _norm(a, parameters) * _norm(b, parameters)
     units = sum(tap.length for tap in taps)
-    terms = _terms(PermutationSpec(groups), taps, correlations, share / (1 - share) * most / max(units, 1))
+    terms = _terms(PermutationSpec(groups), taps, likenesses, share / (1 - share) * most / max(units, 1))
     return ActivationTerms(terms.spec, _Joined(a, terms.a), _Joined(b, terms.b), (*parameters, *terms.keys))
 
 
@@ -212,8 +247,8 @@ def _key(tap: Tap) -> str:
     return f"{PREFIX}{tap.ordinal}, {tap.operand or 'result'}, axis {tap.axis}"
 
 
-def _terms(spec: PermutationSpec, taps: Sequence[Tap], correlations: Sequence[Tensor], scale: float) -> ActivationTerms:
-    a = {_key(tap): (matrix * scale).float() for tap, matrix in zip(taps, correlations, strict=True)}
+def _terms(spec: PermutationSpec, taps: Sequence[Tap], likenesses: Sequence[Tensor], scale: float) -> ActivationTerms:
+    a = {_key(tap): (matrix * scale).float() for tap, matrix in zip(taps, likenesses, strict=True)}
     b = {_key(tap): torch.eye(tap.length) for tap in taps}
     return ActivationTerms(spec, a, b, tuple(a))
 

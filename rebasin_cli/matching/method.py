@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from rebasin_cli.execution.understanding import Understanding
     from rebasin_cli.matching.plan import Effort
     from rebasin_cli.matching.result import MatchResult, OnPass
-    from rebasin_cli.model.example_input import ExampleInput
     from rebasin_cli.progress import Progress
 
 Options = TypeVar("Options")
@@ -167,22 +166,6 @@ class MatchTask:
     def room(self) -> PairData:
         """The data set of the task."""
         return self.data or data_of(self.pair, self.understood, self.matching, self.model)
-
-    def inputs(self) -> Iterator[ExampleInput]:
-        """Inputs to record activations on: the data, or noise where there is none.
-
-        Raises:
-            DataError: there is no such data, or it does not fit the model.
-        """
-        from rebasin_cli.execution.synthetic_inputs import is_image, natural_noise, white_noise
-        from rebasin_cli.model.example_input import ExampleInput
-
-        if self.matching.data is None:
-            make = natural_noise if is_image(self.understood.example) else white_noise
-            yield from make(self.understood.example, self.matching.seed)
-            return
-        for batch in self.batches():
-            yield ExampleInput(batch.args, dict(batch.kwargs))
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,6 +49,7 @@ class Portfolio:
     Attributes:
         ends: where descents ended.
         stopped: why the search ended, see `Stopped`; known once it has run.
+        notes: which starts were left out, and why.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class Portfolio:
         self.makers, self.memory = makers, memory
         self.ends: list[Polished] = []
         self.stopped: Stopped = "effort"
+        self.notes: list[str] = []
         self._seconds: list[float] = []
         self._starts = [find_start(name) for name in plan.starts]
         if settings.on_pass is not None:

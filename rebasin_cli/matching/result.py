@@ -79,6 +79,22 @@ class Criterion:
 
 
 @dataclass(frozen=True, slots=True)
+class Tried:
+    """A method that was tried, and what its midpoint is worth on samples that no method has seen.
+
+    Attributes:
+        method: its name; `identity` for B as it is.
+        loss, accuracy: of the midpoint; None where it is not finite, or there are no classes.
+        kept: whether the result is this method's.
+    """
+
+    method: str
+    loss: float | None
+    accuracy: float | None
+    kept: bool
+
+
+@dataclass(frozen=True, slots=True)
 class MatchResult:
     """Permutations that match B to A, and the values of the objective.
 
@@ -98,6 +114,8 @@ class MatchResult:
         learned_on: what was learned from data, in words; None where nothing was.
         ends: how A and B classify the data, where labels were learned from.
         stopped: why the search by weights ended; None where there was none.
+        tried: the methods that were compared, in the order in which they were tried; empty where none were.
+        notes: what was left out and why, a sentence each.
     """
 
     permutations: Permutations
@@ -123,3 +141,5 @@ class MatchResult:
     learned_on: str | None = None
     ends: tuple[Values, ...] = ()
     stopped: Stopped | None = None
+    tried: tuple[Tried, ...] = ()
+    notes: tuple[str, ...] = ()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -120,7 +121,8 @@ def search(
     portfolio = Portfolio(problem, settings, plan, seed, makers or {}, memory)
     with _fitting_threads(problem.full_pass):
         ends = portfolio.run()
-        return conclude(problem, ends, seed, settings, objective=objective, plain=plain, stopped=portfolio.stopped)
+        found = conclude(problem, ends, seed, settings, objective=objective, plain=plain, stopped=portfolio.stopped)
+        return replace(found, notes=tuple(portfolio.notes))
 
 
 @contextmanager

@@ -36,6 +36,7 @@ def align_table(result: AlignResult, *, verbose: bool = False, swept: bool = Fal
     parts: list[Part | None] = [
         facts(entries),
         text(verdict(result)),
+        _tried(result) if result.tried else None,
         _groups(result) if verbose else None,
         None if swept else after_align(result),
     ]
@@ -133,6 +134,10 @@ def _groups_verified(check: FunctionCheck) -> list[tuple[str, object]]:
 
 
 def _search(result: AlignResult) -> str:
+    if result.tried:
+        return (
+            f"{result.method}: {result.start}, the best of {len(result.tried)}{_settings(result)}; seed {result.seed}"
+        )
     if result.criterion.name == "midpoint loss":
         learned = (
             f"learned for {counted(result.passes, 'step')} from the best candidate"
@@ -168,6 +173,20 @@ def _settings(result: AlignResult) -> str:
     if result.stopped == "margin":
         said.append("ended early (two starts found the same order, every unit by a wide margin)")
     return "".join(f", {words}" for words in said)
+
+
+def _tried(result: AlignResult) -> Rows:
+    """The methods that were compared, and the one that was kept."""
+    lines = [
+        (
+            one.method,
+            "not finite" if one.loss is None else number(one.loss),
+            "" if one.accuracy is None else share(one.accuracy),
+            "kept" if one.kept else "",
+        )
+        for one in result.tried
+    ]
+    return rows(("method", "midpoint loss", "accuracy", ""), lines, numbers=(1, 2))
 
 
 def _groups(result: AlignResult) -> Rows:

@@ -1,30 +1,53 @@
-"""Chooses where the units of every group are observed: axes of what operations read or return."""
+"""Chooses where the units of every group are observed: axes of what operations read or return.
+
+What matters of a unit is what the weights after it read, so it is observed there: after the norm, whose gains are part
+of it, and after the nonlinearity. Before a LayerNorm the scale is arbitrary, and before a ReLU half of it is lost.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from enum import Enum
+
+import numpy as np
 
 from rebasin_cli.spec import Site, Tap
 from rebasin_cli.symmetry.positions import AxisLayout, RowChoice
 from rebasin_cli.symmetry.readout import FibreSite, Irregular, Readout
 from rebasin_cli.symmetry.relations import Relations
 from rebasin_cli.symmetry.solver import Closure
-from rebasin_cli.tracing.graph import Ref, Trace
-from rebasin_cli.tracing.operations import OBSERVED, has, is_counted
+from rebasin_cli.tracing.graph import Call, Ref, Trace
+from rebasin_cli.tracing.operations import CONTRACTION, WHOLE, has, is_counted
 
-TAPS_PER_GROUP = 4
-"""A residual stream can be observed at many operations; this many, spread over the pass, represent it."""
+TAPS_PER_GROUP = 8
+"""A residual stream is read by many operations; this many, spread over the pass, represent it."""
+
+Name = tuple[int, int]
+"""Family and fibre: what a group is before it has a name."""
+
+
+class Place(Enum):
+    """Kinds of places, the best first; a group is observed at those of the first kind that it has."""
+
+    WEIGHTS = "what a contraction with weights along the group's axis reads"
+    CONTRACTION = "what another contraction reads, such as queries and keys"
+    RESULT = "what an operation returns"
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A possible tap: an axis of an operation's argument, or of its result where `operand` is empty."""
+    """A possible tap: an axis of an operation's argument, or of its result where `operand` is empty.
+
+    Attributes:
+        source: the value of which the argument is another arrangement; two operations may read the same.
+    """
 
     ordinal: int
     operand: str
     axis: int
     length: int
+    source: int
 
     @property
     def key(self) -> tuple[int, str, int]:
@@ -36,69 +59,132 @@ def choose_taps(
     relations: Relations,
     closure: Closure,
     layouts: Mapping[int, AxisLayout],
-    names: Mapping[tuple[int, int], str],
+    names: Mapping[Name, str],
 ) -> tuple[Tap, ...]:
-    """Taps for all groups whose units lie along one axis somewhere; what contractions read is preferred."""
-    readout = Readout(closure, relations)
+    """Taps for all groups whose units lie along one axis somewhere; see `Place` for which are preferred."""
+    sites = _Sites(closure, relations, layouts, names)
+    visible = _Visible(trace, layouts)
     seen: dict[str, list[Candidate]] = {}
     present: dict[tuple[int, str, int], list[tuple[str, Site]]] = {}
-    for read in (True, False):
+    for kind in Place:
         if len(seen) == len(names):
             break
         found: dict[str, list[Candidate]] = {}
-        for ordinal, operand, value in _visible(trace, layouts, read):
-            for placed in _sites(readout, layouts[value]):
-                name, site = names.get((placed.family, placed.fibre)), placed.site
-                if name is not None and site.span == 1:
-                    candidate = Candidate(ordinal, operand or "", site.axis, trace.values[value].shape[site.axis])
-                    present.setdefault(candidate.key, []).append((name, site))
+        for ordinal, operand, value, weights in visible.of(kind):
+            read = None if kind is not Place.WEIGHTS else {name for one in weights for name, _ in sites.of(one)}
+            for name, site in sites.of(value):
+                if site.span == 1 and (read is None or name in read):
+                    length = trace.values[value].shape[site.axis]
+                    candidate = Candidate(ordinal, operand or "", site.axis, length, visible.source(value))
                     if name not in seen:
                         found.setdefault(name, []).append(candidate)
+                    present[candidate.key] = [(other, one) for other, one in sites.of(value) if one.axis == site.axis]
         seen.update(found)
-    chosen = {candidate.key: candidate.length for candidates in seen.values() for candidate in _best(candidates)}
-    return tuple(
-        Tap(ordinal, operand or None, axis, length, tuple(present[ordinal, operand, axis]))
-        for (ordinal, operand, axis), length in sorted(chosen.items())
-    )
+    chosen = {candidate.key: candidate for candidates in seen.values() for candidate in _best(candidates)}
+    return tuple(_tap(candidate, present[key], sites.sizes) for key, candidate in sorted(chosen.items()))
 
 
-def _sites(readout: Readout, layout: AxisLayout) -> list[FibreSite]:
-    """All sites in an activation; none where they are irregular, as activations need not be permuted."""
-    try:
-        return list(readout.sites("", layout))
-    except Irregular:
-        return []
+def _tap(candidate: Candidate, sites: Sequence[tuple[str, Site]], sizes: Mapping[str, int]) -> Tap:
+    """A tap; where one group alone fills the axis, of its units, and the positions of a unit are further observations.
+
+    So a tap on the channels of an image that is flattened before it is read is as long as there are channels.
+    """
+    name, site = sites[0]
+    units, operand = sizes[name], candidate.operand or None
+    alone = len(sites) == 1 and site.positions is None
+    if alone and candidate.length == units * site.outer * site.inner:
+        acts = ((name, replace(site, outer=1, inner=1)),)
+        return Tap(candidate.ordinal, operand, candidate.axis, units, acts, site.inner)
+    return Tap(candidate.ordinal, operand, candidate.axis, candidate.length, tuple(sites))
+
+
+class _Sites:
+    """The sites of groups in the values of a pass, and the sizes of the groups."""
+
+    def __init__(
+        self, closure: Closure, relations: Relations, layouts: Mapping[int, AxisLayout], names: Mapping[Name, str]
+    ) -> None:
+        self._readout, self._layouts, self._names = Readout(closure, relations), layouts, names
+        counts = {family: np.bincount(closure.families[family].fibre) for family, _ in names}
+        self.sizes = {name: int(counts[family][fibre]) for (family, fibre), name in names.items()}
+        self._known: dict[int, list[tuple[str, Site]]] = {}
+
+    def of(self, value: int) -> list[tuple[str, Site]]:
+        """Groups and where they act; none where a site is irregular, as activations need not be permuted."""
+        if value not in self._known:
+            self._known[value] = [
+                (self._names[placed.family, placed.fibre], placed.site)
+                for placed in self._placed(value)
+                if (placed.family, placed.fibre) in self._names
+            ]
+        return self._known[value]
+
+    def _placed(self, value: int) -> list[FibreSite]:
+        if value not in self._layouts:
+            return []
+        try:
+            return list(self._readout.sites("", self._layouts[value]))
+        except Irregular:
+            return []
+
+
+class _Visible:
+    """What can be observed while the model runs again: values that depend on its input."""
+
+    def __init__(self, trace: Trace, layouts: Mapping[int, AxisLayout]) -> None:
+        self._trace, self._layouts = trace, layouts
+        self._moving = set(trace.inputs)
+        self._sources: dict[int, int] = {}
+        for call in trace.calls:
+            if not self._moving.isdisjoint(call.inputs):
+                self._moving.update(value for value in call.results if value is not None)
+            if has(call.name, WHOLE) and len(call.inputs) == 1 and call.results[0] is not None:
+                self._sources[call.results[0]] = self.source(call.inputs[0])
+
+    def source(self, value: int) -> int:
+        """The value of which this one is another arrangement, or itself."""
+        return self._sources.get(value, value)
+
+    def of(self, kind: Place) -> Iterator[tuple[int, str | None, int, list[int]]]:
+        """Ordinal, argument name (None: the result) and value; and the weights that are contracted with it."""
+        for ordinal, call in self._counted():
+            for name, value, weights in self._values(call, kind):
+                if self._is_observable(value):
+                    yield ordinal, name, value, weights
+
+    def _counted(self) -> Iterator[tuple[int, Call]]:
+        live = {id(call) for call in self._trace.live}
+        ordinal = -1
+        for call in self._trace.calls:
+            if not call.synthetic and is_counted(call.overload):
+                ordinal += 1
+                if id(call) in live:
+                    yield ordinal, call
+
+    def _values(self, call: Call, kind: Place) -> Iterable[tuple[str | None, int, list[int]]]:
+        if kind is Place.RESULT:
+            return [(None, call.results[0], [])] if call.results and call.results[0] is not None else []
+        if not has(call.name, CONTRACTION):
+            return []
+        read = [(name, ref.value) for name, ref in call.arguments.items() if isinstance(ref, Ref)]
+        weights = [value for _, value in read if value not in self._moving]
+        return [(name, value, weights) for name, value in read if kind is Place.CONTRACTION or weights]
+
+    def _is_observable(self, value: int) -> bool:
+        layout = self._layouts.get(value)
+        if layout is None or not layout.entries or value not in self._moving:
+            return False
+        if any(isinstance(factor, RowChoice) for entry in layout.entries for factor in entry.factors):
+            return False  # rows of different blocks: no axis contains the units of one of them
+        return self._trace.values[value].dtype.is_floating_point
 
 
 def _best(candidates: Sequence[Candidate]) -> Sequence[Candidate]:
-    """A few of the shortest axes, evenly spread over the pass and including the last."""
+    """A few of the shortest axes, each value once, evenly spread over the pass and including the last."""
     shortest = min(candidate.length for candidate in candidates)
-    candidates = [candidate for candidate in candidates if candidate.length == shortest]
-    if len(candidates) <= TAPS_PER_GROUP:
-        return candidates
-    last = len(candidates) - 1
-    return [candidates[round(last * k / (TAPS_PER_GROUP - 1))] for k in range(TAPS_PER_GROUP)]
-
-
-def _visible(trace: Trace, layouts: Mapping[int, AxisLayout], read: bool) -> Iterable[tuple[int, str | None, int]]:
-    """Ordinal, argument name and value of what `OBSERVED` operations read, or of what counted operations return."""
-    ordinal = -1
-    live = {id(call) for call in trace.live}
-    weights = set(trace.state.values())
-    for call in trace.calls:
-        counted = not call.synthetic and is_counted(call.overload)
-        ordinal += counted
-        if not counted or id(call) not in live:
-            continue
-        values: list[tuple[str | None, int]] = []
-        if not read and call.results and call.results[0] is not None:
-            values.append((None, call.results[0]))
-        elif read and has(call.name, OBSERVED):
-            values.extend((name, ref.value) for name, ref in call.arguments.items() if isinstance(ref, Ref))
-        for name, value in values:
-            layout = layouts.get(value)
-            floating = trace.values[value].dtype.is_floating_point
-            if layout is not None and any(isinstance(f, RowChoice) for entry in layout.entries for f in entry.factors):
-                continue  # rows of different blocks: no axis contains the units of one of them
-            if layout is not None and layout.entries and layout.leaf is None and floating and value not in weights:
-                yield ordinal, name, value
+    once = {(candidate.source, candidate.axis): candidate for candidate in candidates if candidate.length == shortest}
+    kept = list(once.values())
+    if len(kept) <= TAPS_PER_GROUP:
+        return kept
+    last = len(kept) - 1
+    return [kept[round(last * k / (TAPS_PER_GROUP - 1))] for k in range(TAPS_PER_GROUP)]

@@ -19,6 +19,7 @@ from rebasin_cli.checkpoint.write import bytes_needed, check_output, keeps_sibli
 from rebasin_cli.data import BatchSource
 from rebasin_cli.data.ranks import ALONE, Ranks
 from rebasin_cli.errors import NumericalError, UsageError, few
+from rebasin_cli.execution.agreement import DISTANCE as DISTANCE_FROM_ENDS
 from rebasin_cli.execution.chance import no_better_than_chance
 from rebasin_cli.execution.closeness import Closeness
 from rebasin_cli.execution.data_inputs import PairData
@@ -457,6 +458,7 @@ class Alignment:
                 tuple(match.per_pass) if match.criterion.name == PLAIN else (),
             ),
             criterion=match.criterion,
+            tried=match.tried,
             chance=self.chance,
             cosine=Change(self.before.cosine, self.after.cosine),
             distance=Change(self.before.distance, self.after.distance),
@@ -558,7 +560,8 @@ class Alignment:
     def _warnings(self) -> tuple[str, ...]:
         """Warnings about a run that succeeded."""
         said = [*self._notes(), *(() if self.source is None else self.source.notes), *self._guessing_ends()]
-        if self.match.learned_on == DISTANCE and self.data is not None and self.data.real_targets:
+        said += self.match.notes
+        if self.match.learned_on in (DISTANCE, DISTANCE_FROM_ENDS) and self.data is not None and self.data.real_targets:
             said.append(
                 f"{self.options.data}: the targets are real numbers and were not learned from: "
                 "give --loss FILE.py:FUNCTION, such as a mean squared error"

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from rebasin_cli.errors import DataError, ModelError, NumericalError
 from rebasin_cli.execution import activations
-from rebasin_cli.execution.activations import CrossCovariance, correlations
+from rebasin_cli.execution.activations import CrossCovariance, likenesses
 from rebasin_cli.model.example_input import ExampleInput
 from tests.execution.planted_networks import Heads, Net, batches, planted
 
@@ -40,12 +40,13 @@ def test_a_unit_that_never_varies_correlates_with_nothing() -> None:
     assert covariance.correlation()[0, 0] == pytest.approx(1.0)
 
 
-def test_any_batch_size_gives_the_same_correlations() -> None:
+def test_any_batch_size_gives_the_same_likenesses() -> None:
     torch.manual_seed(0)
     net = Net().eval()
     found, expected, other, _ = planted(net, ExampleInput((torch.randn(1, 6),)))
     one, many = (
-        correlations((net, other), batches((6,), sizes), found.taps, expected) for sizes in ([60], [7, 1, 22, 30])
+        likenesses((net, other), batches((6,), sizes), found.taps, expected, "covariance")
+        for sizes in ([60], [7, 1, 22, 30])
     )
     assert one
     for left, right in zip(one, many, strict=True):
@@ -57,9 +58,9 @@ def test_attention_is_followed_in_batches(monkeypatch: pytest.MonkeyPatch) -> No
     torch.manual_seed(0)
     net = Heads().eval()
     found, expected, other, _ = planted(net, ExampleInput((torch.randn(1, 7, 24),)))
-    single = correlations((net, other), batches((7, 24), [1] * 12), found.taps, expected)
+    single = likenesses((net, other), batches((7, 24), [1] * 12), found.taps, expected, "covariance")
     monkeypatch.setattr(activations, "_rows", lambda batch: pytest.fail("taken one by one"))
-    together = correlations((net, other), batches((7, 24), [12]), found.taps, expected)
+    together = likenesses((net, other), batches((7, 24), [12]), found.taps, expected, "covariance")
     assert all(torch.allclose(x, y, atol=1e-6) for x, y in zip(single, together, strict=True))
 
 
@@ -67,18 +68,18 @@ def test_a_path_that_was_not_traced_is_refused() -> None:
     torch.manual_seed(0)
     net = Net(branching=True).eval()
     found, expected, other, _ = planted(net, ExampleInput((torch.randn(1, 6),)))
-    one_by_one = correlations((net, other), batches((6,), [8]), found.taps, expected)
-    in_pairs = correlations((net, other), batches((6,), [2, 2, 2, 2]), found.taps, expected)
+    one_by_one = likenesses((net, other), batches((6,), [8]), found.taps, expected, "covariance")
+    in_pairs = likenesses((net, other), batches((6,), [2, 2, 2, 2]), found.taps, expected, "covariance")
     assert all(torch.allclose(x, y, atol=1e-6) for x, y in zip(one_by_one, in_pairs, strict=True))
     with pytest.raises(ModelError, match="another path"):
-        correlations((net, other), [ExampleInput((torch.full((1, 6), 1000.0),))], found.taps, expected)
+        likenesses((net, other), [ExampleInput((torch.full((1, 6), 1000.0),))], found.taps, expected, "covariance")
 
 
 def test_no_input_is_a_fault_of_the_data() -> None:
     net = Net().eval()
     found, expected, other, _ = planted(net, ExampleInput((torch.randn(1, 6),)))
     with pytest.raises(DataError, match="no input"):
-        correlations((net, other), [], found.taps, expected)
+        likenesses((net, other), [], found.taps, expected, "covariance")
 
 
 def test_activations_that_are_not_finite_are_named() -> None:

@@ -1,10 +1,12 @@
 """Activation matching (Ainsworth, Hayase and Srinivasa, "Git Re-Basin", 2022, section 3.1).
 
-It maximises the sum of the correlations of paired units on the same inputs; with `mix` below 1 the weights count too.
+It pairs the units that are most alike on the same inputs, in what the weights after them read; with `mix` below 1 the
+weights count too.
 """
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
 from rebasin_cli.matching.method import MatchTask, Method, Need
@@ -25,24 +27,34 @@ class ActivationOptions:
         at_most=1,
         default=1.0,
     )
+    likeness: str = option(
+        "What of two units' activations is compared.",
+        group="Matching",
+        metavar="KIND",
+        choices=("covariance", "correlation", "directions"),
+        default="covariance",
+    )
 
 
 def _match(task: MatchTask) -> MatchResult:
     from rebasin_cli.matching.activation_matching import match_recorded, record
 
-    return match_recorded(task, record(task), task.options(ActivationOptions).mix)
+    limit, options = task.matching.time_limit, task.options(ActivationOptions)
+    deadline = None if limit is None else time.monotonic() + limit
+    return match_recorded(task, record(task, options.likeness, deadline), options.mix, deadline)
 
 
 def _assist(task: MatchTask) -> None:
     """Record activations on this process's share of the data, and add them to those of the others."""
     from rebasin_cli.matching.activation_matching import record
 
-    record(task)
+    limit, options = task.matching.time_limit, task.options(ActivationOptions)
+    record(task, options.likeness, None if limit is None else time.monotonic() + limit)
 
 
 METHOD = Method(
     name="activation",
-    help="Maximize the correlation of the units' activations on --data, or on noise without data.",
+    help="Match the units that are most alike on --data, or on noise without data.",
     match=_match,
     needs=frozenset({Need.TRACE}),
     options=ActivationOptions,

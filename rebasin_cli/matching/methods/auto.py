@@ -1,7 +1,7 @@
-"""Automatic choice: weight matching, or with data the best of several matchings by the loss of their midpoint.
+"""Automatic choice: with data the method whose midpoint is the best, as measured; without data weight matching.
 
-The candidates are the identity, weight matching, activation matching and a mixture of both: those that learned matching
-starts from, without the learning.
+With data, B as it is, weight matching, activation matching, a mixture of both, and, where it costs no hours, learned
+matching are compared on samples that none of them has seen (see `choice`).
 """
 
 from __future__ import annotations
@@ -10,30 +10,96 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from rebasin_cli.errors import ModelError, one_line
 from rebasin_cli.matching.method import MatchTask, Method
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from rebasin_cli.matching.choice import Attempt, Results
     from rebasin_cli.matching.result import MatchResult
+
+_LARGEST_LEARNED = 1 << 24
+"""Largest number of parameters of a model that is learned on a CPU where nobody asked for more than `auto` effort."""
 
 
 def _match(task: MatchTask) -> MatchResult:
     from rebasin_cli.data.ranks import ALONE
-    from rebasin_cli.matching.activation_matching import further_matchings
+    from rebasin_cli.matching.choice import choose
     from rebasin_cli.matching.search import match_weights
-    from rebasin_cli.matching.straight_through import Learning, learn
 
-    limit = task.matching.time_limit
-    deadline = None if limit is None else time.monotonic() + limit
     if task.matching.data is None:
         return match_weights(task)
-    task = replace(task, ranks=ALONE, shuffle=True)
-    choice = Learning(steps=0, rate=0.0, seed=task.matching.seed, deadline=deadline)
-    return learn(task, match_weights(task), further_matchings(task, deadline), choice, METHOD.name)
+    limit = task.matching.time_limit
+    deadline = None if limit is None else time.monotonic() + limit
+    return choose(replace(task, ranks=ALONE), _attempts(task, deadline), deadline)
+
+
+def _attempts(task: MatchTask, deadline: float | None) -> list[Attempt]:
+    """What is tried, in the order of its cost."""
+    from rebasin_cli.execution.activations import can_record
+    from rebasin_cli.matching.activation_matching import ENOUGH, SHARES, match_recorded, record
+    from rebasin_cli.matching.choice import IDENTITY, WEIGHT, Attempt
+    from rebasin_cli.matching.outcome import result_of
+    from rebasin_cli.matching.search import match_weights
+
+    recorded: list[list[Tensor]] = []
+
+    def by_activations(task: MatchTask, share: float) -> MatchResult:
+        if not recorded:
+            recorded.append(record(task, deadline=deadline, most=ENOUGH))
+        return match_recorded(task, recorded[0], share, deadline)
+
+    attempts = [
+        Attempt(IDENTITY, lambda task, _: result_of(task, {}), needed=True),
+        Attempt(WEIGHT, lambda task, _: match_weights(_limited(task, deadline)), needed=True),
+    ]
+    if can_record(task.pair, task.understood):
+        attempts += [
+            Attempt(name, lambda task, _, share=share: by_activations(task, share)) for name, share in SHARES.items()
+        ]
+    if _is_learned(task):
+        attempts.append(Attempt("learned", lambda task, results: _learned(task, results, deadline)))
+    return attempts
+
+
+def _limited(task: MatchTask, deadline: float | None) -> MatchTask:
+    """The task with the time that is left."""
+    left = None if deadline is None else max(0.0, deadline - time.monotonic())
+    return replace(task, matching=replace(task.matching, time_limit=left))
+
+
+def _is_learned(task: MatchTask) -> bool:
+    """Whether learning takes part in this effort."""
+    numbers = sum(tensor.numel() for tensor in task.pair.subject.module.parameters())
+    effort = task.matching.effort
+    return effort != "fast" and (effort != "auto" or numbers <= _LARGEST_LEARNED or task.device.type != "cpu")
+
+
+def _learned(task: MatchTask, results: Results, deadline: float | None) -> MatchResult:
+    """Learned matching, from the best of the others by its own measure.
+
+    Raises:
+        ModelError: the model has no gradients.
+    """
+    from rebasin_cli.matching.choice import IDENTITY, WEIGHT
+    from rebasin_cli.matching.methods.learned import LearnedOptions
+    from rebasin_cli.matching.straight_through import Learning, learn
+
+    options = LearnedOptions()
+    learning = Learning(options.learning_steps, options.learning_rate, task.matching.seed, deadline)
+    further = {
+        name: lambda one=one: one.permutations for name, one in results.items() if name not in (IDENTITY, WEIGHT)
+    }
+    try:
+        return learn(task, results[WEIGHT], further, learning, "learned")
+    except RuntimeError as error:  # of autograd: the model's operations have no derivative
+        raise ModelError(f"nothing can be learned: {one_line(error)}", slug="gradients") from error
 
 
 METHOD = Method(
     name="auto",
-    help="Without data like weight; with data the best of several matchings by the loss of the midpoint.",
+    help="With data the method whose midpoint is the best on samples held back; without data like weight.",
     match=_match,
     learns=True,
 )
