@@ -37,7 +37,7 @@ LIKENESSES: tuple[Likeness, ...] = get_args(Likeness)
 
 
 def can_record(pair: Pair, understood: Understanding, largest: int = LARGEST) -> bool:
-    """Whether activations can be recorded at little cost: the model was traced, and has at most `largest` parameters."""
+    """Whether activations can be recorded for little: the model was traced, and has at most `largest` parameters."""
     if understood.trace is None or understood.derivation is None:
         return False
     if sum(tensor.numel() for tensor in pair.subject.module.parameters()) > largest:

@@ -220,7 +220,7 @@ def mixed(
 ) -> ActivationTerms:
     """The problem in which activations weigh `share` and weights the rest, each relative to its largest possible value.
 
-    The weights' inner product is at most `|A| |B|`, the sum of the likenesses at most about the number of units at taps.
+    The weights' inner product is at most `|A| |B|`, the sum of the likenesses about the number of units at taps.
 
     Args:
         share: in (0, 1).

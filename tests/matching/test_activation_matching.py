@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from rebasin_cli.execution.activations import likenesses
 from rebasin_cli.matching.activation_matching import activation_matching, match_activations
 from rebasin_cli.model.example_input import ExampleInput
 from rebasin_cli.permutation import apply
+from rebasin_cli.spec import Tap
 from tests.execution.planted_networks import Heads, Net, batches, planted
 
 
@@ -40,3 +42,35 @@ def test_weights_have_a_say_in_a_mixture_and_the_result_is_theirs() -> None:
         assert result.converged
         assert result.cosine_after == pytest.approx(1.0, abs=1e-6)
         assert result.cosine_before < 0.9
+
+
+class Scaled(nn.Module):
+    """A LayerNorm behind a factor that is the same for all units, and other for every input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.into, self.norm, self.out = nn.Linear(6, 16), nn.LayerNorm(16), nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.norm(self.into(x) * (4 * x[:, :1]).exp()))
+
+
+def test_the_scale_before_a_layer_norm_does_not_mislead() -> None:
+    """B is A permuted with noise: what the norm reads tells the units apart less well than what it returns."""
+    torch.manual_seed(0)
+    net = Scaled().eval()
+    found, expected, other, _ = planted(net, ExampleInput((torch.randn(1, 6),)))
+    with torch.no_grad():
+        other.into.weight += 0.3 * other.into.weight.std() * torch.randn(other.into.weight.shape)
+    (tap,) = found.taps
+    norm = next(number for number, name in enumerate(expected) if "layer_norm" in name)
+    before = replace(tap, ordinal=norm, operand="input")
+    inputs = batches((6,), [400])
+
+    def wrong(where: Tap) -> int:
+        seen = likenesses((net, other), inputs, [where], expected, "covariance")
+        matched = match_activations(found.spec, [where], seen)
+        back = apply(found.spec, matched, {"into.bias": other.into.bias})["into.bias"]
+        return int((back != net.into.bias).sum())
+
+    assert wrong(tap) == 0 < wrong(before)

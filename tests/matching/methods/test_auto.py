@@ -8,12 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 from rebasin_cli.matching.choice import Attempt
+from rebasin_cli.matching.method import MatchTask
 from rebasin_cli.matching.methods import auto
 from rebasin_cli.matching.outcome import result_of
-from rebasin_cli.permutation import random
+from rebasin_cli.matching.result import MatchResult
+from rebasin_cli.permutation import apply, random
 from rebasin_cli.report.align import align_table
 from rebasin_cli.report.layout import Rows
 from tests.interpolation.digits import digits
@@ -22,7 +23,7 @@ from tests.matching.methods.test_learned import folder, learn  # noqa: F401
 
 @pytest.mark.parametrize("kind", ["plain", "norm"])
 def test_the_method_with_the_best_midpoint_is_kept(folder: Path, kind: str) -> None:  # noqa: F811
-    found = learn(folder, kind, method="auto")
+    found = learn(folder, kind, method="auto", limit=300)
     by = found.criterion
     assert (found.method, by.name, found.data and found.data["learned_on"]) == (
         "auto",
@@ -53,28 +54,23 @@ def test_the_samples_that_judge_are_held_back_from_the_methods(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The accuracy in the table is that of the midpoint on the samples that no method was given."""
-    seen: list[torch.Tensor] = []
-    result = {}
+    tasks: list[MatchTask] = []
 
-    def find(task, _):  # type: ignore[no-untyped-def]
-        seen.extend(batch.args[0] for batch in task.batches())
-        result["task"] = task
+    def find(task: MatchTask, _: object) -> MatchResult:
+        tasks.append(task)
         return result_of(task, random(task.understood.spec, 3))
 
     monkeypatch.setattr(auto, "_attempts", lambda task, deadline: [Attempt("any", find, needed=True)])
     found = learn(folder, method="auto")
+    pair, spec = tasks[0].pair, tasks[0].understood.spec
     x, y = (torch.from_numpy(values[:400]) for values in digits())
-    used = {tuple(row.flatten().tolist()) for row in torch.cat(seen)}
+    used = {tuple(row.flatten().tolist()) for batch in tasks[0].batches() for row in batch.args[0]}
     held = [number for number in range(400) if tuple(x[number].flatten().tolist()) not in used]
-    assert len(held) == 100
-    pair, task = result["task"].pair, result["task"]
-    moved = task.understood.spec
-    from rebasin_cli.permutation import apply
-
-    b = apply(moved, random(moved, 3), {key: pair.b[key] for key in pair.b})
-    net: nn.Module = pair.subject.factory.build()
+    assert (len(used), len(held)) == (300, 100)
+    b = apply(spec, random(spec, 3), {key: pair.b[key] for key in pair.b})
+    net = pair.subject.factory.build()
     net.load_state_dict({key: (pair.a[key] + b[key]) / 2 for key in b})
-    loss = nn.functional.cross_entropy(net(x[held]), y[held])
+    loss = torch.nn.functional.cross_entropy(net(x[held]), y[held])
     assert found.tried[0].loss == pytest.approx(float(loss.detach()), rel=1e-4)
 
 
