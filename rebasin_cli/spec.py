@@ -57,10 +57,12 @@ class Tap:
         ordinal: index of the operation among those that are counted (`tracing.operations.is_counted`).
         operand: name of the observed argument; None for the first result.
         axis: the axis of that tensor.
-        length: units along the axis. The axis is read as (observations, length, inner); a batch that is merged into it
-            adds observations.
+        length: units along the axis, which is read as (outer, length, inner). A batch may be merged into it, as the
+            outermost part.
         sites: for each group observed here, its name and its site among these units.
-        inner: consecutive positions of each unit, which count as observations.
+        outer, inner: positions of each unit.
+        reader: the argument of the same operation that holds the weights which read the units, and the axis of it that
+            has as many positions as the observed one; None where no weights do.
     """
 
     ordinal: int
@@ -68,7 +70,9 @@ class Tap:
     axis: int
     length: int
     sites: tuple[tuple[str, Site], ...]
+    outer: int = 1
     inner: int = 1
+    reader: tuple[str, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from rebasin_cli.data.batch import Batch, BatchSource
+from rebasin_cli.data.generated_kinds import GeneratedFacts
 from rebasin_cli.data.text import TextFacts
 
 EVERY = 4
@@ -84,6 +85,10 @@ class Kept:
         return self.source.notes
 
     @property
+    def generated(self) -> GeneratedFacts | None:
+        return self.source.generated
+
+    @property
     def fingerprint(self) -> str:
         return f"{self.source.fingerprint}, {[batch.size for batch in self.kept]}"
 
@@ -121,6 +126,10 @@ class Rest:
     @property
     def notes(self) -> tuple[str, ...]:
         return self.source.notes
+
+    @property
+    def generated(self) -> GeneratedFacts | None:
+        return self.source.generated
 
     @property
     def fingerprint(self) -> str:

@@ -34,6 +34,7 @@ LARGEST_TAPS = 1 << 28
 
 Likeness = Literal["covariance", "correlation", "directions"]
 LIKENESSES: tuple[Likeness, ...] = get_args(Likeness)
+"""Ways to compare units, the default first; see `likenesses`."""
 
 
 def can_record(pair: Pair, understood: Understanding, largest: int = LARGEST) -> bool:
@@ -105,7 +106,7 @@ def likenesses(
             traced.
         NumericalError: an activation is not finite.
     """
-    sums = {tap: CrossCovariance(f"operation {tap.ordinal}", tap.length) for tap in taps}
+    sums = {tap: CrossCovariance(f"operation {tap.ordinal}", tap.length, tap.outer * tap.inner) for tap in taps}
     seen = 0
     error: RebasinError | None = None
     try:
@@ -151,7 +152,7 @@ def _add(
 ) -> None:
     ours, theirs = (_observe(network, batch, sums, expected) for network in networks)
     for tap, total in sums.items():
-        a, b = (F.normalize(seen[tap], dim=1) if unit_length else seen[tap] for seen in (ours, theirs))
+        a, b = (F.normalize(seen[tap], dim=2) if unit_length else seen[tap] for seen in (ours, theirs))
         total.add(a, b)
 
 
@@ -177,11 +178,11 @@ def _rows(batch: ExampleInput, error: ModelError) -> list[ExampleInput]:
 def _observe(
     network: nn.Module, batch: ExampleInput, taps: Collection[Tap], expected: Sequence[str]
 ) -> dict[Tap, Tensor]:
-    """For every tap the units' activations: (observations, units)."""
+    """For every tap the units' activations: (observations, positions, units)."""
     seen: dict[Tap, Tensor] = {}
 
-    def keep(tap: Tap, tensor: Tensor) -> None:
-        seen[tap] = _observations(tensor, tap)
+    def keep(tap: Tap, tensor: Tensor, weights: Tensor | None) -> None:
+        seen[tap] = _observations(tensor, tap, weights)
 
     try:
         capture(network, batch, expected, taps, keep)
@@ -192,40 +193,49 @@ def _observe(
     return seen
 
 
-def _observations(result: Tensor, tap: Tap) -> Tensor:
-    """The tensor as (observations, units): all axes but the units', and what its axis holds besides units."""
+def _observations(result: Tensor, tap: Tap, weights: Tensor | None) -> Tensor:
+    """The tensor as (observations, positions, units), each number times the norm of the weights that read it.
+
+    So it does not matter how a unit's scale is shared between what it gives and what reads it.
+    """
     length = result.shape[tap.axis] if tap.axis < result.dim() else 0
-    if not length or length % (tap.length * tap.inner):
+    own = tap.outer * tap.length * tap.inner
+    if not length or length % own:
         raise ModelError(f"activations of shape {tuple(result.shape)} where {tap.length} units were expected")
-    parts = (length // (tap.length * tap.inner), tap.length, tap.inner)
-    shape = (*result.shape[: tap.axis], *parts, *result.shape[tap.axis + 1 :])
-    return result.reshape(shape).movedim(tap.axis + 1, -1).reshape(-1, tap.length).float().clone()
+    parts = (length // own, tap.outer, tap.length, tap.inner)
+    split = result.reshape(*result.shape[: tap.axis], *parts, *result.shape[tap.axis + 1 :])
+    values = split.movedim((tap.axis + 1, tap.axis + 3, tap.axis + 2), (-3, -2, -1)).float()
+    if tap.reader is not None and weights is not None:
+        norms = weights.movedim(tap.reader[1], 0).flatten(1).float().norm(dim=1).reshape(parts[1:])
+        values = values * norms.movedim(1, 2)
+    return values.reshape(-1, tap.outer * tap.inner, tap.length).clone()
 
 
 class CrossCovariance:
-    """Covariances between the units of A and those of B over all samples (and positions) added so far.
+    """Covariances between the units of A and those of B over all samples added so far, summed over positions.
 
     With n samples of mean m so far and k new ones of mean m', the cross sums about the mean become
-    `C + C' + n k / (n + k) (m'_a - m_a)(m'_b - m_b)^T`, which is exact and does not cancel.
+    `C + C' + n k / (n + k) (m'_a - m_a)(m'_b - m_b)^T`, which is exact and does not cancel. Every position has means of
+    its own, because the weights that read several have a bias for all of them.
     """
 
-    def __init__(self, name: str, units: int) -> None:
-        self.name, self.units, self.count = name, units, 0
-        self._mean = torch.zeros(2, units, dtype=torch.float64)
+    def __init__(self, name: str, units: int, positions: int = 1) -> None:
+        self.name, self.units, self.positions, self.count = name, units, positions, 0
+        self._mean = torch.zeros(2, positions, units, dtype=torch.float64)
         self._square = torch.zeros(2, units, dtype=torch.float64)
         self._cross = torch.zeros(units, units, dtype=torch.float64)
 
     def add(self, a: Tensor, b: Tensor) -> None:
-        """Add one batch: activations (samples, units) of both networks for the same samples.
+        """Add one batch: activations (samples, positions, units) of both networks for the same samples.
 
         Raises:
-            DataError: the two batches are not of one shape, or not of this many units.
+            DataError: the two batches are not of one shape, or not of these units and positions.
             NumericalError: an activation is not finite.
         """
-        if a.shape != b.shape or a.dim() != 2 or a.shape[1] != self.units:
+        if a.shape != b.shape or a.shape[1:] != (self.positions, self.units):
             raise DataError(
                 f"activations of {self.name}: A has shape {tuple(a.shape)}, B has {tuple(b.shape)}, "
-                f"expected (samples, {self.units}) of both"
+                f"expected (samples, {self.positions}, {self.units}) of both"
             )
         if not len(a):
             return
@@ -233,12 +243,12 @@ class CrossCovariance:
         if not bool(torch.isfinite(both.sum())):
             raise NumericalError(f"non-finite activations in {self.name}", slug="non_finite_activations")
         mean = both.mean(dim=1)
-        centred = both - mean[:, None]
+        centred = (both - mean[:, None]).flatten(1, 2)
         total = self.count + len(a)
         apart = mean - self._mean
         weight = self.count * len(a) / total
-        self._cross += centred[0].T @ centred[1] + weight * torch.outer(apart[0], apart[1])
-        self._square += centred.square().sum(dim=1) + weight * apart.square()
+        self._cross += centred[0].T @ centred[1] + weight * (apart[0].T @ apart[1])
+        self._square += centred.square().sum(dim=1) + weight * apart.square().sum(dim=1)
         self._mean += apart * (len(a) / total)
         self.count = total
 
@@ -251,14 +261,14 @@ class CrossCovariance:
         own = torch.tensor([float(self.count)], dtype=torch.float64)
         sums = total(torch.cat([own, self.count * self._mean.flatten()]))
         count = int(sums[0])
-        mean = sums[1:].view(2, self.units) / max(1, count)
+        mean = sums[1:].view_as(self._mean) / max(1, count)
         apart = self._mean - mean
-        self._cross = total(self._cross + self.count * torch.outer(apart[0], apart[1]))
-        self._square = total(self._square + self.count * apart.square())
+        self._cross = total(self._cross + self.count * (apart[0].T @ apart[1]))
+        self._square = total(self._square + self.count * apart.square().sum(dim=1))
         self._mean, self.count = mean, count
 
     def covariance(self) -> Tensor:
-        """`mean of (a - mean a)(b - mean b)`: float64 (units of A, units of B)."""
+        """`mean of (a - mean a)(b - mean b)`, summed over positions: float64 (units of A, units of B)."""
         return self._cross / max(1, self.count)
 
     def correlation(self) -> Tensor:

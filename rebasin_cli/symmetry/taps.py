@@ -23,6 +23,9 @@ from rebasin_cli.tracing.operations import CONTRACTION, WHOLE, has, is_counted
 TAPS_PER_GROUP = 8
 """A residual stream is read by many operations; this many, spread over the pass, represent it."""
 
+_SUMMED = {"weight": 1, "mat2": 0, "self": 1, "mat1": 1}
+"""The axis of weights that a contraction sums over, by the name of the argument that they are."""
+
 Name = tuple[int, int]
 """Family and fibre: what a group is before it has a name."""
 
@@ -41,6 +44,7 @@ class Candidate:
 
     Attributes:
         source: the value of which the argument is another arrangement; two operations may read the same.
+        reader: see `Tap`.
     """
 
     ordinal: int
@@ -48,6 +52,7 @@ class Candidate:
     axis: int
     length: int
     source: int
+    reader: tuple[str, int] | None = None
 
     @property
     def key(self) -> tuple[int, str, int]:
@@ -70,12 +75,13 @@ def choose_taps(
         if len(seen) == len(names):
             break
         found: dict[str, list[Candidate]] = {}
-        for ordinal, operand, value, weights in visible.of(kind):
-            read = None if kind is not Place.WEIGHTS else {name for one in weights for name, _ in sites.of(one)}
+        for ordinal, call, operand, value, weights in visible.of(kind):
+            read = {name for one in weights.values() for name, _ in sites.of(one)}
             for name, site in sites.of(value):
-                if site.span == 1 and (read is None or name in read):
+                if site.span == 1 and (kind is not Place.WEIGHTS or name in read):
                     length = trace.values[value].shape[site.axis]
-                    candidate = Candidate(ordinal, operand or "", site.axis, length, visible.source(value))
+                    reader = visible.reader(call, weights, length)
+                    candidate = Candidate(ordinal, operand or "", site.axis, length, visible.source(value), reader)
                     if name not in seen:
                         found.setdefault(name, []).append(candidate)
                     present[candidate.key] = [(other, one) for other, one in sites.of(value) if one.axis == site.axis]
@@ -85,17 +91,21 @@ def choose_taps(
 
 
 def _tap(candidate: Candidate, sites: Sequence[tuple[str, Site]], sizes: Mapping[str, int]) -> Tap:
-    """A tap; where one group alone fills the axis, of its units, and the positions of a unit are further observations.
+    """A tap; where one group alone fills the axis, of its units with their positions.
 
     So a tap on the channels of an image that is flattened before it is read is as long as there are channels.
     """
     name, site = sites[0]
     units, operand = sizes[name], candidate.operand or None
     alone = len(sites) == 1 and site.positions is None
+    acts: tuple[tuple[str, Site], ...] = tuple(sites)
+    outer = inner = 1
     if alone and candidate.length == units * site.outer * site.inner:
         acts = ((name, replace(site, outer=1, inner=1)),)
-        return Tap(candidate.ordinal, operand, candidate.axis, units, acts, site.inner)
-    return Tap(candidate.ordinal, operand, candidate.axis, candidate.length, tuple(sites))
+        outer, inner = site.outer, site.inner
+    else:
+        units = candidate.length
+    return Tap(candidate.ordinal, operand, candidate.axis, units, acts, outer, inner, candidate.reader)
 
 
 class _Sites:
@@ -145,12 +155,26 @@ class _Visible:
         """The value of which this one is another arrangement, or itself."""
         return self._sources.get(value, value)
 
-    def of(self, kind: Place) -> Iterator[tuple[int, str | None, int, list[int]]]:
-        """Ordinal, argument name (None: the result) and value; and the weights that are contracted with it."""
+    def reader(self, call: Call, weights: Mapping[str, int], length: int) -> tuple[str, int] | None:
+        """The argument that holds the weights of a contraction, and its axis for units along an axis of this length.
+
+        That is the axis that is summed over; of a convolution channel by channel, that of the channels.
+        """
+        for name, value in weights.items():
+            shape = self._trace.values[value].shape
+            axis = _SUMMED.get(name, 0) if not call.arguments.get("transposed") else 0
+            if name == "weight" and len(shape) > 2 and shape[1] == 1:
+                axis = 0
+            if len(shape) > 1 and shape[axis] == length:
+                return name, axis
+        return None
+
+    def of(self, kind: Place) -> Iterator[tuple[int, Call, str | None, int, dict[str, int]]]:
+        """Ordinal, call, argument name (None: the result) and value; and the weights that are contracted with it."""
         for ordinal, call in self._counted():
             for name, value, weights in self._values(call, kind):
                 if self._is_observable(value):
-                    yield ordinal, name, value, weights
+                    yield ordinal, call, name, value, weights
 
     def _counted(self) -> Iterator[tuple[int, Call]]:
         live = {id(call) for call in self._trace.live}
@@ -161,13 +185,13 @@ class _Visible:
                 if id(call) in live:
                     yield ordinal, call
 
-    def _values(self, call: Call, kind: Place) -> Iterable[tuple[str | None, int, list[int]]]:
+    def _values(self, call: Call, kind: Place) -> Iterable[tuple[str | None, int, dict[str, int]]]:
         if kind is Place.RESULT:
-            return [(None, call.results[0], [])] if call.results and call.results[0] is not None else []
+            return [(None, call.results[0], {})] if call.results and call.results[0] is not None else []
         if not has(call.name, CONTRACTION):
             return []
         read = [(name, ref.value) for name, ref in call.arguments.items() if isinstance(ref, Ref)]
-        weights = [value for _, value in read if value not in self._moving]
+        weights = {name: value for name, value in read if value not in self._moving}
         return [(name, value, weights) for name, value in read if kind is Place.CONTRACTION or weights]
 
     def _is_observable(self, value: int) -> bool:

@@ -32,7 +32,7 @@ def called_operations(trace: Trace) -> list[str]:
     return [call.overload for call in trace.calls if not call.synthetic and is_counted(call.overload)]
 
 
-OnTensor = Callable[[Tap, Tensor], None]
+OnTensor = Callable[[Tap, Tensor, Tensor | None], None]
 
 
 def capture(
@@ -44,7 +44,8 @@ def capture(
         module: with real parameters, in eval mode.
         expected: overloads in the order of the trace (`called_operations`).
         taps: what to observe.
-        on_tensor: called with the tap and the tensor, which it must copy to keep.
+        on_tensor: called with the tap, its tensor, and the weights that read this, where the tap names some; it must
+            copy what it keeps.
 
     Raises:
         OtherPath: the operations differ from those of the trace.
@@ -85,9 +86,10 @@ class _Capture(OperationMode):  # type: ignore[no-untyped-call]
             given = operator(func).bind(args, kwargs)
             for tap in taps:
                 if tap.operand is not None:
-                    self.on_tensor(tap, given[names.get(tap.operand, tap.operand)])
+                    weights = None if tap.reader is None else given[tap.reader[0]]
+                    self.on_tensor(tap, given[names.get(tap.operand, tap.operand)], weights)
         out = func(*args, **kwargs)
         for tap in taps:
             if tap.operand is None:
-                self.on_tensor(tap, next(tensors_in(out)))
+                self.on_tensor(tap, next(tensors_in(out)), None)
         return out

@@ -66,9 +66,8 @@ class Bench:
         self.ends = [scores(kind, one, test, None) for one in (self.a, self.b)]
 
     def match(self, how: dict[str, Any]) -> MatchResult:
-        chosen = {"method": "weight", "objective": "plain", **how}
+        chosen = {"method": "weight", "objective": "plain", "effort": "standard", **how}
         matching = Matching(
-            effort="standard",
             starts=None,
             restarts=None,
             max_passes=None,

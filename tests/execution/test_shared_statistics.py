@@ -36,11 +36,11 @@ class Exchange:
 def test_shared_sums_are_those_of_one_process(seed: int, world: int, batches: int, offset: float) -> None:
     """Also where a process has no batch at all, and where the mean is large beside the deviation."""
     generator = torch.Generator().manual_seed(seed)
-    data = [torch.randn(2, 5, 3, generator=generator) + offset for _ in range(batches)]
-    whole = CrossCovariance("whole", 3)
+    data = [torch.randn(2, 5, 2, 3, generator=generator) + offset for _ in range(batches)]
+    whole = CrossCovariance("whole", 3, 2)
     for a, b in data:
         whole.add(a, b)
-    parts = [CrossCovariance(f"rank {rank}", 3) for rank in range(world)]
+    parts = [CrossCovariance(f"rank {rank}", 3, 2) for rank in range(world)]
     for number, (a, b) in enumerate(data):
         parts[number % world].add(a, b)
     exchange = Exchange(world)
@@ -55,7 +55,7 @@ def test_shared_sums_are_those_of_one_process(seed: int, world: int, batches: in
 
 def test_further_batches_may_follow() -> None:
     generator = torch.Generator().manual_seed(0)
-    a, b, c, d = torch.randn(4, 6, 2, generator=generator)
+    a, b, c, d = torch.randn(4, 6, 1, 2, generator=generator)
     alone, shared = CrossCovariance("alone", 2), CrossCovariance("shared", 2)
     for one in (alone, shared):
         one.add(a, b)

@@ -34,7 +34,7 @@ def test_a_pass_on_another_batch_repeats_the_traced_operations(traced: int, batc
     trace = trace_model(module, ExampleInput((torch.randn(traced, 4, 8),), {}))
     expected = called_operations(trace)
     x = torch.randn(batch, 4, 8)
-    capture(module, ExampleInput((x,), {}), expected, (), lambda tap, tensor: None)
+    capture(module, ExampleInput((x,), {}), expected, (), lambda tap, tensor, weights: None)
     with torch.no_grad():
         before = module(x)
     with torch.no_grad(), plain_operations():

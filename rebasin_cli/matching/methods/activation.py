@@ -13,6 +13,8 @@ from rebasin_cli.matching.method import MatchTask, Method, Need
 from rebasin_cli.options import option, options_class
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from rebasin_cli.matching.result import MatchResult
 
 
@@ -37,19 +39,28 @@ class ActivationOptions:
 
 
 def _match(task: MatchTask) -> MatchResult:
-    from rebasin_cli.matching.activation_matching import match_recorded, record
+    from rebasin_cli.matching.activation_matching import match_recorded
 
-    limit, options = task.matching.time_limit, task.options(ActivationOptions)
-    deadline = None if limit is None else time.monotonic() + limit
-    return match_recorded(task, record(task, options.likeness, deadline), options.mix, deadline)
+    deadline = _deadline(task)
+    return match_recorded(task, _recorded(task, deadline), task.options(ActivationOptions).mix, deadline)
 
 
 def _assist(task: MatchTask) -> None:
     """Record activations on this process's share of the data, and add them to those of the others."""
+    _recorded(task, _deadline(task))
+
+
+def _deadline(task: MatchTask) -> float | None:
+    limit = task.matching.time_limit
+    return None if limit is None else time.monotonic() + limit
+
+
+def _recorded(task: MatchTask, deadline: float | None) -> list[Tensor]:
+    from rebasin_cli.execution.activations import LIKENESSES
     from rebasin_cli.matching.activation_matching import record
 
-    limit, options = task.matching.time_limit, task.options(ActivationOptions)
-    record(task, options.likeness, None if limit is None else time.monotonic() + limit)
+    kind = LIKENESSES[LIKENESSES.index(task.options(ActivationOptions).likeness)]
+    return record(task, kind, deadline)
 
 
 METHOD = Method(

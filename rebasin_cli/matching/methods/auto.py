@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from rebasin_cli.errors import ModelError, one_line
@@ -45,7 +46,7 @@ def _attempts(task: MatchTask, deadline: float | None) -> list[Attempt]:
 
     recorded: list[list[Tensor]] = []
 
-    def by_activations(task: MatchTask, share: float) -> MatchResult:
+    def by_activations(task: MatchTask, _: Results, share: float) -> MatchResult:
         if not recorded:
             recorded.append(record(task, deadline=deadline, most=ENOUGH))
         return match_recorded(task, recorded[0], share, deadline)
@@ -55,9 +56,7 @@ def _attempts(task: MatchTask, deadline: float | None) -> list[Attempt]:
         Attempt(WEIGHT, lambda task, _: match_weights(_limited(task, deadline)), needed=True),
     ]
     if can_record(task.pair, task.understood):
-        attempts += [
-            Attempt(name, lambda task, _, share=share: by_activations(task, share)) for name, share in SHARES.items()
-        ]
+        attempts += [Attempt(name, partial(by_activations, share=share)) for name, share in SHARES.items()]
     if _is_learned(task):
         attempts.append(Attempt("learned", lambda task, results: _learned(task, results, deadline)))
     return attempts
