@@ -5,7 +5,7 @@ The ends see the same images, so differences have standard errors that are small
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -52,12 +52,14 @@ class Judge:
         return self._score(_networks(tensors, tensors).first, NO_ADJUSTMENT)
 
     @torch.no_grad()
-    def midpoint(self, a: Tensors, moved: Tensors, ends: list[tuple[Tensor, Tensor]]) -> dict[str, Any]:
+    def midpoint(
+        self, a: Tensors, moved: Tensors, ends: list[tuple[Tensor, Tensor]], treatments: Sequence[str] = TREATMENTS
+    ) -> dict[str, Any]:
         """Accuracy in per cent; barriers of accuracy, in points, and loss, with standard errors; by treatment."""
         found: dict[str, Any] = {}
         networks = _networks(a, moved)
         (middle,) = networks.inner
-        for title in TREATMENTS:
+        for title in treatments:
             if title == "recalibrated" and not self.has_norms:
                 continue
             adjustment = NO_ADJUSTMENT if title == "as it is" else self._adjustment(networks, title == "repaired")
