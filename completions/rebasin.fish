@@ -59,6 +59,7 @@ complete -c rebasin -n '__rebasin_verb_is align' -l learning-steps -x -d 'Number
 complete -c rebasin -n '__rebasin_verb_is align' -l learning-rate -x -d 'Step size of learning, relative to the norm of the weights'
 complete -c rebasin -n '__rebasin_verb_is align' -l keep-similarity -x -d 'Share of weight matching'\''s similarity that learning must keep'
 complete -c rebasin -n '__rebasin_verb_is align' -l mix -x -d 'Share of activations against weights in activation matching'
+complete -c rebasin -n '__rebasin_verb_is align' -l likeness -x -a 'covariance correlation directions' -d 'What of two units'\'' activations is compared'
 complete -c rebasin -n '__rebasin_verb_is align' -l out -s o -r -F -d 'Output file'
 complete -c rebasin -n '__rebasin_verb_is align' -l save-alignment -r -F -d 'Save the permutations, as '\''rebasin apply'\'' reads them'
 complete -c rebasin -n '__rebasin_verb_is align' -l ignore-mismatched-sizes -d 'Align what A and B share where their heads have different sizes'

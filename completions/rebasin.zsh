@@ -72,6 +72,7 @@ _rebasin() {
                 '--learning-rate=[Step size of learning, relative to the norm of the weights]:R: ' \
                 '--keep-similarity=[Share of weight matching'\''s similarity that learning must keep]:S: ' \
                 '--mix=[Share of activations against weights in activation matching]:value: ' \
+                '--likeness=[What of two units'\'' activations is compared]:KIND:(covariance correlation directions)' \
                 '(--out -o)--out=[Output file]:FILE:_files' \
                 '(--out -o)-o+[Output file]:FILE:_files' \
                 '--save-alignment=[Save the permutations, as '\''rebasin apply'\'' reads them]:FILE:_files' \

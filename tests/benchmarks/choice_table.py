@@ -4,8 +4,8 @@
 
 Every pair of `small_pairs` (DIR keeps them, and the figures in a file there) is matched twice without data, at effort
 `fast`: by weights, and by a mixture with the activations on noise. Both midpoints are judged on inputs that the two
-networks make (`--data generated`): by the distance of their outputs from those of the ends, and by the classes that
-both ends give; and on test images, with running statistics measured on training images. A judgement predicts a pair if
+networks make (`--data generated`): by the distance of their outputs from those of the ends, and by how often they give
+another class than an end; and on test images, with running statistics measured on training images. A judgement predicts a pair if
 the midpoint that it prefers has the lower loss (or the higher accuracy) on the test images. Pairs on which a judgement
 or the truth has no preference are left out; p is that of the two-sided sign test.
 """
@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterator
-from dataclasses import replace
 from fnmatch import fnmatchcase
 from math import comb
 from pathlib import Path
@@ -37,30 +36,18 @@ WAYS: dict[str, dict[str, Any]] = {
     "mixture": {"method": "activation", "options": ActivationOptions(mix=0.2)},
 }
 INPUTS = 512
-JUDGES = ("distance", "agreement", "cross-entropy")
+JUDGES = ("distance", "disagreement")
 
 
 def judged(bench: Bench, permutations: list[Permutations]) -> list[dict[str, float]]:
-    """What the midpoints are worth on inputs that the networks make; less is better, also of the disagreement."""
+    """What the midpoints are worth on inputs that the networks make; less is better."""
     task = Matching("auto", "fast", None, None, None, None, 0, "cpu", data="generated", limit=INPUTS)
     room = data_of(bench.pair, bench.understood, task, bench.kind.model, labelled=True)
     held, rest = held_back(room.open(shuffle=True), INPUTS // 2)
     others = Kept.first(rest, INPUTS)
-    bare = replace(held, kept=tuple(replace(batch, target=None) for batch in held.kept))
-    cpu, spec = torch.device("cpu"), bench.understood.spec
-    by_outputs = MidpointJudge(bench.pair, spec, bare, others, cpu)
-    by_classes = MidpointJudge(bench.pair, spec, held, others, cpu)
-    found = []
-    for one in permutations:
-        beside, classes = by_outputs.midpoint(one), by_classes.midpoint(one)
-        found.append(
-            {
-                "distance": beside.loss or 0.0,
-                "agreement": 1 - (beside.accuracy or 0.0),
-                "cross-entropy": classes.loss or 0.0,
-            }
-        )
-    return found
+    judge = MidpointJudge(bench.pair, bench.understood.spec, held, others, torch.device("cpu"))
+    scores = [judge.midpoint(one) for one in permutations]
+    return [{"distance": one.loss or 0.0, "disagreement": 1 - (one.accuracy or 0.0)} for one in scores]
 
 
 def measured(kind: Kind, number: int, cache: Path, shared: Path) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """The trained pairs by every method: barriers of the merged network.
 
-    python -m tests.benchmarks.pair_table [--images DIR] [--limit N] [--pair NAME] [--table merged] [--seed N] [--seeds 5] …
+    python -m tests.benchmarks.pair_table [--images DIR] [--limit N] [--pair NAME] [--table merged] [--seeds 5] …
 
 First table: the midpoint of each pair on all test images (or N of them), as it is, with BatchNorm measured anew on
 2,000 training images, and repaired: accuracy, and in brackets its barrier in points with its standard error (image by
@@ -161,11 +161,11 @@ def main() -> int:
             }
             wanted = {way: how for way, how in ways.items() if way in (options.way or ways)}
             wanted = {way: how for way, how in wanted.items() if ONLY_FOR.get(way, name) == name}
-            seeds = range(options.seed, options.seed + options.seeds)
-            for seed, row in ((seed, row) for seed in seeds for row in bench.merged(wanted, seed)):
-                merged.append({**row, "seed": seed})
-                cells = (*(cell(row.get(title)) for title in TREATMENTS), f"{row['seconds']:.0f}")
-                print(f"| {name} | {ends} | {row['way']} | {row['cosine']:.4f} | {' | '.join(cells)} |", flush=True)
+            for seed in range(options.seed, options.seed + options.seeds):
+                for row in bench.merged(wanted, seed):
+                    merged.append({**row, "seed": seed})
+                    cells = (*(cell(row.get(title)) for title in TREATMENTS), f"{row['seconds']:.0f}")
+                    print(f"| {name} | {ends} | {row['way']} | {row['cosine']:.4f} | {' | '.join(cells)} |", flush=True)
             if options.json is not None:
                 options.json.write_text(json.dumps(merged, indent=1) + "\n")
     return 0
