@@ -5,9 +5,9 @@
 Every pair of `small_pairs` (DIR keeps them, and the figures in a file there) is matched twice without data, at effort
 `fast`: by weights, and by a mixture with the activations on noise. Both midpoints are judged on inputs that the two
 networks make (`--data generated`): by the distance of their outputs from those of the ends, and by how often they give
-another class than an end; and on test images, with running statistics measured on training images. A judgement predicts a pair if
-the midpoint that it prefers has the lower loss (or the higher accuracy) on the test images. Pairs on which a judgement
-or the truth has no preference are left out; p is that of the two-sided sign test.
+another class than an end; and on test images, with running statistics measured on training images. A judgement predicts
+a pair if the midpoint that it prefers has the lower loss (or the higher accuracy) on the test images. Pairs on which a
+judgement or the truth has no preference are left out; p is that of the two-sided sign test.
 """
 
 from __future__ import annotations
