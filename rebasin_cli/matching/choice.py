@@ -78,14 +78,15 @@ class _Choice:
 
     def __init__(self, task: MatchTask) -> None:
         self._began = time.monotonic()
-        source = task.room.open(shuffle=True)
+        room = task.room
+        source = room.open(shuffle=True)
         held, rest = held_back(source, HELD)
         self._notes: list[str] = []
-        self._task = replace(task, data=replace(task.room, part=lambda data: Rest(data, rest.cuts)), shuffle=True)
+        self._task = replace(task, data=replace(room, part=lambda data: Rest(data, rest.cuts)), shuffle=True)
         measured = Kept.first(rest, MEASURED)
         if held.samples < FEWEST:
             self._notes.append("the data are too few to hold some back: methods are judged on what they have seen")
-            self._task = replace(task, shuffle=True)
+            self._task = replace(task, data=room, shuffle=True)
             held = measured = Kept.first(source, HELD)
         if not held.samples:
             raise DataError("there is no data to judge by")

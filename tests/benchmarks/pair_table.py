@@ -43,6 +43,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "activations": {"method": "activation", "data": True},
     "mixture": {"method": "activation", "data": True, "options": ActivationOptions(mix=0.2)},
     "straight-through": {"method": "learned", "data": True},
+    "automatic": {"method": "auto", "data": True},
     "straight-through, similarity kept": {
         "method": "learned",
         "data": True,
@@ -87,7 +88,7 @@ class Bench:
         chosen = {
             "method": "weight",
             "starts": None,
-            "limit": 2000 if how.get("method") == "learned" else SEEN,
+            "limit": 2000 if how.get("method") in ("learned", "auto") else SEEN,
             **how,
             "data": str(self.images / "train") if "data" in how else None,
         }
