@@ -559,8 +559,7 @@ class Alignment:
 
     def _warnings(self) -> tuple[str, ...]:
         """Warnings about a run that succeeded."""
-        said = [*self._notes(), *(() if self.source is None else self.source.notes), *self._guessing_ends()]
-        said += self.match.notes
+        said = [*self._notes(), *(() if self.source is None else self.source.notes), *self._of_the_match()]
         if self.match.learned_on in (DISTANCE, DISTANCE_FROM_ENDS) and self.data is not None and self.data.real_targets:
             said.append(
                 f"{self.options.data}: the targets are real numbers and were not learned from: "
@@ -594,8 +593,8 @@ class Alignment:
         said += spec_warnings(self.soundness, self.understood.given_up)
         return tuple(said)
 
-    def _guessing_ends(self) -> list[str]:
-        """The networks that classify the data no better than by chance."""
+    def _of_the_match(self) -> list[str]:
+        """What the method left out, and the networks that classify the data no better than by chance."""
         paths = () if self.source is None or self.source.generated else (self.options.a, self.options.b)
         said = [no_better_than_chance(str(path), end) for path, end in zip(paths, self.match.ends, strict=False)]
-        return [text for text in said if text is not None]
+        return [*self.match.notes, *(text for text in said if text is not None)]
