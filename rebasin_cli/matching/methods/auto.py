@@ -1,6 +1,7 @@
 """Automatic choice: with data the method whose midpoint is the best, as measured; without data weight matching.
 
-With data, B as it is, weight matching, activation matching, a mixture of both, and, where it costs no hours, learned
+Inputs that the networks make themselves are no data for this: what is measured on them does not say reliably which of
+two alignments is better (docs/matching.md). With data, B as it is, weight matching, activation matching, a mixture of both, and, where it costs no hours, learned
 matching are compared on samples that none of them has seen (see `choice`).
 """
 
@@ -25,11 +26,12 @@ _LARGEST_LEARNED = 1 << 24
 
 
 def _match(task: MatchTask) -> MatchResult:
+    from rebasin_cli.data.generated_kinds import generated_kind
     from rebasin_cli.data.ranks import ALONE
     from rebasin_cli.matching.choice import choose
     from rebasin_cli.matching.search import match_weights
 
-    if task.matching.data is None:
+    if task.matching.data is None or generated_kind(task.matching.data) is not None:
         return match_weights(task)
     limit = task.matching.time_limit
     deadline = None if limit is None else time.monotonic() + limit
@@ -98,7 +100,7 @@ def _learned(task: MatchTask, results: Results, deadline: float | None) -> Match
 
 METHOD = Method(
     name="auto",
-    help="With data the method whose midpoint is the best on samples held back; without data like weight.",
+    help="With data the method whose midpoint is the best on samples held back; else like weight.",
     match=_match,
     learns=True,
 )
