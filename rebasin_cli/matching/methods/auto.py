@@ -1,8 +1,8 @@
 """Automatic choice: with data the method whose midpoint is the best, as measured; without data weight matching.
 
 Inputs that the networks make themselves are no data for this: what is measured on them does not say reliably which of
-two alignments is better (docs/matching.md). With data, B as it is, weight matching, activation matching, a mixture of both, and, where it costs no hours, learned
-matching are compared on samples that none of them has seen (see `choice`).
+two alignments is better (docs/matching.md). With data, B as it is, weight matching, activation matching, a mixture of
+both, and, where it costs no hours, learned matching are compared on samples that none of them has seen (see `choice`).
 """
 
 from __future__ import annotations
