@@ -6,7 +6,7 @@ help lists the methods: a method's file imports what it works with inside its fu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, fields
 from enum import Enum
 from pathlib import Path
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from rebasin_cli.execution.data_inputs import PairData
     from rebasin_cli.execution.pair import Pair
     from rebasin_cli.execution.understanding import Understanding
+    from rebasin_cli.matching.learning.journal import Journal
     from rebasin_cli.matching.plan import Effort
     from rebasin_cli.matching.result import MatchResult, OnPass
     from rebasin_cli.progress import Progress
@@ -119,6 +120,20 @@ def data_of(
 
 
 @dataclass(frozen=True, slots=True)
+class StateFile:
+    """Where the state of a run is saved, so that it can be resumed.
+
+    Attributes:
+        run: what decides the numbers of the run: files, model, settings, versions; plain JSON data.
+        force: a state of another run is overwritten, instead of refused.
+    """
+
+    path: Path
+    run: Mapping[str, Any]
+    force: bool
+
+
+@dataclass(frozen=True, slots=True)
 class MatchTask:
     """One pair to match, and how.
 
@@ -129,6 +144,8 @@ class MatchTask:
         ranks: the processes that take part; all but the first run only the method's `assist`.
         shuffle: read the data in a random order that the seed decides.
         data: the data set, where it is open already.
+        own_batches: the batches to read instead of the whole data set.
+        state: where a method that can be resumed saves its state, and of which run; see `journal`.
     """
 
     pair: Pair
@@ -140,6 +157,8 @@ class MatchTask:
     ranks: Ranks
     shuffle: bool = False
     data: PairData | None = None
+    own_batches: Callable[[], Iterator[Batch]] | None = None
+    state: StateFile | None = None
 
     def options(self, kind: type[Options]) -> Options:
         """The method's own options, which are of this class.
@@ -160,7 +179,21 @@ class MatchTask:
         Raises:
             DataError: there is no such data, or it does not fit the model.
         """
+        if self.own_batches is not None:
+            return self.own_batches()
         return self.room.batches(shuffle=self.shuffle, ranks=self.ranks)
+
+    def journal(self, run: Mapping[str, Any]) -> Journal:
+        """The state file of this task.
+
+        Args:
+            run: what decides the numbers of the method, besides what `state` says.
+        """
+        from rebasin_cli.matching.learning.journal import Journal
+
+        if self.state is None:
+            return Journal(None)
+        return Journal(self.state.path, {**self.state.run, **run}, self.state.force, self.ranks.first)
 
     @property
     def room(self) -> PairData:
@@ -180,6 +213,7 @@ class Method:
         options: the class of its own options, made with `options_class`; every option has a default.
         learns: it compares permutations by a loss on the data.
         unused: which settings of the search by weights (`SEARCH`) have no effect.
+        resumes: it saves its state, and continues from that of a run that was ended.
         assist: what the other processes run under `torchrun`, while the first runs `match`; None for nothing.
     """
 
@@ -191,6 +225,7 @@ class Method:
     options: type | None = None
     assist: Callable[[MatchTask], None] | None = None
     learns: bool = False
+    resumes: bool = False
     unused: Collection[str] = ()
 
     def own_options(self, given: object) -> Any:

@@ -95,6 +95,58 @@ class Tried:
 
 
 @dataclass(frozen=True, slots=True)
+class CurvePoint:
+    """One judgement of a learning.
+
+    Attributes:
+        step: after how many steps.
+        held_loss: of the midpoint, on the samples that are held back.
+        train_loss: mean of the losses that were learned from since the last judgement; None before the first step.
+    """
+
+    step: int
+    held_loss: float
+    train_loss: float | None
+
+
+LearningStopped = Literal["patience", "bound", "time"]
+"""Why a learning ended: nothing improved any more; all steps were taken; the time limit was reached."""
+
+
+@dataclass(frozen=True, slots=True)
+class LearningEnd:
+    """A learning, and how it ended.
+
+    Attributes:
+        steps: that were taken. best_step: after which the result was found; 0 for a start.
+        first_loss, best_loss: held loss of the best start and of the result.
+        last_tenth: how far the lowest held loss fell in the last tenth of the steps.
+        held_samples: how many samples judged.
+        kept: the result is what was learned; False where it was given up for the matching of the weights.
+    """
+
+    stopped: LearningStopped
+    steps: int
+    best_step: int
+    first_loss: float
+    best_loss: float
+    last_tenth: float
+    held_samples: int
+    curve: tuple[CurvePoint, ...]
+    kept: bool = True
+
+    @property
+    def still_improving(self) -> bool:
+        """Whether more steps pay: the last tenth of them brought a share of what all brought that is not small."""
+        gained = self.first_loss - self.best_loss
+        return self.stopped != "patience" and self.last_tenth > STILL * max(gained, 0.0) > 0
+
+
+STILL = 0.01
+"""Share of the whole gain that the last tenth of the steps must bring, for more steps to be worth their time."""
+
+
+@dataclass(frozen=True, slots=True)
 class MatchResult:
     """Permutations that match B to A, and the values of the objective.
 
@@ -107,7 +159,7 @@ class MatchResult:
         converged: no single group (no block with all that is nested in it) can raise the objective by more than
             `relative_tolerance` times the product of the norms of the tensors that it touches, since its assignment is
             optimal; for a group on two axes of one tensor, to first order. Activation matching states this of its own
-            objective; for learning it means that all steps, which `passes` counts, were taken.
+            objective; for learning, whose steps `passes` counts, it means that nothing improved any more.
         already_aligned: nothing better than leaving B as it is was found.
         start: the start that won. candidates: all that were tried.
         method: the matching method's name; empty where a search was called directly.
@@ -116,6 +168,7 @@ class MatchResult:
         stopped: why the search by weights ended; None where there was none.
         tried: the methods that were compared, in the order in which they were tried; empty where none were.
         notes: what was left out and why, a sentence each.
+        learning: how the learning went; None where there was none.
     """
 
     permutations: Permutations
@@ -143,3 +196,4 @@ class MatchResult:
     stopped: Stopped | None = None
     tried: tuple[Tried, ...] = ()
     notes: tuple[str, ...] = ()
+    learning: LearningEnd | None = None

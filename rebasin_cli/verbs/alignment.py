@@ -51,6 +51,7 @@ from rebasin_cli.verbs.leftovers import find_leftovers
 from rebasin_cli.verbs.networks import model_choice
 from rebasin_cli.verbs.output_paths import check_outputs
 from rebasin_cli.verbs.permuted_copy import Rearrangement, write_permuted
+from rebasin_cli.verbs.resumed import forget_state, resumable, state_file
 from rebasin_cli.verbs.saved_permutations import RecordedModel, SavedPermutations
 from rebasin_cli.verbs.shared_options import DataReading
 from rebasin_cli.verbs.siblings import Network, SiblingPlan, plan_siblings
@@ -115,17 +116,23 @@ class Alignment:
     def run(self) -> AlignResult:
         """Run all steps. If one raises a RebasinError, nothing has been written."""
         self._prepare()
+        with resumable(self):
+            self._align_cautiously()
+            result = self._result()
+            if not self.options.dry_run:
+                self._write_beside(result)
+        return result
+
+    def _align_cautiously(self) -> None:
+        """Align; if the trace lacked operations, once more with what it says for certain."""
         try:
             self._align()
         except NumericalError as error:
             if error.slug not in ("unsound", "verification") or not self._decides_by_weights():
                 raise
             self._understand(cautious=True)
+            forget_state(self)
             self._align()
-        result = self._result()
-        if not self.options.dry_run:
-            self._write_beside(result)
-        return result
 
     def _align(self) -> None:
         """Verify the spec, match, and write; nothing is written where a verification fails."""
@@ -208,7 +215,7 @@ class Alignment:
 
     def _open_data(self) -> None:
         """Open the data before the long work, so that what does not fit is refused at once."""
-        pair, learns = self.pair, self.method.learns
+        pair, learns = self.pair, self.method.learns and not self.options.unlabelled
         self.data = data_of(
             pair, self.understood, self.matching, self.options.model, labelled=learns, progress=self.progress
         )
@@ -331,6 +338,7 @@ class Alignment:
             self._show_pass,
             self.ranks,
             data=self.data,
+            state=state_file(self),
         )
 
     def _show_pass(self, done: PassReport) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from rebasin_cli.data import Batch
 from rebasin_cli.errors import DataError
 from rebasin_cli.execution.midpoint_loss import MidpointLoss
-from rebasin_cli.matching.straight_through import merged
+from rebasin_cli.matching.learning.straight_through import between
 from rebasin_cli.model.state import parameter_keys, ties
 from rebasin_cli.permutation import identity
 from rebasin_cli.spec import PermutationSpec
@@ -42,7 +42,7 @@ def test_every_model_can_be_learned_on(name: str) -> None:
     a, b = state(module, 1), state(module, 2)
     loss = MidpointLoss(module, (a, b), CPU)
     batch = Batch(0, example.args, dict(example.kwargs), size=2)
-    network = merged(NOTHING, a, b, identity(NOTHING), learned=parameter_keys(module))
+    network = between(NOTHING, a, b, identity(NOTHING), 0.5, learned=parameter_keys(module))
     learned = [tensor for tensor in network.values() if tensor.requires_grad]
     value = loss.of(network, batch)
     gradients = torch.autograd.grad(value, learned, allow_unused=True)
@@ -54,7 +54,7 @@ def test_every_model_can_be_learned_on(name: str) -> None:
 def test_the_vectors_of_a_spectral_norm_are_those_of_the_weight_between() -> None:
     module = nn.Sequential(nn.utils.parametrizations.spectral_norm(nn.Linear(4, 3)))
     a, b = state(module, 1), state(module, 2)
-    middle = merged(NOTHING, a, b, identity(NOTHING))
+    middle = between(NOTHING, a, b, identity(NOTHING), 0.5)
     x, y = torch.randn(6, 4, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 2, 0, 1, 2])
     key = "0.parametrizations.weight.original"
     exact = middle[key].double() / torch.linalg.matrix_norm(middle[key].double(), 2)

@@ -7,7 +7,6 @@ both, and, where it costs no hours, learned matching are compared on samples tha
 
 from __future__ import annotations
 
-import time
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -23,6 +22,8 @@ if TYPE_CHECKING:
 
 _LARGEST_LEARNED = 1 << 24
 """Largest number of parameters of a model that is learned on a CPU where nobody asked for more than `auto` effort."""
+_STEPS = 200
+"""Most steps of learning; `--method learned` goes on."""
 
 
 def _match(task: MatchTask) -> MatchResult:
@@ -83,17 +84,17 @@ def _learned(task: MatchTask, results: Results, deadline: float | None) -> Match
     Raises:
         ModelError: the model has no gradients.
     """
-    from rebasin_cli.matching.choice import IDENTITY, WEIGHT
+    from rebasin_cli.matching.choice import WEIGHT
+    from rebasin_cli.matching.learning.learn import Learning, Starts, learn
+    from rebasin_cli.matching.learning.loop import Course
     from rebasin_cli.matching.methods.learned import LearnedOptions
-    from rebasin_cli.matching.straight_through import Learning, learn
 
     options = LearnedOptions()
-    learning = Learning(options.learning_steps, options.learning_rate, task.matching.seed, deadline)
-    further = {
-        name: lambda one=one: one.permutations for name, one in results.items() if name not in (IDENTITY, WEIGHT)
-    }
+    course = Course(_STEPS, options.patience, task.matching.seed)
+    starts = Starts(results[WEIGHT], {name: one.permutations for name, one in results.items()}, cut_short=False)
+    limited = replace(_limited(task, deadline), shuffle=True, state=None)
     try:
-        return learn(task, results[WEIGHT], further, learning, "learned")
+        return learn(limited, Learning(course, options.learning_rate), "learned", starts)
     except RuntimeError as error:  # of autograd: the model's operations have no derivative
         raise ModelError(f"nothing can be learned: {one_line(error)}", slug="gradients") from error
 

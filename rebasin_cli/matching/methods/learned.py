@@ -1,12 +1,12 @@
 """Learned matching: permutations whose midpoint has the lowest loss, by the straight-through estimator.
 
 Ainsworth, Hayase and Srinivasa, "Git Re-Basin" (2022), Algorithm 2. It starts from the best of weight matching,
-activation matching and a mixture of both, so the result is never worse than these by its own measure.
+activation matching and a mixture of both, so the result is never worse than these by its own measure. It goes on while
+data that are not learned on say that it improves.
 """
 
 from __future__ import annotations
 
-import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -22,7 +22,18 @@ class LearnedOptions:
     """The options of learned matching."""
 
     learning_steps: int = option(
-        "Number of batches to learn from.", group="Learning", metavar="N", at_least=1, default=100
+        "Most steps of learning. It ends earlier where nothing improves.",
+        group="Learning",
+        metavar="N",
+        at_least=1,
+        default=2000,
+    )
+    patience: int = option(
+        "End after N steps without an improvement on the data that are held back.",
+        group="Learning",
+        metavar="N",
+        at_least=1,
+        default=200,
     )
     learning_rate: float = option(
         "Step size of learning, relative to the norm of the weights.",
@@ -30,6 +41,13 @@ class LearnedOptions:
         metavar="R",
         at_least=1e-6,
         default=0.03,
+    )
+    step_batches: int = option(
+        "Batches of one step. Under torchrun the processes share them.",
+        group="Learning",
+        metavar="N",
+        at_least=1,
+        default=1,
     )
     keep_similarity: float | None = option(
         "Share of weight matching's similarity that learning must keep.",
@@ -40,21 +58,35 @@ class LearnedOptions:
         default=None,
         shown_default="at least that of B as it is",
     )
+    unlabelled: bool = option("Learn from the outputs of A and B, not from labels.", group="Learning", default=False)
+    gradient_checkpointing: bool = option(
+        "Compute activations again in the backward pass, instead of keeping them. Slower, less memory.",
+        group="Learning",
+        default=False,
+    )
+    amp: bool = option("Run in bfloat16 where PyTorch considers it safe.", group="Learning", default=False)
 
 
 def _match(task: MatchTask) -> MatchResult:
-    from rebasin_cli.data.ranks import ALONE
-    from rebasin_cli.matching.activation_matching import further_matchings
-    from rebasin_cli.matching.search import match_weights
-    from rebasin_cli.matching.straight_through import Learning, learn
+    from rebasin_cli.matching.learning.learn import Learning, learn
+    from rebasin_cli.matching.learning.loop import Course
 
-    options, limit = task.options(LearnedOptions), task.matching.time_limit
-    task = replace(task, ranks=ALONE, shuffle=True)
-    deadline = None if limit is None else time.monotonic() + limit
+    options = task.options(LearnedOptions)
+    course = Course(options.learning_steps, options.patience, task.matching.seed, options.step_batches)
     learning = Learning(
-        options.learning_steps, options.learning_rate, task.matching.seed, deadline, options.keep_similarity
+        course,
+        options.learning_rate,
+        options.keep_similarity,
+        labels=not options.unlabelled,
+        checkpointing=options.gradient_checkpointing,
+        amp=options.amp,
     )
-    return learn(task, match_weights(task), further_matchings(task, deadline), learning, METHOD.name)
+    return learn(replace(task, shuffle=True), learning, METHOD.name)
+
+
+def _assist(task: MatchTask) -> None:
+    """Share the batches of every step and judgement."""
+    _match(task)
 
 
 METHOD = Method(
@@ -62,7 +94,9 @@ METHOD = Method(
     help="Learn from data the permutations whose midpoint with A has the lowest loss (straight-through estimator).",
     match=_match,
     learns=True,
+    resumes=True,
     aliases=("straight-through",),
     needs=frozenset({Need.DATA, Need.GRADIENTS}),
     options=LearnedOptions,
+    assist=_assist,
 )

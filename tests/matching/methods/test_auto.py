@@ -99,7 +99,7 @@ def test_a_method_that_fails_is_left_out_and_named(folder: Path, monkeypatch: py
     def fails(*_: object, **__: object) -> None:
         raise RuntimeError("derivative for aten::odd is not implemented")
 
-    monkeypatch.setattr("rebasin_cli.matching.straight_through.learn", fails)
+    monkeypatch.setattr("rebasin_cli.matching.learning.learn.learn", fails)
     found = learn(folder, method="auto")
     assert [one.method for one in found.tried] == ["identity", "weight", "activation", "mixture"]
     assert any("method learned was left out" in warning and "aten::odd" in warning for warning in found.warnings)
