@@ -8,9 +8,12 @@ from dataclasses import replace
 
 from rebasin_cli.cli.command import VerbCommand
 from rebasin_cli.cli.output import Output
+from rebasin_cli.cli.ranks import this_rank
 from rebasin_cli.data.generated_kinds import is_generated
 from rebasin_cli.errors import DataError, OutputError, UsageError
-from rebasin_cli.options import command_line, option, options_class, options_of
+from rebasin_cli.matching.methods import find_method
+from rebasin_cli.options import OptionalPath, command_line, option, options_class, options_of
+from rebasin_cli.progress import Progress
 from rebasin_cli.verbs.align import AlignOptions, AlignResult, check_align_inputs, run_align
 from rebasin_cli.verbs.align_reports import result_beside
 from rebasin_cli.verbs.early_checks import check_data_options
@@ -37,6 +40,12 @@ class AlignCommandOptions(AlignOptions):
         "--no-recalibrate of 'rebasin interpolate'.", group="Interpolation", flag="--no-recalibrate", default=True
     )
     repair: bool = option("--repair of 'rebasin interpolate'.", group="Interpolation", default=False)
+    curve: OptionalPath = option(
+        "Draw how learning went: loss by step, on data that are held back and on those that are learned on.",
+        group="Output",
+        metavar="FILE.svg|png|pdf",
+        default=None,
+    )
 
     @property
     def sweeps(self) -> bool:
@@ -103,9 +112,10 @@ def _check_sweep(sweep: InterpolateOptions, align: AlignCommandOptions) -> None:
 def _run(options: AlignCommandOptions, output: Output) -> None:
     sweep = options.sweep()
     check_align_inputs(options)
+    _check_curve(options)
     if not options.dry_run:  # before torch is imported: a refusal should not take seconds
         check_outputs(
-            options.files.named(),
+            {**options.files.named(), **({} if options.curve is None else {"plot": options.curve})},
             [options.a, options.b],
             force=options.force,
             mkdir=options.mkdir,
@@ -114,14 +124,18 @@ def _run(options: AlignCommandOptions, output: Output) -> None:
         if sweep is not None:
             _check_sweep(sweep, options)
     with output.working() as progress:
-        result = run_align(replace(options, progress=progress))
+        result = _aligned(options, progress)
+        if options.curve is not None and result.learning is not None and this_rank() == 0:
+            from rebasin_cli.report.learning import draw_learning
+
+            draw_learning(result.learning, options.curve, force=options.force)
     between = None if sweep is None else _sweep(sweep, result, output)
     from rebasin_cli.report.align import align_table
 
     if between is None:
         output.finish(
             result,
-            lambda: align_table(result, verbose=output.verbose),
+            lambda: align_table(result, verbose=output.verbose, plain=output.plain),
             short=result.out,
             warnings=result.warnings,
         )
@@ -133,12 +147,39 @@ def _run(options: AlignCommandOptions, output: Output) -> None:
     output.finish(
         {**plain(result), "interpolation": plain(between)} if output.json else result,
         lambda: document(
-            align_table(result, verbose=output.verbose, swept=True),
+            align_table(result, verbose=output.verbose, swept=True, plain=output.plain),
             interpolate_table(between, verbose=output.verbose, plain=output.plain),
         ),
         short=result.out,
         warnings=[*result.warnings, *(text for text in between.warnings if text not in result.warnings)],
     )
+
+
+def _check_curve(options: AlignCommandOptions) -> None:
+    """Refuse a picture that could not be drawn.
+
+    Raises:
+        UsageError: nothing is learned, or the format is unknown. ResourceError: matplotlib is absent.
+    """
+    if options.curve is None:
+        return
+    from rebasin_cli.report.plot import check_plot
+
+    if find_method(options.chosen_method).name != "learned":
+        raise UsageError("--curve draws how learning went", hint="it belongs to --method learned")
+    check_plot(options.curve, "--curve")
+
+
+def _aligned(options: AlignCommandOptions, progress: Progress) -> AlignResult:
+    """Run the alignment; after an interruption, say that its state is kept."""
+    try:
+        return run_align(replace(options, progress=progress))
+    except KeyboardInterrupt:
+        from rebasin_cli.matching.learning.journal import state_path
+
+        if not options.dry_run and state_path(options.files.out).exists():
+            print("the state of the learning is kept; the same command resumes it", file=sys.stderr)
+        raise
 
 
 def _sweep(sweep: InterpolateOptions, aligned: AlignResult, output: Output) -> InterpolateResult:

@@ -9,13 +9,18 @@ from rebasin_cli.execution.same_function import FunctionCheck
 from rebasin_cli.matching.weighing import PLAIN
 from rebasin_cli.report.guidance import after_align
 from rebasin_cli.report.layout import Document, Part, Rows, document, facts, rows, text
+from rebasin_cli.report.learning import learning_rows
 from rebasin_cli.report.text import counted, number, seconds, share, size
 from rebasin_cli.verbs.align import AlignResult
 from rebasin_cli.verbs.siblings import Sibling
 
 
-def align_table(result: AlignResult, *, verbose: bool = False, swept: bool = False) -> Document:
-    """The report; with `verbose`, every group too; `swept` where the report of an interpolation follows."""
+def align_table(result: AlignResult, *, verbose: bool = False, swept: bool = False, plain: bool = False) -> Document:
+    """The report; with `verbose`, every group too; `swept` where the report of an interpolation follows.
+
+    Args:
+        plain: ASCII, for streams that cannot show blocks.
+    """
     entries: list[tuple[str, object]] = [
         ("state", state_in_words(result.state, result.siblings)),
         ("groups", found_groups(result)),
@@ -27,6 +32,7 @@ def align_table(result: AlignResult, *, verbose: bool = False, swept: bool = Fal
         ("function", function_in_words(result.verified)),
         *_data(result),
         ("matching", _search(result)),
+        *learning_rows(result.learning, result.settings, plain=plain),
         ("time", f"{seconds(result.seconds['total'])}, peak memory {size(result.peak_rss_bytes)}"),
     ]
     if result.out is not None:
@@ -141,7 +147,7 @@ def _search(result: AlignResult) -> str:
     if result.criterion.name == "midpoint loss":
         learned = (
             f"learned for {counted(result.passes, 'step')} from the best candidate"
-            if result.passes
+            if result.learning is not None
             else "best candidate"
         )
         return f"{result.method}: {learned} ({result.start}){_settings(result)}; seed {result.seed}"

@@ -35,18 +35,21 @@ INK = "#767676"
 """Contrast 4.5 : 1 against white and against black alike."""
 
 
-def check_plot(path: Path) -> None:
+def check_plot(path: Path, flag: str = "--plot") -> None:
     """Refuse what cannot be drawn before the long work.
+
+    Args:
+        flag: the option that names the picture.
 
     Raises:
         UsageError: an unknown format. ResourceError: matplotlib is absent.
     """
     if path.suffix.lower() not in FORMATS:
-        raise UsageError(f"--plot {path}: unknown format {path.suffix!r}", hint=f"formats are {', '.join(FORMATS)}")
-    require_matplotlib()
+        raise UsageError(f"{flag} {path}: unknown format {path.suffix!r}", hint=f"formats are {', '.join(FORMATS)}")
+    require_matplotlib(flag)
 
 
-def require_matplotlib() -> Any:
+def require_matplotlib(flag: str = "--plot") -> Any:
     """The package.
 
     Raises:
@@ -56,7 +59,7 @@ def require_matplotlib() -> Any:
         import matplotlib
     except ImportError as error:
         raise ResourceError(
-            "--plot needs the optional package matplotlib, which is not installed",
+            f"{flag} needs the optional package matplotlib, which is not installed",
             hint="pip install 'rebasin-cli[plot]'",
             slug="missing-package",
         ) from error
@@ -91,11 +94,15 @@ def write_picture(content: bytes, path: Path, *, force: bool) -> None:
 
 def render(result: InterpolateResult, kind: str, size: tuple[float, float] = SIZE) -> bytes:
     """The picture's bytes in the format `svg`, `png` or `pdf`."""
+    return picture_bytes(picture(result, size), kind)
+
+
+def picture_bytes(figure: Any, kind: str) -> bytes:
+    """A matplotlib figure as `svg`, `png` or `pdf`, the same bytes every time."""
     matplotlib = require_matplotlib()
     settings = {"svg.hashsalt": "rebasin", "svg.fonttype": "none", "pdf.fonttype": 42}
     metadata: dict[str, Any] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(kind, {})
     buffer = io.BytesIO()
-    figure = picture(result, size)
     with matplotlib.rc_context(settings):
         figure.savefig(buffer, format=kind, dpi=200, transparent=True, metadata=metadata)
     return buffer.getvalue()

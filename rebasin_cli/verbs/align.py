@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from rebasin_cli.data.generated_kinds import GeneratedFacts
     from rebasin_cli.execution.same_function import FunctionCheck
     from rebasin_cli.matching.chance import Chance
-    from rebasin_cli.matching.result import Criterion, Tried
+    from rebasin_cli.matching.result import Criterion, LearningEnd, Tried
     from rebasin_cli.permutation import Permutations
 
 OBJECTIVES = ("plain", "matrices", "tensors", "rows")
@@ -190,7 +190,8 @@ class AlignResult(Result):
     files. `out`, `report` and `sha256["out"]` are None after a dry run. `data` says how the data were read and what
     was learned from them, None without data; `generated` is about inputs that are no data; `settings` are those of the
     search; `timed_out` says that the time limit ended it, `stopped` why a search by weights ended (bound, agreement,
-    margin, effort, time). `tried` has the methods that `auto` compared on samples held back. Seconds are wall-clock, by
+    margin, effort, time). `learning` has the curve of a learning, why it ended (patience, bound, time) and what its
+    last tenth brought, `tried` the methods that `auto` compared on samples held back. Seconds are wall-clock, by
     phase; `peak_rss_bytes` counts mapped file pages too. `matched` has the permutations themselves, int64 index tensors
     by axis group (`new[i] = old[perm[i]]`); they are not part of the JSON.
     """
@@ -218,6 +219,7 @@ class AlignResult(Result):
     settings: Mapping[str, Any]
     timed_out: bool
     stopped: str | None
+    learning: LearningEnd | None
     start: str
     seed: int
     device: str

@@ -51,7 +51,7 @@ from rebasin_cli.verbs.leftovers import find_leftovers
 from rebasin_cli.verbs.networks import model_choice
 from rebasin_cli.verbs.output_paths import check_outputs
 from rebasin_cli.verbs.permuted_copy import Rearrangement, write_permuted
-from rebasin_cli.verbs.resumed import forget_state, resumable, state_file
+from rebasin_cli.verbs.resumed import forget_state, resumable, state_file, unfinished
 from rebasin_cli.verbs.saved_permutations import RecordedModel, SavedPermutations
 from rebasin_cli.verbs.shared_options import DataReading
 from rebasin_cli.verbs.siblings import Network, SiblingPlan, plan_siblings
@@ -191,7 +191,7 @@ class Alignment:
         self._check_leftovers()
 
     def _check_leftovers(self) -> None:
-        """Judge the tensors that no pass reaches, now that it is known what can be permuted."""
+        """Judge the tensors that no pass reaches."""
         b, shapes = self.pair.b, self.pair.subject.shapes
         self.leftovers = find_leftovers(
             {key: tuple(b.checkpoint.infos[key].shape) for key in b.keys_in_file.extra},
@@ -452,6 +452,7 @@ class Alignment:
             settings=self._settings(),
             timed_out=match.timed_out,
             stopped=match.stopped if match.method == "weight" else None,
+            learning=match.learning,
             start=match.start,
             seed=match.seed,
             device=str(self.device),
@@ -591,11 +592,7 @@ class Alignment:
         if not self.understood.spec.groups:
             pinned = " that is not pinned with --pin" if self.options.pins else ""
             said.append(f"no axis of this model{pinned} can be permuted without changing its function")
-        if self.match.timed_out:
-            said.append("the time limit ended the matching before it was done")
-        elif not self.match.converged:
-            passes = "1 pass" if self.match.passes == 1 else f"{self.match.passes} passes"
-            said.append(f"the matching stopped after {passes} without converging")
+        said += unfinished(self.match)
         if self.function.left_out:
             said.append(f"the function was not verified by running the networks: {self.function.left_out}")
         said += spec_warnings(self.soundness, self.understood.given_up)

@@ -1,4 +1,4 @@
-"""An alignment that is ended and run again: where its method saves its state, and of which run that is."""
+"""An alignment that is ended before it is done: where its method saves its state, and what more time could bring."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from rebasin_cli.errors import OutputError, RebasinError, ResourceError
 from rebasin_cli.matching.learning.journal import state_path
 from rebasin_cli.matching.method import StateFile
+from rebasin_cli.matching.result import MatchResult
 from rebasin_cli.verbs.align_reports import python_file, sha256_of
 from rebasin_cli.verbs.versions import versions
 
@@ -56,3 +57,19 @@ def resumable(run: Alignment) -> Iterator[None]:
         forget_state(run)
         raise
     forget_state(run)
+
+
+def unfinished(match: MatchResult) -> list[str]:
+    """That a matching could have gone on, and what to do about it."""
+    learning = match.learning
+    if match.timed_out:
+        more = "; it was still improving" if learning is not None and learning.still_improving else ""
+        return [f"the time limit ended the matching before it was done{more}"]
+    if learning is not None:
+        steps = learning.steps
+        pays = f"still improving when its {steps:,} steps ended: --learning-steps {2 * steps} pays"
+        return [pays] if learning.still_improving else []
+    if match.converged:
+        return []
+    passes = "1 pass" if match.passes == 1 else f"{match.passes} passes"
+    return [f"the matching stopped after {passes} without converging"]

@@ -19,7 +19,7 @@ from torch import Tensor
 from rebasin_cli.data import Batch
 from rebasin_cli.data.batch_sources import load_callable
 from rebasin_cli.data.ranks import ALONE
-from rebasin_cli.errors import DataError, NumericalError, RebasinError, about
+from rebasin_cli.errors import DataError, NumericalError, RebasinError, UsageError, about
 from rebasin_cli.execution.midpoint_loss import CROSS_ENTROPY, MidpointLoss
 from rebasin_cli.execution.pair import Pair
 from rebasin_cli.execution.scores import Values
@@ -96,6 +96,8 @@ def learn(task: MatchTask, learning: Learning, method: str, given: Starts | None
 
 class _LearningRun:
     def __init__(self, task: MatchTask, learning: Learning, method: str, given: Starts | None) -> None:
+        if task.matching.loss is not None and not learning.labels:
+            raise UsageError("--unlabelled has no effect with --loss, which says itself what it compares")
         self.task, self.learning, self.method, self.given = task, learning, method, given
         self.began = time.monotonic()
         self.ranks = task.ranks
