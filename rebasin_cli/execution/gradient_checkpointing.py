@@ -9,7 +9,7 @@ inside. The gradients are the same.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import nn
@@ -22,8 +22,9 @@ CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 def checkpoint_blocks(module: nn.Module) -> tuple[str, ...]:
     """Checkpoint the blocks of a module from now on; their names.
 
-    The module is called with `torch.func.functional_call`, whose tensors are gone when the backward pass begins: so
-    each block remembers those that it was called with.
+    The module is called with `torch.func.functional_call`, whose tensors are gone when the backward pass begins, and
+    its layers may have been switched to another mode by then: so each block remembers the tensors and the modes that it
+    was called with.
     """
     names = blocks_of(module)
     for name in names:
@@ -69,14 +70,26 @@ def _wrap(block: nn.Module) -> None:
             **dict(block.named_buffers(remove_duplicate=False)),
         }
 
+        modes = [layer.training for layer in block.modules()]
+
         def run(*args: Any, **kwargs: Any) -> Any:
             nonlocal inside
-            inside = True
+            inside, before = True, _switch(block, modes)
             try:
                 return functional_call(block, state, args, kwargs, tie_weights=False)
             finally:
                 inside = False
+                _switch(block, before)
 
         return checkpoint(run, *args, use_reentrant=False, **kwargs)
 
     block.forward = recomputed
+
+
+def _switch(block: nn.Module, modes: Sequence[bool]) -> list[bool]:
+    """Put every layer of a block into training mode or not; the modes before."""
+    before = []
+    for layer, training in zip(block.modules(), modes, strict=True):
+        before.append(layer.training)
+        layer.training = training
+    return before

@@ -75,3 +75,19 @@ def test_a_batch_that_one_of_them_cannot_read_ends_both_in_one_line(bench: Bench
     said = [line for line in shared.err.splitlines() if "non-finite" in line]
     assert len(said) == 1, shared.err
     assert sorted(path.name for path in bench.path.iterdir() if path.name != "__pycache__") == before
+
+
+@pytest.mark.slow
+def test_the_batches_of_a_learning_are_shared_and_give_the_numbers_of_one_process(bench: Bench) -> None:
+    words = (*ALIGN, "--method", "learned", "--data", "train.npz", "--limit", "300", "--batch-size", "20")
+    words = (*words, "--learning-steps", "30", "--step-batches", "3", "--effort", "fast")
+    assert bench.run(*words, "-o", "alone.safetensors").code == 0
+    shared = bench.process(*words, "-o", "both.safetensors", launcher=TORCHRUN)
+    assert shared.code == 0, shared.err
+    assert shared.out.count("axis groups") == 1
+    one, two = (data_of(bench.path / f"{name}.json") for name in ("alone", "both"))
+    assert len(one["learning"]["curve"]) == 4
+    assert two["learning"] == one["learning"]
+    assert two["criterion"] == one["criterion"]
+    outputs = [(bench.path / f"{name}.safetensors").read_bytes() for name in ("alone", "both")]
+    assert outputs[0] == outputs[1]
