@@ -68,9 +68,14 @@ _rebasin() {
                 '--input-file=[Example input from an .npz file]:FILE.npz:_files' \
                 '(--model -m)--model=[Model: torchvision:NAME, timm:NAME, open_clip:NAME, transformers:DIR, diffusers:DIR, path/to/file.py:function or package.module:function]:SPEC:_rebasin_models' \
                 '(--model -m)-m+[Model: torchvision:NAME, timm:NAME, open_clip:NAME, transformers:DIR, diffusers:DIR, path/to/file.py:function or package.module:function]:SPEC:_rebasin_models' \
-                '--learning-steps=[Number of batches to learn from]:N: ' \
+                '--learning-steps=[Most steps of learning]:N: ' \
+                '--patience=[End after N steps without an improvement on the data that are held back]:N: ' \
                 '--learning-rate=[Step size of learning, relative to the norm of the weights]:R: ' \
+                '--step-batches=[Batches of one step]:N: ' \
                 '--keep-similarity=[Share of weight matching'\''s similarity that learning must keep]:S: ' \
+                '--unlabelled[Learn from the outputs of A and B, not from labels]' \
+                '--gradient-checkpointing[Compute activations again in the backward pass, instead of keeping them]' \
+                '--amp[Run in bfloat16 where PyTorch considers it safe]' \
                 '--mix=[Share of activations against weights in activation matching]:value: ' \
                 '--likeness=[What of two units'\'' activations is compared]:KIND:(covariance correlation directions)' \
                 '(--out -o)--out=[Output file]:FILE:_files' \
@@ -92,6 +97,7 @@ _rebasin() {
                 '--recalibrate=[--recalibrate of '\''rebasin interpolate'\'']:DATA: ' \
                 '--no-recalibrate[--no-recalibrate of '\''rebasin interpolate'\'']' \
                 '--repair[--repair of '\''rebasin interpolate'\'']' \
+                '--curve=[Draw how learning went: loss by step, on data that are held back and on those that are learned on]:FILE.svg|png|pdf:_files' \
                 '--format=[Format of the result]:NAME:(table json csv latex md)' \
                 '--json[Short for --format json: exactly one JSON document on stdout, errors included]' \
                 '(--quiet -q)--quiet[No progress and no notes]' \

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -221,6 +221,10 @@ class PairData:
             self._opened[key] = open_data(self.name, how, self.view)
         found = self._opened[key]
         return self.part(found) if self.part is not None and shuffle else found
+
+    def renamed(self, name: str) -> PairData:
+        """Other data, read in the same way."""
+        return replace(self, name=name, _opened={})
 
     def batches(self, *, shuffle: bool = False, ranks: Ranks = ALONE) -> Iterator[Batch]:
         """This process's share of the batches that hold samples."""

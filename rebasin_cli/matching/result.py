@@ -122,7 +122,7 @@ class LearningEnd:
         first_loss, best_loss: held loss of the best start and of the result.
         last_tenth: how far the lowest held loss fell in the last tenth of the steps.
         held_samples: how many samples judged.
-        kept: the result is what was learned; False where it was given up for the matching of the weights.
+        given_up: why the result is that of the weights and not what was learned; None where it is what was learned.
     """
 
     stopped: LearningStopped
@@ -133,7 +133,7 @@ class LearningEnd:
     last_tenth: float
     held_samples: int
     curve: tuple[CurvePoint, ...]
-    kept: bool = True
+    given_up: str | None = None
 
     @property
     def still_improving(self) -> bool:

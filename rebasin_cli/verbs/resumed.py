@@ -65,6 +65,8 @@ def unfinished(match: MatchResult) -> list[str]:
     if match.timed_out:
         more = "; it was still improving" if learning is not None and learning.still_improving else ""
         return [f"the time limit ended the matching before it was done{more}"]
+    if learning is not None and learning.given_up is not None:
+        return [f"what was learned is given up for the matching of the weights: {learning.given_up}"]
     if learning is not None:
         steps = learning.steps
         pays = f"still improving when its {steps:,} steps ended: --learning-steps {2 * steps} pays"

@@ -79,11 +79,12 @@ def train(model: Any, text: bytes, *, steps: int, batch: int, context: int, seed
 def make_pair(
     place: Path, kind: str, *, width: int, layers: int, context: int, steps: int, batch: int, most: int
 ) -> Path:
-    """Directories `a` and `b` with a trained model each, and `held.txt` with text that they have not seen."""
+    """Directories `a` and `b` with a trained model each, `train.txt`, and `held.txt`, which they have not seen."""
     text = library_text(most)
     held = min(HELD_BYTES, len(text) // 8)
     place.mkdir(parents=True, exist_ok=True)
-    (place / "held.txt").write_bytes(text[-held:].decode("utf-8", "ignore").encode())
+    for name, part in (("held", text[-held:]), ("train", text[:-held])):
+        (place / f"{name}.txt").write_bytes(part.decode("utf-8", "ignore").encode())
     for seed, letter in enumerate("ab"):
         torch.manual_seed(seed)
         model = build(kind, width, layers, context)

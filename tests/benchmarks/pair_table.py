@@ -43,6 +43,11 @@ WAYS: dict[str, dict[str, Any]] = {
     "activations": {"method": "activation", "data": True},
     "mixture": {"method": "activation", "data": True, "options": ActivationOptions(mix=0.2)},
     "straight-through": {"method": "learned", "data": True},
+    "straight-through, without labels": {
+        "method": "learned",
+        "data": True,
+        "options": LearnedOptions(unlabelled=True),
+    },
     "automatic": {"method": "auto", "data": True},
     "straight-through, similarity kept": {
         "method": "learned",

@@ -62,9 +62,20 @@ class Judge:
         self._loss, self.held, self._clock, self._ranks = loss, list(held), clock, ranks
         self._judged = False
 
-    @torch.no_grad()
     def __call__(self, network: Mapping[str, Tensor]) -> float:
         """The mean loss over the held samples; infinite where it is not finite.
+
+        Raises:
+            OutOfTime, RebasinError: as for `losses`.
+        """
+        losses = self.losses(network)
+        sizes = torch.tensor([batch.size for batch in self.held], dtype=torch.float64)
+        mean = float((losses * sizes).sum() / sizes.sum())
+        return mean if isfinite(mean) else inf
+
+    @torch.no_grad()
+    def losses(self, network: Mapping[str, Tensor]) -> Tensor:
+        """The loss of each held batch, float64.
 
         Raises:
             OutOfTime: before all batches were done. The first candidate is judged in any case, on one round of
@@ -90,10 +101,7 @@ class Judge:
             self._ranks.agree(error)
             self._clock.took("judging", time.monotonic() - began)
         self._judged = True
-        losses = self._ranks.total(losses)[: len(self.held)]
-        sizes = torch.tensor([batch.size for batch in self.held], dtype=torch.float64)
-        mean = float((losses * sizes).sum() / sizes.sum())
-        return mean if isfinite(mean) else inf
+        return self._ranks.total(losses)[: len(self.held)]
 
     def ends(self) -> tuple[Values, ...]:
         """How A and B classify the held samples; empty where there are no class numbers."""

@@ -26,10 +26,11 @@ from rebasin_cli.execution.scores import Values
 from rebasin_cli.execution.weights import Weights
 from rebasin_cli.matching.activation_matching import further_matchings
 from rebasin_cli.matching.learning.batches import divided
+from rebasin_cli.matching.learning.confirming import WORD, doubt, other_inputs
 from rebasin_cli.matching.learning.judging import Clock, Judge, OutOfTime
 from rebasin_cli.matching.learning.loop import GIVEN, Course, Loop, Progress, under
 from rebasin_cli.matching.learning.moving import Found
-from rebasin_cli.matching.learning.straight_through import StraightThrough
+from rebasin_cli.matching.learning.straight_through import StraightThrough, same
 from rebasin_cli.matching.method import MatchTask
 from rebasin_cli.matching.outcome import evaluated
 from rebasin_cli.matching.result import Candidate, Criterion, MatchResult, PassReport
@@ -118,6 +119,7 @@ class _LearningRun:
         )
         source = task.room.open(shuffle=True)
         self.data = divided(source, self.loss.fits, hold=learning.course.steps > 0)
+        self.generated: str | None = getattr(getattr(source, "generated", None), "kind", None)
         self.kind = self.loss.kind(self.data.held[0])
         self.journal = task.journal({"data": source.fingerprint, "learning": asdict(learning)})
 
@@ -143,6 +145,7 @@ class _LearningRun:
             loop.resume(*saved)
             facts = saved[0]["given"]
         loop.run()
+        self.given_up = self._doubt(loop, starts) if self.data.rest else None
         return self._conclude(loop, starts, facts)
 
     def _attempted(self, work: Callable[[], Any]) -> Any:
@@ -200,7 +203,7 @@ class _LearningRun:
         if learning.keep is not None:
             most = moving.objective(matched.permutations)
             moving.floor = max(moving.problem.identity, most - (1 - learning.keep) * abs(most))
-        self.problem = moving.problem
+        self.moving = moving
         return moving
 
     def _begin(self, loop: Loop, starts: Starts) -> dict[str, Any]:
@@ -229,6 +232,20 @@ class _LearningRun:
         loop.begin(facts, starts.matched.permutations)
         return facts
 
+    def _doubt(self, loop: Loop, starts: Starts) -> str | None:
+        """Why what was learned without data is given up, if it is."""
+        weights = starts.matched.permutations
+        if self.generated is None or same(loop.best, weights):
+            return None
+        unlimited = Clock(None, self.ranks)
+        judges = {f"{WORD}:{self.generated}": Judge(self.loss, loop.judge.held, unlimited, self.ranks)}
+        other = other_inputs(self.task.room, self.generated, self.loss.fits)
+        if other is not None:
+            judges[other[0]] = Judge(self.loss, other[1], unlimited, self.ranks)
+        moving = self.moving
+        midpoints = moving.midpoint(loop.best), moving.midpoint(weights)
+        return doubt(*midpoints, judges, (moving.objective(loop.best), moving.objective(weights)))
+
     def _show(self, done: Progress) -> None:
         elapsed = time.monotonic() - self.began
         left = elapsed * (self.learning.course.steps - done.step) / max(1, done.step)
@@ -240,18 +257,21 @@ class _LearningRun:
         done, losses = loop.done, facts["losses"]
         late = done.over == "time" or facts["cut_short"]
         learned = self.learning.course.steps > 0
+        best, loss, name = dict(loop.best), done.best_loss, done.best_name
+        if self.given_up is not None:
+            best, loss, name = starts.matched.permutations, losses.get(WEIGHTS, done.best_loss), WEIGHTS
         return replace(
-            evaluated(self.problem, starts.matched, dict(loop.best)),
-            criterion=Criterion(CRITERION, losses[IDENTITY], done.best_loss, losses.get(WEIGHTS)),
+            evaluated(self.moving.problem, starts.matched, best),
+            criterion=Criterion(CRITERION, losses[IDENTITY], loss, losses.get(WEIGHTS)),
             per_pass=tuple(_lowest(loop)),
             passes=done.step,
             converged=not late and (done.over == "patience" or not learned),
-            start=done.best_name,
+            start=name,
             timed_out=late,
             seconds=time.monotonic() - self.began,
             learned_on=self.kind,
             ends=tuple(Values(**end) for end in facts["ends"]),
-            learning=loop.end() if learned else None,
+            learning=replace(loop.end(), given_up=self.given_up) if learned else None,
         )
 
 
