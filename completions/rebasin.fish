@@ -56,7 +56,7 @@ complete -c rebasin -n '__rebasin_verb_is align' -l input -x -d 'Example input: 
 complete -c rebasin -n '__rebasin_verb_is align' -l input-file -r -F -d 'Example input from an .npz file'
 complete -c rebasin -n '__rebasin_verb_is align' -l model -s m -r -F -a '(rebasin models --quiet 2>/dev/null)' -d 'Model: torchvision:NAME, timm:NAME, open_clip:NAME, transformers:DIR, diffusers:DIR, path/to/file.py:function or package.module:function'
 complete -c rebasin -n '__rebasin_verb_is align' -l learning-steps -x -d 'Most steps of learning'
-complete -c rebasin -n '__rebasin_verb_is align' -l patience -x -d 'End after N steps without an improvement on the data that are held back'
+complete -c rebasin -n '__rebasin_verb_is align' -l patience -x -d 'Take smaller steps after N that improved nothing on data that are held back, and end after the third time'
 complete -c rebasin -n '__rebasin_verb_is align' -l learning-rate -x -d 'Step size of learning, relative to the norm of the weights'
 complete -c rebasin -n '__rebasin_verb_is align' -l step-batches -x -d 'Batches of one step'
 complete -c rebasin -n '__rebasin_verb_is align' -l keep-similarity -x -d 'Share of weight matching'\''s similarity that learning must keep'

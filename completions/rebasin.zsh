@@ -69,7 +69,7 @@ _rebasin() {
                 '(--model -m)--model=[Model: torchvision:NAME, timm:NAME, open_clip:NAME, transformers:DIR, diffusers:DIR, path/to/file.py:function or package.module:function]:SPEC:_rebasin_models' \
                 '(--model -m)-m+[Model: torchvision:NAME, timm:NAME, open_clip:NAME, transformers:DIR, diffusers:DIR, path/to/file.py:function or package.module:function]:SPEC:_rebasin_models' \
                 '--learning-steps=[Most steps of learning]:N: ' \
-                '--patience=[End after N steps without an improvement on the data that are held back]:N: ' \
+                '--patience=[Take smaller steps after N that improved nothing on data that are held back, and end after the third time]:N: ' \
                 '--learning-rate=[Step size of learning, relative to the norm of the weights]:R: ' \
                 '--step-batches=[Batches of one step]:N: ' \
                 '--keep-similarity=[Share of weight matching'\''s similarity that learning must keep]:S: ' \

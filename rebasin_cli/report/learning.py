@@ -36,7 +36,7 @@ def learning_rows(
 
 def _ended(learning: LearningEnd, settings: Mapping[str, Any]) -> str:
     if learning.stopped == "patience":
-        return f"ended: {counted(settings['patience'], 'step')} without an improvement"
+        return f"ended: {counted(settings['patience'], 'step')} without an improvement, at three step sizes"
     if learning.stopped == "time":
         return "ended by the time limit"
     return "ended: all steps were taken"

@@ -40,7 +40,7 @@ from rebasin_cli.permutation import identity
 
 CRITERION = "midpoint loss"
 IDENTITY, WEIGHTS = "identity", "weight matching"
-SEARCH_SHARE, STARTS_SHARE = 0.5, 0.75
+SEARCH_SHARE, STARTS_SHARE = 0.4, 0.6
 """Shares of a time limit after which the search by weights, and the search for all starts, must end."""
 
 
@@ -169,7 +169,7 @@ class _LearningRun:
         """Search by weights and by activations, on the data that are learned on."""
         task = replace(self.task, ranks=ALONE, own_batches=self._own_batches)
         limit = task.matching.time_limit
-        share = None if limit is None else SEARCH_SHARE * limit
+        share = None if limit is None else max(0.0, self.began + SEARCH_SHARE * limit - time.monotonic())
         matched = match_weights(replace(task, matching=replace(task.matching, time_limit=share)))
         found: dict[str, Found] = {IDENTITY: identity(task.understood.spec), WEIGHTS: matched.permutations}
         deadline = None if limit is None else self.began + STARTS_SHARE * limit

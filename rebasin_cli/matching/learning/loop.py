@@ -35,6 +35,8 @@ EVERY, MOST_STEPS_BETWEEN = 10, 50
 """Steps between one judgement and the next: more where judging would take more time than learning."""
 IMPROVES = 1e-3
 """A fall of the held loss below this share of itself does not prolong the learning."""
+SLOWER, SLOWED = 0.3, 2
+"""When the patience ends, steps become smaller by this factor, so many times, before the learning ends."""
 _MOVING, _BEST, _JUDGED, GIVEN = "moving/", "best/", "judged/", "given/"
 
 
@@ -44,7 +46,7 @@ class Course:
 
     Attributes:
         steps: the most.
-        patience: steps without an improvement after which the learning ends.
+        patience: steps without an improvement after which steps become smaller, and in the end the learning ends.
         seed: of lam and of the order of the batches.
         batches: batches of one step, which several processes share.
         project_every: steps between projections.
@@ -66,7 +68,8 @@ class Progress:
     best_step: int = 0
     best_name: str = ""
     target: float = inf
-    """The held loss that the next improvement must fall below, and in `target_step` when it was set."""
+    """The held loss that the next improvement must fall below, and in `target_step` since when."""
+    slowed: int = 0
     target_step: int = 0
     curve: list[CurvePoint] = field(default_factory=list)
     round: int = 0
@@ -189,8 +192,17 @@ class Loop:
         if done.over is None and done.step >= course.steps:
             done.over = "bound"
         if done.over is None and done.step - done.target_step >= course.patience:
-            done.over = "patience"
+            self._lose_patience()
         self._on_judged(done)
+
+    def _lose_patience(self) -> None:
+        """Nothing has improved for long: take smaller steps, or end."""
+        done = self.done
+        if done.slowed == SLOWED:
+            done.over = "patience"
+            return
+        self.moving.slow(SLOWER)
+        done.slowed, done.target_step = done.slowed + 1, done.step
 
     def _step(self) -> None:
         course, done = self.course, self.done

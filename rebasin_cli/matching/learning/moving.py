@@ -44,6 +44,9 @@ class Moving(Protocol):
         All are finite. They are of the mean loss of one or several batches, at one lam.
         """
 
+    def slow(self, factor: float) -> None:
+        """Take smaller steps from now on, by this factor. It is part of the state; `begin` does not undo it."""
+
     def project(self) -> int:
         """Bring what must be discrete (permutations) back to what is allowed; how many units have moved.
 

@@ -31,7 +31,7 @@ PASSES = 3
 PULL = 0.1
 """How far the shadow is moved back to A after a step whose projection has too little similarity."""
 _TOLERANCE = 1e-6
-_SHADOW, _MOMENTUM, _GROUP, _PROJECTIONS = "shadow/", "momentum/", "group/", "projections"
+_SHADOW, _MOMENTUM, _GROUP, _PROJECTIONS, _RATE = "shadow/", "momentum/", "group/", "projections", "rate"
 
 
 class StraightThrough:
@@ -105,6 +105,10 @@ class StraightThrough:
             if length > 0.0:
                 self._shadow[key].add_(momentum, alpha=-self.rate * self.problem.norms.a[key] ** 0.5 / length)
 
+    def slow(self, factor: float) -> None:
+        """Take smaller steps from now on."""
+        self.rate *= factor
+
     def project(self) -> int:
         """Match B to the shadow; how many units moved."""
         before = [perm.copy() for perm in self._arrangement.perms]
@@ -130,12 +134,13 @@ class StraightThrough:
         return self.objective(found) >= least
 
     def state(self) -> dict[str, Tensor]:
-        """Shadow, momentum, permutations, and how many projections have been made."""
+        """Shadow, momentum, permutations, the rate, and how many projections have been made."""
         return {
             **{_SHADOW + key: tensor for key, tensor in self._shadow.items()},
             **{_MOMENTUM + key: tensor for key, tensor in self._momentum.items()},
             **{_GROUP + name: perm for name, perm in self.permutations.items()},
             _PROJECTIONS: torch.tensor(self._projections),
+            _RATE: torch.tensor(self.rate, dtype=torch.float64),
         }
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
@@ -144,7 +149,7 @@ class StraightThrough:
         self._momentum = {key: state[_MOMENTUM + key].clone() for key in self._momentum}
         self.permutations = {name: state[_GROUP + name].clone() for name in self.permutations}
         self._arrangement = Arrangement(self.problem.families, self.permutations)
-        self._projections = int(state[_PROJECTIONS])
+        self._projections, self.rate = int(state[_PROJECTIONS]), float(state[_RATE])
 
     def objective(self, permutations: Found) -> float:
         """The inner product of A's parameters with B's, permuted."""

@@ -29,11 +29,11 @@ class LearnedOptions:
         default=2000,
     )
     patience: int = option(
-        "End after N steps without an improvement on the data that are held back.",
+        "Take smaller steps after N that improved nothing on data that are held back, and end after the third time.",
         group="Learning",
         metavar="N",
         at_least=1,
-        default=200,
+        default=60,
     )
     learning_rate: float = option(
         "Step size of learning, relative to the norm of the weights.",

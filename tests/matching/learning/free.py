@@ -38,6 +38,9 @@ class Free:
                 self.momentum[name] = 0.5 * self.momentum[name] + gradient
                 self.tensors[name] = self.tensors[name] - self.rate * self.momentum[name]
 
+    def slow(self, factor: float) -> None:
+        self.rate *= factor
+
     def project(self) -> int:
         self.projections += 1
         return 0
@@ -56,9 +59,11 @@ class Free:
         self.momentum = {name: torch.zeros_like(tensor) for name, tensor in self.tensors.items()}
 
     def state(self) -> dict[str, Tensor]:
-        return {**self.tensors, **{f"momentum {name}": tensor for name, tensor in self.momentum.items()}}
+        rate = {"rate": torch.tensor(self.rate, dtype=torch.float64)}
+        return {**rate, **self.tensors, **{f"momentum {name}": tensor for name, tensor in self.momentum.items()}}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
+        self.rate = float(state["rate"])
         self.tensors = {name: state[name] for name in self.tensors}
         self.momentum = {name: state[f"momentum {name}"] for name in self.momentum}
 
