@@ -55,6 +55,14 @@ class Batch:
             skipped=self.skipped if start == 0 else 0,
         )
 
+    def chosen(self, indices: Tensor) -> Batch:
+        """The samples of these indices, int64 (count,), in their order."""
+
+        def chosen(tensor: Tensor) -> Tensor:
+            return tensor[indices] if tensor.dim() and tensor.shape[0] == self.size else tensor
+
+        return replace(self, **self._mapped(chosen), size=len(indices), skipped=0)
+
     @property
     def nbytes(self) -> int:
         """Bytes of all tensors in the batch."""

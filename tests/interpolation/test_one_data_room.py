@@ -161,7 +161,7 @@ def test_labels_that_do_not_fit_are_exit_5_in_every_verb(
 def test_inputs_alone_are_learned_from_without_labels_and_that_is_said(bench: Bench) -> None:
     found = bench.run(*LEARN, "--data", "mine.py:inputs")
     assert found.code == 0, found.err
-    assert "learned by  distance from the mean of A's and B's outputs (no labels)" in found.out
+    assert "learned by  KL divergence from the mean of A's and B's logits (no labels)" in found.out
 
 
 def test_targets_that_are_real_numbers_are_not_learned_silently(bench: Bench) -> None:
@@ -178,7 +178,7 @@ def test_targets_that_are_real_numbers_are_not_learned_silently(bench: Bench) ->
     hidden = (x.flatten(1) @ half["1.weight"].T + half["1.bias"]).relu()
     hidden = (hidden @ half["3.weight"].T + half["3.bias"]).relu()
     output = hidden @ half["5.weight"].T + half["5.bias"]
-    held = float(((output.mean(1) - torch.linspace(-1, 1, len(x))) ** 2).mean())
+    held = float(((output.mean(1) - torch.linspace(-1, 1, len(x)))[2::5] ** 2).mean())  # every fifth sample judges
     assert report["criterion"]["before"] == pytest.approx(held, rel=1e-4)
 
 

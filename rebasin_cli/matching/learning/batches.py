@@ -1,9 +1,9 @@
 """The data of a learning: a part that is held back and only judges, and the rest, which is learned on.
 
 Whole batches are held back, the first ones of the source's shuffled order: a fifth of the samples, at most `MOST_HELD`
-samples or `MOST_BATCHES` batches, whichever is more. So the two parts never share a sample. Of a single batch, a fifth
-of the rows. The rest is kept in memory up to `KEPT_BYTES`, and its batches come in a new random order in every round;
-what is larger is read again in the source's order.
+samples or `MOST_BATCHES` batches, whichever is more. So the two parts never share a sample. Of fewer than five batches
+it is every fifth sample of each. The rest is kept in memory up to `KEPT_BYTES`, and its batches come in a new random
+order in every round; what is larger is read again in the source's order.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from itertools import chain, islice
 
 import numpy as np
+import torch
 
 from rebasin_cli.data import Batch, BatchSource
 from rebasin_cli.errors import DataError
@@ -64,9 +65,9 @@ def divided(source: BatchSource, fits: Callable[[Batch], bool], *, hold: bool = 
         raise DataError("there is no data to learn on", hint="BatchNorm layers need batches of at least two samples")
     if not hold:
         return LearningData(_at_most(first), [])
-    if len(first) == 1 and ended:
-        return _divided_rows(first[0], fits)
-    held = _at_most(first[: max(1, len(first) // SHARE)] if ended else first[:-1])
+    if ended and len(first) < SHARE:
+        return _divided_rows(first, fits)
+    held = _at_most(first[: len(first) // SHARE] if ended else first[:-1])
     rest = first[len(held) :]
     if ended:
         return LearningData(held, rest)
@@ -102,15 +103,16 @@ def _at_most(batches: Sequence[Batch]) -> list[Batch]:
     return held
 
 
-def _divided_rows(batch: Batch, fits: Callable[[Batch], bool]) -> LearningData:
-    cut = max(1, batch.size // SHARE)
-    parts = [batch.rows(0, cut), batch.rows(cut, batch.size)]
-    while not fits(parts[0]) and cut < batch.size:
-        cut += 1
-        parts = [batch.rows(0, cut), batch.rows(cut, batch.size)]
-    if cut >= batch.size or not fits(parts[1]):
-        return LearningData([batch], [batch], disjoint=False)
-    return LearningData(parts[:1], parts[1:])
+def _divided_rows(batches: Sequence[Batch], fits: Callable[[Batch], bool]) -> LearningData:
+    """Of each batch every fifth sample judges, or its last one: a batch that holds all data may be sorted."""
+    held, rest = [], []
+    for batch in batches:
+        rows = torch.arange(batch.size)
+        judges = (rows % SHARE == SHARE // 2) if batch.size > SHARE // 2 else rows == batch.size - 1
+        held.append(batch.chosen(rows[judges]))
+        rest.append(batch.chosen(rows[~judges]))
+    held, rest = ([part for part in parts if part.size and fits(part)] for parts in (held, rest))
+    return LearningData(held, rest) if held and rest else LearningData(list(batches), list(batches), disjoint=False)
 
 
 class Stream:
