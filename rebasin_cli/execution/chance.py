@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from math import log, sqrt
 from typing import Protocol
 
@@ -72,3 +73,9 @@ def no_better_than_chance(who: str, found: Classified, *, cross_entropy: bool = 
             f"{ADVICE}"
         )
     return None
+
+
+def guessing(names: Iterable[object], ends: Iterable[Classified]) -> list[str]:
+    """Sentences on the networks that classify the data no better than by chance."""
+    said = [no_better_than_chance(str(name), end) for name, end in zip(names, ends, strict=False)]
+    return [text for text in said if text is not None]

@@ -20,7 +20,7 @@ from rebasin_cli.data import BatchSource
 from rebasin_cli.data.ranks import ALONE, Ranks
 from rebasin_cli.errors import NumericalError, UsageError, few
 from rebasin_cli.execution.agreement import DISTANCE as DISTANCE_FROM_ENDS
-from rebasin_cli.execution.chance import no_better_than_chance
+from rebasin_cli.execution.chance import guessing
 from rebasin_cli.execution.closeness import Closeness
 from rebasin_cli.execution.data_inputs import PairData
 from rebasin_cli.execution.device import resolve_device
@@ -601,5 +601,4 @@ class Alignment:
     def _of_the_match(self) -> list[str]:
         """What the method left out, and the networks that classify the data no better than by chance."""
         paths = () if self.source is None or self.source.generated else (self.options.a, self.options.b)
-        said = [no_better_than_chance(str(path), end) for path, end in zip(paths, self.match.ends, strict=False)]
-        return [*self.match.notes, *(text for text in said if text is not None)]
+        return [*self.match.notes, *guessing(paths, self.match.ends)]

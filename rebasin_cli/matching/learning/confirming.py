@@ -4,14 +4,14 @@ Inputs that networks make themselves are not the data that they are used on, and
 while its own measure improves. So its result replaces that of the weights only if all of these hold:
 
 - on held-back inputs of its own kind the midpoint's loss is lower than that of weight matching, by more than `ERRORS`
-  standard errors over batches;
+  standard errors over pieces of `PIECE` samples;
 - so it is on generated inputs of another kind, which nothing was learned from;
 - it has kept at least `KEPT` of weight matching's similarity.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -24,18 +24,27 @@ from rebasin_cli.matching.learning.judging import Judge
 
 ERRORS = 2.0
 KEPT = 0.7
+PIECE = 16
 WORD = "generated"
 OTHERS = ("leaves", "noise")
 """Kinds of generated inputs that another kind is confirmed on, the more natural one first."""
 
 
 def lower(after: Tensor, before: Tensor) -> bool:
-    """Whether losses by batch, float64 (n,), are lower by more than chance explains."""
+    """Whether losses by piece, float64 (n,), are lower by more than chance explains."""
     fall = before - after
     if len(fall) < 2:
         return False
     error = float(fall.std()) / len(fall) ** 0.5
     return bool(float(fall.mean()) > ERRORS * error)
+
+
+def pieces(batches: Sequence[Batch], fits: Callable[[Batch], bool]) -> list[Batch]:
+    """The same samples in small batches, so that their losses have a standard error."""
+    found = [
+        batch.rows(start, min(start + PIECE, batch.size)) for batch in batches for start in range(0, batch.size, PIECE)
+    ]
+    return [piece for piece in found if fits(piece)]
 
 
 def other_inputs(room: PairData, kind: str, fits: Callable[[Batch], bool]) -> tuple[str, list[Batch]] | None:

@@ -26,7 +26,7 @@ from rebasin_cli.execution.scores import Values
 from rebasin_cli.execution.weights import Weights
 from rebasin_cli.matching.activation_matching import further_matchings
 from rebasin_cli.matching.learning.batches import divided
-from rebasin_cli.matching.learning.confirming import WORD, doubt, other_inputs
+from rebasin_cli.matching.learning.confirming import WORD, doubt, other_inputs, pieces
 from rebasin_cli.matching.learning.judging import Clock, Judge, OutOfTime
 from rebasin_cli.matching.learning.loop import GIVEN, Course, Loop, Progress, under
 from rebasin_cli.matching.learning.moving import Found
@@ -238,10 +238,13 @@ class _LearningRun:
         if self.generated is None or same(loop.best, weights):
             return None
         unlimited = Clock(None, self.ranks)
-        judges = {f"{WORD}:{self.generated}": Judge(self.loss, loop.judge.held, unlimited, self.ranks)}
+        inputs = {f"{WORD}:{self.generated}": loop.judge.held}
         other = other_inputs(self.task.room, self.generated, self.loss.fits)
         if other is not None:
-            judges[other[0]] = Judge(self.loss, other[1], unlimited, self.ranks)
+            inputs[other[0]] = other[1]
+        judges = {
+            name: Judge(self.loss, pieces(held, self.loss.fits), unlimited, self.ranks) for name, held in inputs.items()
+        }
         moving = self.moving
         midpoints = moving.midpoint(loop.best), moving.midpoint(weights)
         return doubt(*midpoints, judges, (moving.objective(loop.best), moving.objective(weights)))
