@@ -14,6 +14,7 @@ the vectors of spectral norms are computed from the weights; everything else run
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -104,7 +105,7 @@ class MidpointLoss:
         if pair is not None:
             return F.cross_entropy(pair.scores.float(), pair.target, ignore_index=IGNORED)
         with torch.no_grad():
-            wanted = [self._run(end, batch, between=False) for end in self._ends]
+            wanted = [self._run(end, batch, between=False) for end in self._ends_on_device]
         scores = _class_scores(output, batch)
         if scores is not None:
             with torch.no_grad():
@@ -112,6 +113,11 @@ class MidpointLoss:
             if a is not None and b is not None:
                 return _divergence(scores, torch.lerp(a.float(), b.float(), lam), _counting(batch, scores))
         return _distance(output, wanted, lam)
+
+    @cached_property
+    def _ends_on_device(self) -> tuple[Tensors, ...]:
+        """A and B where networks run: without labels, every batch needs their outputs."""
+        return tuple({key: tensor.to(self.device) for key, tensor in end.items()} for end in self._ends)
 
     def _run(self, network: Tensors, batch: Batch, *, between: bool) -> Any:
         """The outputs; `between`: of a network that is neither A nor B, so that its statistics are none of theirs."""

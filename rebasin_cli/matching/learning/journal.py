@@ -95,6 +95,7 @@ class Journal:
         if self.path is None or not self.writes:
             return
         began = time.monotonic()
+        self.path.parent.mkdir(parents=True, exist_ok=True)  # missing only where --mkdir will make it
         text = json.dumps({**facts, "run": self.run}).encode()
         arrays = {name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()}
         size = len(text) + sum(array.nbytes for array in arrays.values())

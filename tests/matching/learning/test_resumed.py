@@ -120,6 +120,15 @@ def test_a_run_that_cannot_succeed_leaves_no_state(place: Path, monkeypatch: pyt
     assert [path.name for path in place.iterdir() if "wrong" in path.name] == []
 
 
+def test_a_directory_that_is_made_for_the_output_takes_the_state_too(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rebasin_cli.matching.learning.journal.SECONDS_BETWEEN_SAVES", 0.0)
+    code, _, err = run(*WORDS, "-o", "new/one.safetensors", "--mkdir")
+    assert code == 0, err
+    assert sorted(path.name for path in (place / "new").iterdir()) == ["one.json", "one.safetensors"]
+
+
 def test_the_report_shows_the_curve_and_a_picture_draws_it(place: Path) -> None:
     pytest.importorskip("matplotlib")
     code, out, err = run(*WORDS, "-o", "drawn.safetensors", "--curve", "curve.svg")
