@@ -184,6 +184,10 @@ class LoaderData:
 
     source: BatchSource
 
+    def open(self, *, shuffle: bool = False) -> BatchSource:
+        """The loader's batches, in its own order."""
+        return self.source
+
     def batches(self, *, shuffle: bool = False, ranks: Ranks = ALONE) -> Iterator[Batch]:
         """The batches that hold samples, in the loader's own order."""
         return (batch for batch in self.source.batches(rank=ranks.rank, world=ranks.world) if batch.size)

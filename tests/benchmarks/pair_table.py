@@ -52,12 +52,12 @@ WAYS: dict[str, dict[str, Any]] = {
     "straight-through, similarity kept": {
         "method": "learned",
         "data": True,
-        "options": LearnedOptions(keep_similarity=0.9985, learning_rate=0.01, learning_steps=200),
+        "options": LearnedOptions(keep_similarity=0.9985, learning_rate=0.01, learning_steps=200, patience=200),
     },
     "straight-through, kept, large batches": {
         "method": "learned",
         "data": True,
-        "options": LearnedOptions(keep_similarity=0.999, learning_rate=0.005, learning_steps=200),
+        "options": LearnedOptions(keep_similarity=0.999, learning_rate=0.005, learning_steps=200, patience=200),
         "batch_size": 1000,
         "limit": 20000,
     },
