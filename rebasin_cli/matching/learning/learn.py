@@ -117,6 +117,8 @@ class _LearningRun:
             checkpointing=learning.checkpointing,
             amp=learning.amp,
         )
+        if learning.checkpointing and not self.loss.checkpointed:
+            raise UsageError("--gradient-checkpointing has no effect: no part of this model has modules inside")
         source = task.room.open(shuffle=True)
         self.data = divided(source, self.loss.fits, hold=learning.course.steps > 0)
         self.generated: str | None = getattr(getattr(source, "generated", None), "kind", None)

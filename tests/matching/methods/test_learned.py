@@ -142,6 +142,25 @@ def test_without_data_it_is_refused(folder: Path) -> None:
         learn(folder, data=None)
 
 
+def test_options_that_could_have_no_effect_are_refused(folder: Path) -> None:
+    with pytest.raises(UsageError, match="--gradient-checkpointing has no effect"):
+        learn(folder, gradient_checkpointing=True)
+    (folder / "losses.py").write_text("def loss(output, target):\n    return output.square().mean()\n")
+    with pytest.raises(UsageError, match="--unlabelled has no effect with --loss"):
+        learn(folder, unlabelled=True, loss=f"{folder / 'losses.py'}:loss")
+    with pytest.raises(UsageError, match="--patience has no effect with method weight"):
+        learn(folder, method="weight", patience=3, data=None)
+
+
+def test_labels_can_be_left_out_of_account(folder: Path) -> None:
+    found = learn(folder, unlabelled=True)
+    assert found.data is not None
+    assert found.data["learned_on"] == "KL divergence from the mean of A's and B's logits (no labels)"
+    by = found.criterion
+    assert by.weight_matching is not None
+    assert 0 < by.after <= by.weight_matching < by.before
+
+
 def test_statistics_of_single_samples_are_refused(folder: Path) -> None:
     with pytest.raises(DataError, match="no data to learn on"):
         learn(folder, "norm", batch_size=1, limit=3)
