@@ -15,6 +15,9 @@ from rebasin_cli.errors import RebasinError
 from rebasin_cli.execution.midpoint_loss import MidpointLoss
 from rebasin_cli.execution.scores import Values
 
+IN_ANY_CASE = 2
+"""Candidates that are judged whatever the time: B as it is, and the result of the search by weights."""
+
 
 class OutOfTime(Exception):
     """The deadline came before a candidate was judged."""
@@ -60,7 +63,7 @@ class Judge:
 
     def __init__(self, loss: MidpointLoss, held: Sequence[Batch], clock: Clock, ranks: Ranks) -> None:
         self._loss, self.held, self._clock, self._ranks = loss, list(held), clock, ranks
-        self._judged = False
+        self._judged = 0
 
     def __call__(self, network: Mapping[str, Tensor]) -> float:
         """The mean loss over the held samples; infinite where it is not finite.
@@ -78,17 +81,14 @@ class Judge:
         """The loss of each held batch, float64.
 
         Raises:
-            OutOfTime: before all batches were done. The first candidate is judged in any case, on one round of
-                batches at least, and all others on the same ones.
+            OutOfTime: before all batches were done. The first `IN_ANY_CASE` candidates are judged in any case: the
+                first on one round of batches at least, and all others on the same ones.
             RebasinError: in every process, where the data do not fit the model in one.
         """
         world = self._ranks.world
         losses = torch.zeros(len(self.held), dtype=torch.float64)
         for start in range(0, len(self.held), world):
-            if (start or self._judged) and self._clock.late("judging"):
-                if self._judged:
-                    raise OutOfTime
-                self.held = self.held[:start]
+            if not self._goes_on(start):
                 break
             began = time.monotonic()
             error = None
@@ -100,8 +100,18 @@ class Judge:
                     error = caught
             self._ranks.agree(error)
             self._clock.took("judging", time.monotonic() - began)
-        self._judged = True
+        self._judged += 1
         return self._ranks.total(losses)[: len(self.held)]
+
+    def _goes_on(self, start: int) -> bool:
+        """Whether there is time for the batches from `start` on; of the first candidate those before are enough."""
+        free = self._judged < IN_ANY_CASE and (self._judged or not start)
+        if free or not self._clock.late("judging"):
+            return True
+        if self._judged:
+            raise OutOfTime
+        self.held = self.held[:start]
+        return False
 
     def ends(self) -> tuple[Values, ...]:
         """How A and B classify the held samples (the first batch, where time is short); empty without class numbers."""
