@@ -60,7 +60,9 @@ _rebasin() {
         'align --input-file') _rebasin_paths "$current"; return ;;
         'align --model'|'align -m') _rebasin_models "$written"; return ;;
         'align --learning-steps') :; return ;;
+        'align --patience') :; return ;;
         'align --learning-rate') :; return ;;
+        'align --step-batches') :; return ;;
         'align --keep-similarity') :; return ;;
         'align --mix') :; return ;;
         'align --likeness') _rebasin_words 'covariance correlation directions' "$current"; return ;;
@@ -78,6 +80,7 @@ _rebasin() {
         'align --interpolate') :; return ;;
         'align --steps') :; return ;;
         'align --recalibrate') :; return ;;
+        'align --curve') _rebasin_paths "$current"; return ;;
         'align --format') _rebasin_words 'table json csv latex md' "$current"; return ;;
         'align --color') _rebasin_words 'auto always never' "$current"; return ;;
         'align --config') _rebasin_paths "$current"; return ;;
@@ -302,7 +305,7 @@ _rebasin() {
     esac
     if [[ $current == -* ]]; then
         case "$verb" in
-            align) _rebasin_words '--seed --save-generated --force -f --mkdir --drop-siblings --key --ema --ignore-extra --key-a --key-b --ema-a --ema-b --transform --class-map --class-order --loss --limit --batch-size --workers --skip-corrupt --spec --pin --rules --trace-call --also-input --strict --no-cache --save-spec --model-arg --trust-remote-code --input --input-file --model -m --learning-steps --learning-rate --keep-similarity --mix --likeness --out -o --save-alignment --ignore-mismatched-sizes --dry-run --method --objective --effort --start --restarts --max-passes --time-limit --device --data --interpolate --steps --recalibrate --no-recalibrate --repair --format --json --quiet -q --verbose -v --color --config --print-config --help' "$current" ;;
+            align) _rebasin_words '--seed --save-generated --force -f --mkdir --drop-siblings --key --ema --ignore-extra --key-a --key-b --ema-a --ema-b --transform --class-map --class-order --loss --limit --batch-size --workers --skip-corrupt --spec --pin --rules --trace-call --also-input --strict --no-cache --save-spec --model-arg --trust-remote-code --input --input-file --model -m --learning-steps --patience --learning-rate --step-batches --keep-similarity --unlabelled --gradient-checkpointing --amp --mix --likeness --out -o --save-alignment --ignore-mismatched-sizes --dry-run --method --objective --effort --start --restarts --max-passes --time-limit --device --data --interpolate --steps --recalibrate --no-recalibrate --repair --curve --format --json --quiet -q --verbose -v --color --config --print-config --help' "$current" ;;
             interpolate) _rebasin_words '--seed --save-generated --force -f --mkdir --key --ema --ignore-extra --transform --class-map --class-order --loss --limit --batch-size --workers --skip-corrupt --model-arg --trust-remote-code --input --input-file --data -d --steps --lam --report --model -m --mode --metric --recalibrate --no-recalibrate --recalibrate-limit --ignore-mismatched-sizes --repair --device --amp --out -o --save --save-best --best-by --save-all --plot --fail-above --format --json --quiet -q --verbose -v --color --config --print-config --help' "$current" ;;
             metrics) _rebasin_words '--seed --save-generated --force -f --mkdir --key --ema --ignore-extra --transform --class-map --class-order --loss --limit --batch-size --workers --skip-corrupt --spec --pin --rules --trace-call --also-input --strict --no-cache --save-spec --model-arg --trust-remote-code --input --input-file --base-of --model -m --metrics --align --perm-matching --max-passes --effort --per-layer --data -d --activation-layer --device --out -o --layout --benchmark --model-name --plot --format --json --quiet -q --verbose -v --color --config --print-config --help' "$current" ;;
             verify) _rebasin_words '--seed --key --ema --ignore-extra --key-a --key-b --ema-a --ema-b --model-arg --trust-remote-code --input --input-file --model -m --samples --tolerance --rtol --atol --format --json --quiet -q --verbose -v --color --config --print-config --help' "$current" ;;

@@ -7,6 +7,7 @@ both, and, where it costs no hours, learned matching are compared on samples tha
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
