@@ -1,4 +1,4 @@
-"""The permutation spec: which axes of which tensors must be permuted together.
+"""The permutation spec: which axes of which tensors must be permuted together, and what else they allow.
 
 A `PermutationSpec` is plain data: it can be printed, saved as JSON, edited by hand and loaded back. Matching depends on
 nothing else of a model.
@@ -18,13 +18,29 @@ from math import prod
 from typing import Any
 
 from rebasin_cli.errors import ModelError
+from rebasin_cli.freedom import (
+    Gauge,
+    Pairing,
+    ScaleFreedom,
+    SymmetryClass,
+    gauge_from_json,
+    gauge_to_json,
+    pairing_from_json,
+    scale_from_json,
+    scale_to_json,
+)
 
-SCHEMA = "rebasin.spec/1"
+SCHEMA = "rebasin.spec/2"
+READABLE = ("rebasin.spec/1", SCHEMA)
+"""Schema 1 has no classes: each of its groups is permuted and no more."""
 
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """The segment of one axis (or of `span` consecutive axes read as one) of one tensor where a permutation acts."""
+    """The segment of one axis (or of `span` consecutive axes read as one) of one tensor where a permutation acts.
+
+    `dual`: the axis is contracted with the group's values, so that other maps act on it transposed and inverted.
+    """
 
     key: str
     axis: int
@@ -33,6 +49,7 @@ class Site:
     inner: int = 1
     span: int = 1
     positions: tuple[tuple[int, ...], ...] | None = None
+    dual: bool = False
 
     def extent(self, shape: Sequence[int]) -> int:
         """Length of the axis, or of the merged axes, that this site indexes in a tensor of this shape."""
@@ -85,12 +102,32 @@ class ParentBlock:
 
 @dataclass(frozen=True, slots=True)
 class AxisGroup:
-    """All sites moved by one permutation of `size` units."""
+    """All sites moved by one permutation of `size` units, or by one map of the group's class.
+
+    Args:
+        symmetry: the maps that keep the function.
+        class_reason: why they are no more.
+        gauges: parameters that a map of a class beyond monomial leaves in place.
+        scales: the diagonals of a signed or monomial group.
+        centred: every reader takes the mean over the units away, so that adding one number to all of them changes
+            nothing: maps act on writers without their mean over the units.
+        pairing: which units share a plane.
+    """
 
     name: str
     size: int
     sites: tuple[Site, ...]
     parent: ParentBlock | None = None
+    symmetry: SymmetryClass = SymmetryClass.PERMUTATION
+    class_reason: str | None = None
+    gauges: tuple[Gauge, ...] = ()
+    scales: tuple[ScaleFreedom, ...] = ()
+    centred: bool = False
+    pairing: Pairing | None = None
+
+    def permuted(self) -> AxisGroup:
+        """The group with the permutations of its units and no more."""
+        return AxisGroup(self.name, self.size, tuple(replace(site, dual=False) for site in self.sites), self.parent)
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +193,15 @@ class PermutationSpec:
                 found.setdefault(site.key, []).append((group, site))
         return {key: tuple(pairs) for key, pairs in found.items()}
 
+    @cached_property
+    def permutable(self) -> PermutationSpec:
+        """The spec of permutations alone: without the groups that have none, and without classes.
+
+        A group inside the blocks of one that is left out does not occur: only inner groups have no permutations.
+        """
+        kept = tuple(group.permuted() for group in self.groups if group.symmetry.permutable)
+        return self if kept == self.groups else PermutationSpec(kept, self.pinned)
+
     @property
     def units(self) -> int:
         """Sum of the group sizes; a nested group counts once for every block it occurs in."""
@@ -168,7 +214,8 @@ class PermutationSpec:
             shapes: shape by tensor name.
 
         Raises:
-            ModelError: a name occurs twice, or a site names a tensor, an axis or a segment that does not exist.
+            ModelError: a name occurs twice, a site names a tensor, an axis or a segment that does not exist, or what a
+                group says of its class does not fit its sites.
         """
         names = [group.name for group in self.groups]
         for name in names:
@@ -178,6 +225,7 @@ class PermutationSpec:
         for group in self.groups:
             for site in group.sites:
                 _check_site(group, site, shapes)
+            _check_class(group, shapes)
 
     def check_ties(self, ties: Mapping[str, str]) -> None:
         """Check that all names of one tensor are permuted alike.
@@ -201,7 +249,7 @@ class PermutationSpec:
                 )
 
     def to_json(self) -> dict[str, Any]:
-        """The content of a spec file (schema `rebasin.spec/1`)."""
+        """The content of a spec file (schema `rebasin.spec/2`)."""
         return {
             "schema": SCHEMA,
             "groups": [_group_to_json(group) for group in self.groups],
@@ -215,7 +263,7 @@ class PermutationSpec:
         Raises:
             ModelError: the document is not a spec of a known schema, or an entry is malformed.
         """
-        if not isinstance(document, dict) or document.get("schema") != SCHEMA:
+        if not isinstance(document, dict) or document.get("schema") not in READABLE:
             seen = document.get("schema") if isinstance(document, dict) else type(document).__name__
             raise ModelError(f"not a permutation spec: expected schema {SCHEMA!r}, found {seen!r}")
         try:
@@ -240,12 +288,23 @@ class PermutationSpec:
 
 def _group_to_json(group: AxisGroup) -> dict[str, Any]:
     parent = None if group.parent is None else {"group": group.parent.group, "block": group.parent.block}
-    return {
+    entry: dict[str, Any] = {
         "name": group.name,
         "size": group.size,
+        "class": group.symmetry.value,
+        "class_reason": group.class_reason,
         "parent": parent,
         "sites": [_site_to_json(site) for site in group.sites],
     }
+    if group.gauges:
+        entry["gauges"] = [gauge_to_json(gauge) for gauge in group.gauges]
+    if group.scales:
+        entry["scales"] = [scale_to_json(freedom) for freedom in group.scales]
+    if group.centred:
+        entry["centred"] = True
+    if group.pairing is not None:
+        entry["pairing"] = group.pairing
+    return entry
 
 
 def _site_to_json(site: Site) -> dict[str, Any]:
@@ -256,16 +315,25 @@ def _site_to_json(site: Site) -> dict[str, Any]:
         entry.update(offset=site.offset, outer=site.outer, inner=site.inner)
     if site.span != 1:
         entry["span"] = site.span
+    if site.dual:
+        entry["dual"] = True
     return entry
 
 
 def _group_from_json(entry: Mapping[str, Any]) -> AxisGroup:
     parent = entry.get("parent")
+    reason = entry.get("class_reason")
     return AxisGroup(
         name=str(entry["name"]),
         size=int(entry["size"]),
         sites=tuple(_site_from_json(site) for site in entry["sites"]),
         parent=None if parent is None else ParentBlock(str(parent["group"]), int(parent["block"])),
+        symmetry=SymmetryClass(entry.get("class", "permutation")),
+        class_reason=None if reason is None else str(reason),
+        gauges=tuple(gauge_from_json(gauge) for gauge in entry.get("gauges", ())),
+        scales=tuple(scale_from_json(freedom) for freedom in entry.get("scales", ())),
+        centred=bool(entry.get("centred", False)),
+        pairing=pairing_from_json(entry.get("pairing")),
     )
 
 
@@ -279,6 +347,7 @@ def _site_from_json(entry: Mapping[str, Any]) -> Site:
         inner=int(entry.get("inner", 1)),
         span=int(entry.get("span", 1)),
         positions=None if rows is None else tuple(tuple(int(i) for i in row) for row in rows),
+        dual=bool(entry.get("dual", False)),
     )
 
 
@@ -302,3 +371,31 @@ def _check_site(group: AxisGroup, site: Site, shapes: Mapping[str, Sequence[int]
         raise ModelError(f"{where}: positions must be {group.size} rows of equal length")
     if len(set(flat)) != len(flat) or any(not 0 <= index < extent for index in flat):
         raise ModelError(f"{where}: positions must be distinct and lie in [0, {extent})")
+
+
+def _check_class(group: AxisGroup, shapes: Mapping[str, Sequence[int]]) -> None:
+    where = f"spec: group {group.name!r}, class {group.symmetry.value}"
+    if (group.symmetry is SymmetryClass.PLANES) != (group.pairing is not None) or (group.pairing and group.size % 2):
+        raise ModelError(f"{where}: a group of planes, and no other, has a pairing, and an even number of units")
+    if group.gauges and not group.symmetry.is_matrix:
+        raise ModelError(f"{where}: only classes beyond monomial have gauges")
+    if bool(group.scales) != (group.symmetry in (SymmetryClass.SIGNED, SymmetryClass.MONOMIAL)):
+        raise ModelError(f"{where}: a signed or monomial group, and no other, has scales")
+    if group.centred and group.symmetry is not SymmetryClass.ORTHOGONAL_ONES:
+        raise ModelError(f"{where}: only a group of class orthogonal_ones is centred")
+    listed = [site for gauge in group.gauges for site in gauge.sites]
+    listed += [site for freedom in group.scales for site, _ in freedom.sites]
+    for index in listed:
+        if not 0 <= index < len(group.sites):
+            raise ModelError(f"{where}: names site {index}, but the group has {len(group.sites)} sites")
+    if any(power not in (1, -1) for freedom in group.scales for _, power in freedom.sites):
+        raise ModelError(f"{where}: the power of a scale is 1 or -1")
+    for gauge in group.gauges:
+        for key in (gauge.scale, gauge.shift, *gauge.biases):
+            if key is not None and key not in shapes:
+                raise ModelError(f"{where}: a gauge names the tensor {key!r}, which the model does not have")
+        for key in (gauge.scale, gauge.shift):
+            if key is not None and prod(shapes[key]) != group.size:
+                raise ModelError(f"{where}: {key} does not have one number for each of {group.size} units")
+        if gauge.biases and len(gauge.biases) != len(gauge.sites):
+            raise ModelError(f"{where}: a gauge lists {len(gauge.biases)} biases for {len(gauge.sites)} sites")

@@ -25,7 +25,7 @@ LEVELS = (
     {"symmetry"},
     {"permutation", "tracing", "data"},
     {"spec", "checkpoint", "model"},
-    {"options", "progress"},
+    {"options", "progress", "freedom"},
     {"errors"},
 )
 """From the roof to the ground; a room sees what lies below it."""
