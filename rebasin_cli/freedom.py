@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import StrEnum
+from enum import Enum
 from typing import Any, Literal
 
 
-class SymmetryClass(StrEnum):
+class SymmetryClass(str, Enum):
     """The maps of its units that a group allows."""
 
     PERMUTATION = "permutation"
@@ -58,14 +58,16 @@ class Gauge:
 
     - *read*: `y = scale * h + shift` is read by the dual sites `sites`. Folded, a reader is `W diag(scale)`, and its
       bias `b + W shift`: the weight contracted with the shift along the site's axis, kernel axes summed.
-      A reader without a bias (None in `biases`) cannot take the shift: then `shift / scale` is a writer of the group.
+      Where a reader lacks a bias that can take it (None in `biases`), `shift / scale` is a writer of the group instead.
     - *write*: `scale * u` is added to the group, and the sites `sites` write `u`. Folded, a writer is `diag(scale) W`.
 
     Args:
         side: on which side of the group.
-        scale, shift: names of tensors with one number for each unit; None for ones, or zeros.
+        scale, shift: names of tensors with one number for each position of the axis on which the sites lie; None for
+            ones, or zeros.
         sites: indices into `AxisGroup.sites`.
         biases: for every one of `sites` of a *read* gauge with a shift, the name of its bias.
+        offset: added to the tensor `scale` to give the scale; 1 where a norm multiplies by one and its weight.
     """
 
     side: Side
@@ -73,6 +75,7 @@ class Gauge:
     shift: str | None
     sites: tuple[int, ...]
     biases: tuple[str | None, ...] = ()
+    offset: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,13 +92,14 @@ class ScaleFreedom:
 
 
 def gauge_to_json(gauge: Gauge) -> dict[str, Any]:
-    return {
+    entry = {
         "side": gauge.side,
         "scale": gauge.scale,
         "shift": gauge.shift,
         "sites": list(gauge.sites),
         "biases": list(gauge.biases),
     }
+    return {**entry, "offset": gauge.offset} if gauge.offset else entry
 
 
 def gauge_from_json(entry: Mapping[str, Any]) -> Gauge:
@@ -108,6 +112,7 @@ def gauge_from_json(entry: Mapping[str, Any]) -> Gauge:
         shift=_name(entry.get("shift")),
         sites=tuple(int(site) for site in entry["sites"]),
         biases=tuple(_name(bias) for bias in entry.get("biases", ())),
+        offset=float(entry.get("offset", 0.0)),
     )
 
 

@@ -394,8 +394,9 @@ def _check_class(group: AxisGroup, shapes: Mapping[str, Sequence[int]]) -> None:
         for key in (gauge.scale, gauge.shift, *gauge.biases):
             if key is not None and key not in shapes:
                 raise ModelError(f"{where}: a gauge names the tensor {key!r}, which the model does not have")
-        for key in (gauge.scale, gauge.shift):
-            if key is not None and prod(shapes[key]) != group.size:
-                raise ModelError(f"{where}: {key} does not have one number for each of {group.size} units")
+        for site in (group.sites[index] for index in gauge.sites):
+            for key in (gauge.scale, gauge.shift):
+                if key is not None and prod(shapes[key]) != site.extent(shapes[site.key]):
+                    raise ModelError(f"{where}: {key} does not fit axis {site.axis} of {site.key}")
         if gauge.biases and len(gauge.biases) != len(gauge.sites):
             raise ModelError(f"{where}: a gauge lists {len(gauge.biases)} biases for {len(gauge.sites)} sites")

@@ -71,7 +71,7 @@ def test_what_permutations_need_is_the_spec_without_classes_and_planes() -> None
         (replace(HIDDEN, scales=(ScaleFreedom("any", ((7, 1),)),)), "names site 7"),
         (replace(HIDDEN, scales=(ScaleFreedom("any", ((0, 2),)),)), "1 or -1"),
         (replace(HIDDEN, gauges=STREAM.gauges), "gauges"),
-        (replace(STREAM, gauges=(Gauge("read", "up", None, (3,)),)), "one number for each"),
+        (replace(STREAM, gauges=(Gauge("read", "up", None, (3,)),)), "does not fit axis 1 of up"),
         (replace(STREAM, gauges=(Gauge("read", "gone", None, (3,)),)), "'gone'"),
         (replace(STREAM, gauges=(Gauge("read", None, "norm.shift", (3,), ("up.bias", None)),)), "2 biases for 1 sites"),
         (replace(STREAM, symmetry=SymmetryClass.LINEAR), "centred"),
