@@ -23,6 +23,7 @@ LEVELS = (
     {"matching", "task_vectors"},
     {"execution", "rules"},
     {"symmetry"},
+    {"maps"},
     {"permutation", "tracing", "data"},
     {"spec", "checkpoint", "model"},
     {"options", "progress", "freedom"},
