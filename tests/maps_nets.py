@@ -124,12 +124,15 @@ def pre_spec(net: Pre) -> PermutationSpec:
 
 
 class RMSNorm(nn.Module):
-    def __init__(self, width: int) -> None:
+    """Multiplies by `offset + weight`."""
+
+    def __init__(self, width: int, offset: float = 0.0) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(width))
+        self.offset = offset
+        self.weight = nn.Parameter(torch.full((width,), 1.0 - offset))
 
     def forward(self, x: Tensor) -> Tensor:
-        return x / (x.square().mean(-1, keepdim=True) + 1e-6).sqrt() * self.weight
+        return x / (x.square().mean(-1, keepdim=True) + 1e-6).sqrt() * (self.offset + self.weight)
 
 
 def rotary(x: Tensor) -> Tensor:
@@ -142,10 +145,10 @@ def rotary(x: Tensor) -> Tensor:
 
 
 class LlamaBlock(nn.Module):
-    def __init__(self, width: int, heads: int, key_heads: int, hidden: int) -> None:
+    def __init__(self, width: int, heads: int, key_heads: int, hidden: int, offset: float = 0.0) -> None:
         super().__init__()
         self.heads, self.key_heads, head = heads, key_heads, width // heads
-        self.norm1, self.norm2 = RMSNorm(width), RMSNorm(width)
+        self.norm1, self.norm2 = RMSNorm(width, offset), RMSNorm(width, offset)
         self.q = nn.Linear(width, heads * head, bias=False)
         self.k = nn.Linear(width, key_heads * head, bias=False)
         self.v = nn.Linear(width, key_heads * head, bias=False)
@@ -172,12 +175,19 @@ class Llama(nn.Module):
     """A decoder with grouped queries, rotary embedding, RMS norms, a gated MLP and an untied head."""
 
     def __init__(
-        self, width: int = 16, heads: int = 4, key_heads: int = 2, hidden: int = 24, depth: int = 2, words: int = 11
+        self,
+        width: int = 16,
+        heads: int = 4,
+        key_heads: int = 2,
+        hidden: int = 24,
+        depth: int = 2,
+        words: int = 11,
+        offset: float = 0.0,
     ) -> None:
         super().__init__()
         self.embed = nn.Embedding(words, width)
-        self.layers = nn.ModuleList(LlamaBlock(width, heads, key_heads, hidden) for _ in range(depth))
-        self.norm = RMSNorm(width)
+        self.layers = nn.ModuleList(LlamaBlock(width, heads, key_heads, hidden, offset) for _ in range(depth))
+        self.norm = RMSNorm(width, offset)
         self.head = nn.Linear(width, words, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -194,6 +204,7 @@ def llama_spec(net: Llama) -> PermutationSpec:
     width, key_heads, each = net.embed.embedding_dim, first.key_heads, first.heads // first.key_heads
     head, hidden = width // first.heads, first.up.out_features
     sites, gauges, inner = [Site("embed.weight", 1)], [], []
+    offset = net.norm.offset
     for layer in range(len(net.layers)):
         p = f"layers.{layer}."
         at = len(sites)
@@ -204,8 +215,8 @@ def llama_spec(net: Llama) -> PermutationSpec:
             Site(p + "up.weight", 1, dual=True),
             Site(p + "down.weight", 0),
         ]
-        gauges.append(Gauge("read", p + "norm1.weight", None, (at + 1, at + 2, at + 3)))
-        gauges.append(Gauge("read", p + "norm2.weight", None, (at + 6, at + 7)))
+        gauges.append(Gauge("read", p + "norm1.weight", None, (at + 1, at + 2, at + 3), (), offset))
+        gauges.append(Gauge("read", p + "norm2.weight", None, (at + 6, at + 7), (), offset))
         keys = AxisGroup(
             p + "keys",
             key_heads,
@@ -231,7 +242,7 @@ def llama_spec(net: Llama) -> PermutationSpec:
         inner.append(AxisGroup(p + "mlp", hidden, mlp, symmetry=SymmetryClass.MONOMIAL, scales=free))
     at = len(sites)
     sites += [Site("norm.weight", 0), Site("head.weight", 1, dual=True)]
-    gauges.append(Gauge("read", "norm.weight", None, (at + 1,)))
+    gauges.append(Gauge("read", "norm.weight", None, (at + 1,), (), offset))
     stream = AxisGroup("stream", width, tuple(sites), symmetry=SymmetryClass.ORTHOGONAL, gauges=tuple(gauges))
     return PermutationSpec((stream, *inner))
 
@@ -265,6 +276,7 @@ def nets() -> dict[str, tuple[Callable[[], nn.Module], Callable[[nn.Module], Per
         "layer scale": (lambda: Pre(layer_scale=True), pre_spec, tokens),
         "no bias": (lambda: Pre(bias=False), pre_spec, tokens),
         "llama": (Llama, llama_spec, words),
+        "gemma": (lambda: Llama(offset=1.0), llama_spec, words),
         "mlp": (lambda: mlp(7, 16, 12, 5), mlp_spec, lambda: torch.randn(9, 7, dtype=torch.float64)),
     }  # type: ignore[dict-item]
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from rebasin_cli.freedom import Gauge
-from rebasin_cli.maps.sites import along, contracted, scaled, unit_means
+from rebasin_cli.maps.sites import along, contracted, times_axis, unit_means
 from rebasin_cli.spec import AxisGroup, PermutationSpec, Site
 
 NEAR_ZERO = 1e-2
@@ -106,19 +106,22 @@ class Gauges:
             gauge = self.moving[key].gauge
             if gauge.scale is None:
                 return tensor
-            return tensor / settled(read(gauge.scale).to(torch.float64).reshape(-1), None)[0].reshape(tensor.shape)
+            return tensor / settled(_gain(gauge, read), None)[0].reshape(tensor.shape)
         for shift in self.shifted.get(key, ()):
             tensor = tensor + self._shift(shift, read, read(shift.weight).to(torch.float64), tensor)
         for fold in self.scaled.get(key, ()):
-            assert fold.gauge.scale is not None
-            tensor = scaled(tensor, fold.site, read(fold.gauge.scale).to(torch.float64).reshape(-1))
+            tensor = times_axis(tensor, fold.site, fold.group.size, _gain(fold.gauge, read))
         return tensor
 
     @staticmethod
     def _shift(shift: _ShiftFold, read: Read, weight: Tensor, like: Tensor) -> Tensor:
-        key = shift.fold.gauge.shift
+        fold, key = shift.fold, shift.fold.gauge.shift
         assert key is not None
-        return contracted(weight, shift.fold.site, read(key).to(weight.dtype).reshape(-1)).reshape(like.shape)
+        vector = read(key).to(weight.dtype).reshape(-1)
+        found = contracted(weight, fold.site, fold.group.size, vector)
+        if found.numel() != like.numel():  # behind the axis are those of a kernel, which all see the same shift
+            found = found.sum(1)
+        return found.reshape(like.shape)
 
     def _centred(self, key: str, tensor: Tensor) -> tuple[Tensor, list[Tensor]]:
         """The tensor without its means over the units of centred groups, and these means."""
@@ -147,10 +150,16 @@ class Gauges:
             tensor = along(tensor, group.sites[index], group.size, lambda part, mean=mean: part + mean)  # type: ignore[misc]
         for fold in self.scaled.get(key, ()):
             assert fold.gauge.scale is not None
-            tensor = scaled(tensor, fold.site, (1 / frame.gains[fold.gauge.scale]).to(tensor.dtype))
+            gain = (1 / frame.gains[fold.gauge.scale]).to(tensor.dtype)
+            tensor = times_axis(tensor, fold.site, fold.group.size, gain)
         for shift in self.shifted.get(key, ()):
             tensor = tensor - self._shift(shift, frame.gains.__getitem__, weight(shift.weight).to(tensor.dtype), tensor)
         return tensor
+
+    def gain_as_stored(self, key: str, frame: Frame) -> Tensor:
+        """The tensor of a scale or shift in a frame, float64, flat."""
+        gauge = self.gains[key].gauge
+        return frame.gains[key] - (gauge.offset if key == gauge.scale else 0.0)
 
     def undivided(self, read: Read) -> dict[str, str]:
         """Groups that a network's own numbers keep from being mixed, with the reason.
@@ -162,8 +171,8 @@ class Gauges:
             scale = fold.gauge.scale
             if scale is None:
                 continue
-            gain, shift = (read(name).to(torch.float64).reshape(-1) for name in (scale, key))
-            if bool((_near_zero(gain) & (shift.abs() > 0)).any()):
+            shift = read(key).reshape(-1)
+            if bool((_near_zero(_gain(fold.gauge, read)) & (shift != 0)).any()):
                 found[fold.group.name] = f"{scale} is nearly zero where {key} is not, and a reader has no bias"
         return found
 
@@ -173,7 +182,8 @@ class Frame:
     """The diagonals and the means that a network is given after its maps: another network's, A's.
 
     Attributes:
-        gains: float64 (n,), by key of a scale or shift.
+        gains: float64, one number for each position of the axis, by key of a scale or shift: what the scale multiplies
+            by, so `Gauge.offset` is in it.
         means: float64, by key, in the order of `Gauges.centred`.
         kept: where A's scale is nearly zero and another number stands in its place, by key.
     """
@@ -193,14 +203,23 @@ def frame_of(gauges: Gauges, a: Read, b: Read | None = None) -> Frame:
     gains: dict[str, Tensor] = {}
     kept: dict[str, tuple[int, ...]] = {}
     for key, fold in gauges.gains.items():
-        gain = a(key).to(torch.float64).reshape(-1)
+        offset = 0.0
         if key == fold.gauge.scale:
-            gain, replaced = settled(gain, None if b is None else b(key).to(torch.float64).reshape(-1))
+            offset = fold.gauge.offset
+            gain, replaced = settled(_gain(fold.gauge, a), None if b is None else _gain(fold.gauge, b))
             if replaced:
                 kept[key] = replaced
-        gains[key] = gain if b is None else gain.to(b(key).dtype).to(torch.float64)
+        else:
+            gain = a(key).to(torch.float64).reshape(-1)
+        gains[key] = gain if b is None else (gain - offset).to(b(key).dtype).to(torch.float64) + offset
     means = {key: tuple(gauges.means(key, a)) for key in gauges.centred}
     return Frame(gains, means, kept)
+
+
+def _gain(gauge: Gauge, read: Read) -> Tensor:
+    """What a gauge's scale multiplies by, float64, one number for each position of the axis."""
+    assert gauge.scale is not None
+    return read(gauge.scale).to(torch.float64).reshape(-1) + gauge.offset
 
 
 def _near_zero(gain: Tensor) -> Tensor:

@@ -65,9 +65,8 @@ class Mapped(Mapping[str, Tensor]):
         return self._rounded(self._along(acting, tensor.to(torch.float64)), tensor)
 
     def _through_canonical(self, key: str, tensor: Tensor) -> Tensor:
-        gains = self.gauges.gains
-        if key in gains:
-            return self._rounded(self.frame.gains[key].reshape(tensor.shape), tensor)
+        if key in self.gauges.gains:
+            return self._rounded(self.gauges.gain_as_stored(key, self.frame).reshape(tensor.shape), tensor)
         read: Read = lambda name: tensor if name == key else self._read(name)  # noqa: E731
         moved = self._along(self._acting(key), self.gauges.canonical(key, read))
         return self._rounded(self.gauges.restored(key, moved, self.frame, self.__getitem__), tensor)

@@ -60,12 +60,24 @@ def gathered(tensor: Tensor, site: Site, perm: Tensor) -> Tensor:
     return along(tensor, site, perm.numel(), lambda part: part.index_select(1, perm.to(tensor.device)))
 
 
-def contracted(tensor: Tensor, site: Site, vector: Tensor) -> Tensor:
-    """The sum over the site's units, each times its number of `vector` (n,): the tensor's shape without those axes."""
-    _, part = _segment(tensor, site, vector.numel())
-    rest = tensor.shape[: site.axis] + tensor.shape[site.axis + site.span :]
-    before, after = prod(tensor.shape[: site.axis]), prod(tensor.shape[site.axis + site.span :])
-    return torch.einsum("pnq,n->pq", part, vector).reshape(before, -1, after).sum(1).reshape(rest)
+def times_axis(tensor: Tensor, site: Site, size: int, vector: Tensor) -> Tensor:
+    """The tensor with every position of the axis that the site owns multiplied by its number of `vector` (extent,)."""
+    flat = tensor.reshape(prod(tensor.shape[: site.axis]), site.extent(tensor.shape), -1)
+    return (flat * _owned(vector, site, size, 1.0)[:, None]).reshape(tensor.shape)
+
+
+def contracted(tensor: Tensor, site: Site, size: int, vector: Tensor) -> Tensor:
+    """The sum over the axis of what the site owns times `vector` (extent,): (places before it, places behind it)."""
+    before = tensor.shape[: site.axis]
+    flat = tensor.reshape(prod(before), site.extent(tensor.shape), -1)
+    return torch.einsum("pnq,n->pq", flat, _owned(vector, site, size, 0.0))
+
+
+def _owned(vector: Tensor, site: Site, size: int, elsewhere: float) -> Tensor:
+    """The numbers (extent,) of an axis where the site owns it, and another number elsewhere."""
+    line = Site(site.key, 0, site.offset, site.outer, site.inner, positions=site.positions)
+    mine = along(torch.zeros_like(vector), line, size, torch.ones_like)
+    return torch.where(mine != 0, vector, elsewhere)
 
 
 def unit_means(tensor: Tensor, site: Site, size: int) -> Tensor:
