@@ -155,9 +155,12 @@ _TABLE: dict[str, Property] = {
     "_unsafe_index": PICK,
     "index": PICK,
     "index_select": PICK,
+    "embedding": LINEAR,
     "gather": MOVES,
+    "index_add": LINEAR,
     "index_copy": MOVES,
     "index_put": MOVES,  # unless it accumulates
+    "scatter_add": LINEAR,
     "select_scatter": MOVES,
     "slice_scatter": MOVES,
     # Contractions.
@@ -199,11 +202,17 @@ _TABLE: dict[str, Property] = {
     "topk": HOMOGENEOUS,
     # Pooling and resampling.
     "_adaptive_avg_pool2d": LINEAR,
+    "_adaptive_avg_pool3d": LINEAR,
     "avg_pool2d": LINEAR | META,
+    "avg_pool3d": LINEAR,
     "max_pool2d_with_indices": HOMOGENEOUS | META,
+    "max_pool3d_with_indices": HOMOGENEOUS,
     "pixel_shuffle": LINEAR,
     "pixel_unshuffle": LINEAR,
+    "upsample_bicubic2d": LINEAR,
     "upsample_bilinear2d": LINEAR,
+    "upsample_linear1d": LINEAR,
+    "upsample_nearest1d": LINEAR,
     "upsample_nearest2d": LINEAR,
     # Pointwise operations. Those that PyTorch tags itself are here for their other properties.
     "abs": HOMOGENEOUS,

@@ -31,9 +31,11 @@ M, SQUARE, BATCH, IMAGE, ROW = (
     random(6, seed=2),
 )
 MATRICES, KERNEL, WEIGHT = random(2, 6, 3, seed=3), random(5, 4, 3, 3, seed=4), random(4, seed=5)
+VOLUME = random(1, 2, 4, 4, 4, seed=6)
 
 CALLS: dict[str, tuple[Tensor, Callable[[Any], Any]]] = {
     "_adaptive_avg_pool2d": (IMAGE, lambda x: aten._adaptive_avg_pool2d(x, [2, 2])),
+    "_adaptive_avg_pool3d": (VOLUME, lambda x: aten._adaptive_avg_pool3d(x, [2, 2, 2])),
     "_fused_rms_norm": (M, lambda x: aten._fused_rms_norm(x, [6], ROW, 0.0)[0]),
     "_grouped_mm": (M, lambda x: x),  # bfloat16 on accelerators only; a sequence of `mm`
     "_neg_view": (M, aten._neg_view),
@@ -54,6 +56,7 @@ CALLS: dict[str, tuple[Tensor, Callable[[Any], Any]]] = {
     "asinh": (M, aten.asinh),
     "atan": (M, aten.atan),
     "avg_pool2d": (IMAGE, lambda x: aten.avg_pool2d(x, [2, 2])),
+    "avg_pool3d": (VOLUME, lambda x: aten.avg_pool3d(x, [2, 2, 2])),
     "baddbmm": (BATCH, lambda x: aten.baddbmm(torch.zeros(2, 4, 3, dtype=x.dtype), x, MATRICES)),
     "bmm": (BATCH, lambda x: aten.bmm(x, MATRICES)),
     "broadcast_to": (M, lambda x: aten.broadcast_to(x, [3, 4, 6])),
@@ -68,6 +71,7 @@ CALLS: dict[str, tuple[Tensor, Callable[[Any], Any]]] = {
     "detach": (M, aten.detach),
     "div": (M, lambda x: aten.div(x, 3.0)),
     "dot": (ROW, lambda x: aten.dot(x, SQUARE[0])),
+    "embedding": (M, lambda x: aten.embedding(x, torch.tensor([2, 0]))),
     "erf": (M, aten.erf),
     "exp": (M, aten.exp),
     "expand": (M, lambda x: aten.expand(x, [3, 4, 6])),
@@ -81,6 +85,7 @@ CALLS: dict[str, tuple[Tensor, Callable[[Any], Any]]] = {
     "imag": (torch.complex(M, M + 1), aten.imag),
     "_unsafe_index": (M, lambda x: aten._unsafe_index(x, [torch.tensor([2, 0])])),
     "index": (M, lambda x: aten.index(x, [torch.tensor([2, 0])])),
+    "index_add": (M, lambda x: aten.index_add(x, 0, torch.tensor([1, 1]), x[:2])),
     "index_select": (M, lambda x: aten.index_select(x, 1, torch.tensor([2, 0]))),
     "leaky_relu": (M, aten.leaky_relu),
     "lift": (M, aten.lift),
@@ -91,6 +96,7 @@ CALLS: dict[str, tuple[Tensor, Callable[[Any], Any]]] = {
     "mT": (M, aten.mT),
     "max": (M, lambda x: aten.max(x, 1)[0]),
     "max_pool2d_with_indices": (IMAGE, lambda x: aten.max_pool2d_with_indices(x, [2, 2])[0]),
+    "max_pool3d_with_indices": (VOLUME, lambda x: aten.max_pool3d_with_indices(x, [2, 2, 2])[0]),
     "maximum": (M, lambda x: aten.maximum(x, -0.5 * x)),
     "mean": (M, lambda x: aten.mean(x, [1])),
     "min": (M, lambda x: aten.min(x, 1)[0]),
@@ -114,6 +120,7 @@ CALLS: dict[str, tuple[Tensor, Callable[[Any], Any]]] = {
     "_reshape_alias": (M, lambda x: aten._reshape_alias(x, [6, 4], [4, 1])),
     "rms_norm": (M, lambda x: aten.rms_norm(x, [6], ROW, 0.0)),
     "roll": (M, lambda x: aten.roll(x, [1], [1])),
+    "scatter_add": (M, lambda x: aten.scatter_add(x, 0, torch.zeros(2, 6, dtype=torch.int64), x[:2])),
     "select": (M, lambda x: aten.select(x, 1, -2)),
     "sigmoid": (M, aten.sigmoid),
     "sign": (M, aten.sign),
@@ -144,7 +151,10 @@ CALLS: dict[str, tuple[Tensor, Callable[[Any], Any]]] = {
     "unsafe_split": (M, lambda x: aten.unsafe_split(x, 4, 1)),
     "unsafe_split_with_sizes": (M, lambda x: aten.unsafe_split_with_sizes(x, [1, 3, 2], 1)),
     "unsqueeze": (M, lambda x: aten.unsqueeze(x, 1)),
+    "upsample_bicubic2d": (IMAGE, lambda x: aten.upsample_bicubic2d(x, [8, 8], False)),
     "upsample_bilinear2d": (IMAGE, lambda x: aten.upsample_bilinear2d(x, [9, 9], False)),
+    "upsample_linear1d": (BATCH, lambda x: aten.upsample_linear1d(x, [9], False)),
+    "upsample_nearest1d": (BATCH, lambda x: aten.upsample_nearest1d(x, [9])),
     "upsample_nearest2d": (IMAGE, lambda x: aten.upsample_nearest2d(x, [9, 9])),
     "vdot": (ROW, lambda x: aten.vdot(x, SQUARE[0])),
     "view": (M, lambda x: aten.view(x, [6, 4])),
