@@ -82,8 +82,12 @@ class Cut:
                     if number == 0:
                         yield placed
                 else:
-                    piece = self.pieces[number].initial.shape
-                    yield _in_the_whole(readout.closure, placed, self.axis, self.edges[number], piece, shape)
+                    yield self.in_the_whole(readout.closure, placed, number, shape)
+
+    def in_the_whole(self, closure: Closure, placed: FibreSite, number: int, shape: Sequence[int]) -> FibreSite:
+        """A site of one piece as one of the whole parameter, of this shape."""
+        piece = self.pieces[number].initial.shape
+        return _in_the_whole(closure, placed, self.axis, self.edges[number], piece, shape)
 
 
 def find_cuts(trace: Trace, leaves: dict[int, Leaf]) -> dict[int, Cut]:

@@ -37,6 +37,7 @@ class Derivation:
         unread: parameters of which the pass read nothing, or not everything along an axis that moves. With
             data-dependent control flow (`Trace.decisions`), another input may read them.
         look: chooses the taps, when they are first asked for.
+        classify: finds the classes of the groups, when they are first asked for.
     """
 
     spec: PermutationSpec
@@ -47,6 +48,12 @@ class Derivation:
     free_fraction: float
     unread: tuple[str, ...] = ()
     look: Callable[[], tuple[Tap, ...]] = tuple
+    classify: Callable[[], PermutationSpec] | None = None
+
+    @cached_property
+    def classified(self) -> PermutationSpec:
+        """The spec with the symmetry class of every group, and the groups that have no permutations."""
+        return self.spec if self.classify is None else self.classify()
 
     @cached_property
     def taps(self) -> tuple[Tap, ...]:
@@ -115,11 +122,13 @@ def _read_out(trace: Trace, analysis: Analysis, closure: Closure) -> Derivation:
     keys: dict[int, list[str]] = {}
     for key, value in trace.state.items():
         keys.setdefault(value, []).append(key)
+    placed_in: dict[int, list[FibreSite]] = {}
     alone: set[tuple[str, int]] = set()
     parameters = 0
     for value in sorted({**analysis.leaves, **analysis.cuts}, key=lambda value: order.get(value, len(trace.values))):
         parameters += _real_elements(trace, value)
-        for placed in _sites(analysis, readout, value):
+        placed_in[value] = list(_sites(analysis, readout, value))
+        for placed in placed_in[value]:
             found.setdefault((placed.family, placed.fibre), []).append(placed)
     parameters += sum(_real_elements(trace, value) for value in analysis.layouts if value in keys)
     for group, placed_sites in list(found.items()):
@@ -143,6 +152,9 @@ def _read_out(trace: Trace, analysis: Analysis, closure: Closure) -> Derivation:
         free_fraction=moved / parameters if parameters else 0.0,
         unread=tuple(analysis.unread),
         look=partial(choose_taps, trace, analysis.relations, closure, analysis.layouts, names),
+        classify=partial(
+            _classify, trace, analysis, closure, keys, placed_in, dict(zip(found, groups, strict=True)), pinned
+        ),
     )
 
 
@@ -150,6 +162,21 @@ def _real_elements(trace: Trace, value: int) -> int:
     """The elements of a tensor; 0 for a mask, an index or a counter."""
     described = trace.values[value]
     return prod(described.shape) if described.dtype.is_floating_point or described.dtype.is_complex else 0
+
+
+def _classify(
+    trace: Trace,
+    analysis: Analysis,
+    closure: Closure,
+    keys: dict[int, list[str]],
+    placed: dict[int, list[FibreSite]],
+    groups: dict[tuple[int, int], AxisGroup],
+    pinned: tuple[PinnedAxis, ...],
+) -> PermutationSpec:
+    from rebasin_cli.symmetry.classes.classify import Classifier
+
+    with collector_paused():
+        return PermutationSpec(Classifier(trace, analysis, closure, keys, placed).groups(groups), pinned)
 
 
 def _sites(analysis: Analysis, readout: Readout, value: int) -> Iterator[FibreSite]:

@@ -29,6 +29,14 @@ class FibreSite:
 
 
 @dataclass(frozen=True, slots=True)
+class Copies:
+    """Some copies of one family's units in a tensor: those whose ids have one of these colours."""
+
+    family: int
+    colours: frozenset[int]
+
+
+@dataclass(frozen=True, slots=True)
 class Readout:
     """The sites of tensors, given a solution.
 
@@ -40,8 +48,13 @@ class Readout:
     _moved: dict[bytes, list[FibreMovement]] = field(default_factory=dict)
     _cache: SiteCache = field(default_factory=dict)
 
-    def sites(self, key: str, layout: AxisLayout) -> Iterator[FibreSite]:
+    def sites(self, key: str, layout: AxisLayout, only: Copies | None = None) -> Iterator[FibreSite]:
         """All sites of the moving families in one tensor.
+
+        Args:
+            key: the tensor's name.
+            layout: of the tensor.
+            only: some copies of the units of one family; None for everything.
 
         Raises:
             Irregular: the overlapping entries of the tensor are not permuted by one movement.
@@ -52,7 +65,17 @@ class Readout:
             shared = tuple(f for f in entry.factors if any(f in other.factors for other in others))
             ids = self.relations.ids(entry).ravel()
             for moved in self._moved_among(ids):
-                part = EntryRows(entry.factors, shared, moved.rows, ids, moved.segment)
+                rows, segment = moved.rows, moved.segment
+                if only is not None:
+                    if moved.family != only.family:
+                        continue
+                    colours = self.closure.colour[ids[rows[0]]].tolist()
+                    kept = [place for place, colour in enumerate(colours) if colour in only.colours]
+                    if len(kept) < len(colours):
+                        rows, segment = rows[:, kept], None
+                    if not rows.size:
+                        continue
+                part = EntryRows(entry.factors, shared, rows, ids, segment)
                 found.setdefault((moved.family, moved.fibre), []).append(part)
         frames: dict[tuple[Factor, ...], FactorFrame] = {}
         for (family, fibre), parts in found.items():
