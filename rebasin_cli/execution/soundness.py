@@ -120,13 +120,13 @@ def verify_by_execution(
         ModelError: the spec moves the names of one tensor differently; or the forward pass fails on the example with
             random weights and with the checkpoint's.
     """
-    check = _Check(build().eval(), example, spec, seed)
+    check = Check(build().eval(), example, spec, seed)
     check.choose_weights(own)
     return check.result(sizes=sizes, power=power)
 
 
 @dataclass(frozen=True, slots=True)
-class _Setting:
+class Setting:
     """Weights, an input, and the outputs of the unpermuted network."""
 
     state: State
@@ -138,7 +138,7 @@ class _Setting:
         return not any(bool(leaf.isnan().any()) for leaf in self.base if leaf.is_floating_point())
 
 
-class _Check:
+class Check:
     """One verification."""
 
     def __init__(self, module: nn.Module, example: ExampleInput, spec: PermutationSpec, seed: int) -> None:
@@ -155,7 +155,7 @@ class _Check:
     def choose_weights(self, own: State | None) -> None:
         """Random weights, or the checkpoint's own varied where those give no numbers."""
         try:
-            self.first = self._setting(self._state(0), self.example)
+            self.first = self._setting(self.state(0), self.example)
             usable = self.first.usable
         except (ModelError, MemoryError):
             raise
@@ -165,10 +165,10 @@ class _Check:
             usable = False
         if not usable and own is not None:
             self.own, self.weights = own, "varied"
-            self.first = self._setting(self._state(0), self.example)
+            self.first = self._setting(self.state(0), self.example)
 
     def result(self, *, sizes: bool, power: bool) -> SoundnessCheck:
-        perturbed = self._run(self.first.state, self.example, Rounding(self.seed + 2))
+        perturbed = self.run(self.first.state, self.example, Rounding(self.seed + 2))
         self.comparison.add(self.first.base, perturbed, self.first.base)
         self.draws = telling_permutations(self.spec, self.seed + 1)
         two = self.count == 2  # then each of the draws is tried in one setting only, the second at a larger size
@@ -177,19 +177,35 @@ class _Check:
         larger, excess = None, None
         if sizes and self.comparison.result().within():
             if two:
-                larger, excess = self._at_larger_size(self._state(1), self.draws[shared:])
+                larger, excess = self._at_larger_size(self.state(1), self.draws[shared:])
                 drawn += len(self.draws) - shared if larger and excess is None else 0
             else:
                 larger, excess = self._at_larger_size(self.first.state, self.draws[:1])
         if self.comparison.result().within() and not (two and larger and excess is None):
-            settings += self._other_settings()
+            settings += self.other_settings()
             for place, setting in enumerate(settings[1:] or settings):
                 own = telling_permutations(self.spec, self.seed + 1001 + 1000 * place)
                 drawn += self._try(setting, self.draws[shared:] if two else own)
-        difference = self.comparison.result()
         weak = Power(unknown="not asked for")
-        if power and difference.within():
+        if power and self.comparison.result().within():
             weak = self._power(settings)
+        return self.summary(drawn, larger, excess, weak)
+
+    def summary(
+        self,
+        drawn: int,
+        larger: str | None = None,
+        excess: float | None = None,
+        weak: Power | None = None,
+    ) -> SoundnessCheck:
+        """What was compared so far.
+
+        Args:
+            drawn: how many random elements of every group were tried.
+            larger, excess: the larger input, and the difference there where it is too large.
+            weak: what the check could not have seen.
+        """
+        difference = self.comparison.result()
         return SoundnessCheck(
             max_relative_error=difference.relative if difference.finite else float("inf"),
             noise_floor=difference.noise_floor,
@@ -201,26 +217,26 @@ class _Check:
             no_larger=self.no_larger,
             only_traced=excess if difference.within() else None,
             one_step=tuple(name for name, steps in self.lengths.items() if steps == 1),
-            power=weak,
+            power=Power(unknown="not asked for") if weak is None else weak,
             weights=self.weights,
             silent=difference.silent,
             finite=difference.finite,
         )
 
-    def _try(self, setting: _Setting, draws: Sequence[Permutations]) -> int:
+    def _try(self, setting: Setting, draws: Sequence[Permutations]) -> int:
         """Compare under these draws until one shows a difference; how many were tried."""
         for place, permutations in enumerate(draws):
             if not self.comparison.result().within():
                 return place
-            self._compare(self.comparison, setting, self._moved(setting, self.spec, permutations))
+            self.compare(self.comparison, setting, self._moved(setting, self.spec, permutations))
         return len(draws)
 
-    def _other_settings(self) -> list[_Setting]:
+    def other_settings(self) -> list[Setting]:
         """Other weights and other inputs like the example, where the model gives numbers."""
-        made: list[_Setting] = []
+        made: list[Setting] = []
 
         def accepts(example: ExampleInput) -> bool:
-            setting = self._setting(self._state(len(made) + 1), example)
+            setting = self._setting(self.state(len(made) + 1), example)
             if setting.usable:
                 made.append(setting)
             return setting.usable
@@ -236,19 +252,19 @@ class _Check:
                 break
         return made[: self.count - 1]
 
-    def _state(self, place: int) -> State:
+    def state(self, place: int) -> State:
         """The weights of a setting, by its place."""
         seed = self.seed + 1000 * place
         return RandomState(self.module, seed) if self.own is None else Changed(self.own, partial(varied, seed))
 
-    def _setting(self, state: State, example: ExampleInput) -> _Setting:
-        return _Setting(state, example, self._run(state, example))
+    def _setting(self, state: State, example: ExampleInput) -> Setting:
+        return Setting(state, example, self.run(state, example))
 
-    def _run(self, state: State, example: ExampleInput, rounding: Rounding | None = None) -> list[Tensor]:
+    def run(self, state: State, example: ExampleInput, rounding: Rounding | None = None) -> list[Tensor]:
         with _steps(self.module, self.lengths):
             return run(self.module, state, example, seed=self.seed, rounding=rounding)
 
-    def _moved(self, setting: _Setting, spec: PermutationSpec, permutations: Permutations) -> State:
+    def _moved(self, setting: Setting, spec: PermutationSpec, permutations: Permutations) -> State:
         def move(key: str, tensor: Tensor) -> Tensor:
             steps = permutation.gathers(spec, permutations, key, tensor.shape)
             if tensor.is_floating_point():  # made for this reading
@@ -257,14 +273,14 @@ class _Check:
 
         return Changed(setting.state, move)
 
-    def _compare(self, comparison: Comparison, setting: _Setting, moved: State) -> None:
+    def compare(self, comparison: Comparison, setting: Setting, moved: State) -> None:
         """Add what a changed state gives; the setting's own noise floor is measured where the known one does not do."""
-        found = self._run(moved, setting.example)
+        found = self.run(moved, setting.example)
         trial = Comparison(floors=dict(comparison.floors))
         trial.add(setting.base, setting.base, found)
         perturbed = setting.base
         if not trial.result().within():
-            perturbed = self._run(setting.state, setting.example, Rounding(self.seed + 2))
+            perturbed = self.run(setting.state, setting.example, Rounding(self.seed + 2))
         comparison.add(setting.base, perturbed, found)
 
     def _at_larger_size(self, state: State, draws: Sequence[Permutations]) -> tuple[str | None, float | None]:
@@ -277,7 +293,7 @@ class _Check:
                 if not setting.usable:
                     continue
                 for permutations in draws:
-                    self._compare(comparison, setting, self._moved(setting, self.spec, permutations))
+                    self.compare(comparison, setting, self._moved(setting, self.spec, permutations))
             except ModelError:
                 raise
             except Exception as error:  # the model does not take this size, or the memory does not
@@ -289,7 +305,7 @@ class _Check:
             return example.describe(), None if difference.within() else difference.floors
         return None, None
 
-    def _power(self, settings: Sequence[_Setting]) -> Power:
+    def _power(self, settings: Sequence[Setting]) -> Power:
         if self.numbers > LARGEST:
             return Power(unknown=f"not measured for models of more than {LARGEST:,} parameters")
         state = self.first.state
@@ -312,7 +328,7 @@ class _Check:
             spec = without_sites(self.spec, part)
             for setting in settings:
                 comparison = Comparison(floors=dict(self.comparison.floors))
-                self._compare(comparison, setting, self._moved(setting, spec, first))
+                self.compare(comparison, setting, self._moved(setting, spec, first))
                 if not comparison.result().within():
                     return True
             return False

@@ -20,6 +20,8 @@ from rebasin_cli.tracing.graph import Trace
 from rebasin_cli.tracing.passes import ONE_PASS, Passes
 from rebasin_cli.tracing.tracer import trace_model
 
+NOT_VERIFIED = "the verification of its group failed"
+
 
 @dataclass(frozen=True, slots=True)
 class Understanding:
@@ -27,7 +29,8 @@ class Understanding:
 
     Where the spec came from a file, `derivation` is None, and so is `trace` unless it was asked for. `passes` are those
     that were traced together; within `passes.joined(module)` a module runs all of them on `example`. `given_up` names
-    the groups that were derived and did not stand the verification.
+    the groups that were derived and did not stand the verification. `spec` is of permutations alone; `given` is the
+    file's with its classes, and `settled` what was verified of them.
     """
 
     spec: PermutationSpec
@@ -38,6 +41,18 @@ class Understanding:
     unused_rules: tuple[str, ...] = ()
     passes: Passes = ONE_PASS
     given_up: tuple[str, ...] = ()
+    given: PermutationSpec | None = None
+    settled: PermutationSpec | None = None
+
+    @property
+    def classified(self) -> PermutationSpec:
+        """The spec with the classes of the groups: verified ones if they were, else as given or derived."""
+        if self.settled is not None:
+            return self.settled
+        found = self.given
+        if found is None:
+            found = self.spec if self.derivation is None else self.derivation.classified
+        return without_groups(found, self.given_up, NOT_VERIFIED) if self.given_up else found
 
     @property
     def unknown_ops(self) -> tuple[str, ...]:
@@ -93,9 +108,10 @@ def understand(
     if spec_file is not None:
         spec = read_spec(spec_file)
         spec.check(subject.shapes)
-        spec = with_pins(spec, pins)
+        given = with_pins(spec, pins)
+        spec = given.permutable
         traced, passes = _traced(subject, example, passes) if with_trace else (None, passes)
-        return Understanding(spec, example, free_fraction(spec, subject), traced, passes=passes)
+        return Understanding(spec, example, free_fraction(spec, subject), traced, passes=passes, given=given)
     with user_rules(rules) as own:
         trace, passes = _traced(subject, example, passes)
         derivation = derive(trace, pins=tuple(pins), cautious=cautious)
