@@ -387,7 +387,10 @@ def _check_class(group: AxisGroup, shapes: Mapping[str, Sequence[int]]) -> None:
     listed += [site for freedom in group.scales for site, _ in freedom.sites]
     for index in listed:
         if not 0 <= index < len(group.sites):
-            raise ModelError(f"{where}: names site {index}, but the group has {len(group.sites)} sites")
+            raise ModelError(
+                f"{where}: names site {index}, but the group has {len(group.sites)} sites",
+                hint="gauges and scales count sites from 0: edit them too, or give the group class permutation",
+            )
     if any(power not in (1, -1) for freedom in group.scales for _, power in freedom.sites):
         raise ModelError(f"{where}: the power of a scale is 1 or -1")
     for gauge in group.gauges:

@@ -15,7 +15,7 @@ from rebasin_cli.verbs.env import EnvResult
 from rebasin_cli.verbs.trace import TraceResult
 from rebasin_cli.verbs.verify import VerifyResult
 
-_BLOCK = re.compile(r"\[\d+\](?=(#\d+)?$)")
+_BLOCK = re.compile(r"\[\d+\](?=(#\w+)?$)")
 """The number of the block in the name of a group that lives in one."""
 
 
@@ -66,13 +66,19 @@ def trace_table(result: TraceResult, *, verbose: bool = False) -> Document:
             f"{share(result.free_fraction)} of {counted(result.parameters, 'parameter')}",
         ),
         ("function", _soundness(result)),
+        *([("classes", _class_soundness(result))] if result.verified_classes is not None else []),
         ("time", f"{seconds(result.seconds['total'])}, peak memory {size(result.peak_rss_bytes)}"),
     ]
     if result.out is not None:
         entries.append(("written", result.out))
     groups = rows(
-        ("axis group", "units", "inside", "tensors"),
-        [(group.name, f"{group.size:,}", _parent(group), _tensors(group)) for group in movable]
+        ("axis group", "units", "inside", "tensors", "class", "why no larger")
+        if verbose
+        else ("axis group", "units", "inside", "tensors", "class"),
+        [
+            (g.name, f"{g.size:,}", _parent(g), _tensors(g), _class(g), g.class_reason or "nothing limits it")
+            for g in movable
+        ]
         if verbose
         else list(_bundled(movable)),
         numbers=(1, 3),
@@ -88,21 +94,25 @@ def _tensors(group: AxisGroup) -> int:
     return len({site.key for site in group.sites})
 
 
-def _bundled(groups: Sequence[AxisGroup]) -> Iterator[tuple[str, str, str, int]]:
+def _class(group: AxisGroup) -> str:
+    return group.symmetry.value
+
+
+def _bundled(groups: Sequence[AxisGroup]) -> Iterator[tuple[str, str, str, int, str]]:
     """Rows of the table, in which like groups in the blocks of one group are one row."""
     bundles: dict[tuple[object, ...], list[AxisGroup]] = {}
     for group in groups:
         shape: tuple[object, ...] = (group.name,)
         if group.parent is not None:
-            shape = (_BLOCK.sub("[]", group.name), group.parent.group, group.size, _tensors(group))
+            shape = (_BLOCK.sub("[]", group.name), group.parent.group, group.size, _tensors(group), group.symmetry)
         bundles.setdefault(shape, []).append(group)
     for bundle in bundles.values():
         first = bundle[0]
         if len(bundle) == 1 or first.parent is None:
-            yield first.name, f"{first.size:,}", _parent(first), _tensors(first)
+            yield first.name, f"{first.size:,}", _parent(first), _tensors(first), _class(first)
         else:
             name = _BLOCK.sub(f"[{len(bundle)} blocks]", first.name)
-            yield name, f"{len(bundle)} x {first.size:,}", first.parent.group, _tensors(first)
+            yield name, f"{len(bundle)} x {first.size:,}", first.parent.group, _tensors(first), _class(first)
 
 
 def _soundness(result: TraceResult) -> str:
@@ -114,6 +124,14 @@ def _soundness(result: TraceResult) -> str:
         return "nothing to verify: there is no axis group"
     error = number(result.verified.max_relative_error)
     return f"unchanged under random permutations of all groups: relative error {error}"
+
+
+def _class_soundness(result: TraceResult) -> str:
+    assert result.verified_classes is not None
+    if result.verified_classes.silent:
+        return "not verified: on random weights the model's outputs are empty or zero"
+    error = number(result.verified_classes.max_relative_error)
+    return f"function unchanged under random maps of each group's class: relative error {error}"
 
 
 def _pins(result: TraceResult, verbose: bool) -> Part | None:

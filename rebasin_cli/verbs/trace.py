@@ -67,7 +67,11 @@ class Soundness:
 
 @dataclass(frozen=True, slots=True)
 class TraceResult(Result):
-    """Field for field the `data` of `rebasin trace --json`; `verified` is None where it was not asked for."""
+    """Field for field the `data` of `rebasin trace --json`; `verified` is None where it was not asked for.
+
+    `spec` has the groups with their classes; `units` are those that are permuted. `verified_classes` is None where no
+    group has more than permutations, too.
+    """
 
     model: str
     input: str
@@ -80,6 +84,7 @@ class TraceResult(Result):
     parameters: int
     free_fraction: float
     verified: Soundness | None
+    verified_classes: Soundness | None
     seconds: Mapping[str, float]
     peak_rss_bytes: int | None
     out: Path | None
@@ -123,12 +128,13 @@ def run_trace(options: TraceOptions) -> TraceResult:
     from rebasin_cli.checkpoint.atomic import write_text_atomically
     from rebasin_cli.execution.subject import open_subject
     from rebasin_cli.execution.understanding import understand
+    from rebasin_cli.verbs.class_verification import class_warnings, settle_classes
     from rebasin_cli.verbs.cost import PhaseClock, peak_rss_bytes
     from rebasin_cli.verbs.networks import model_choice
     from rebasin_cli.verbs.verification import narrows, spec_warnings, verify_groups
 
     listener = options.progress or Silent()
-    clock = PhaseClock("build", "trace", "verify")
+    clock = PhaseClock("build", "trace", "verify", "classes")
     outputs = {"output": options.out, "spec": options.save_spec}
     wanted = {what: path for what, path in outputs.items() if path is not None}
     suffix = "" if outputs["output"] is None else outputs["output"].suffix
@@ -157,6 +163,7 @@ def run_trace(options: TraceOptions) -> TraceResult:
     traced = understood.trace
     assert traced is not None
     verified: Soundness | None = None
+    verified_classes: Soundness | None = None
     notes: tuple[str, ...] = ()
     if options.check:
         listener.phase("verifying")
@@ -171,10 +178,22 @@ def run_trace(options: TraceOptions) -> TraceResult:
                 narrow=narrows(options),
             )
             verified, notes = _in_short(soundness), spec_warnings(soundness, understood.given_up)
+        with clock.phase("classes"):
+            understood, of_classes, broken = settle_classes(
+                subject,
+                understood,
+                None,
+                str(options.spec or options.model),
+                seed=options.seed,
+                cache=options.cache,
+                narrow=narrows(options),
+            )
+        verified_classes = None if of_classes is None else _in_short(of_classes)
+        notes += class_warnings(broken)
     result = TraceResult(
         model=options.model,
         input=understood.example.describe(),
-        spec=understood.spec,
+        spec=understood.classified,
         modules=tuple(TracedModule(m.name, m.type, m.calls) for m in traced.modules),
         paths=tuple(tuple(path) for path in traced.paths),
         ops=dict(traced.op_counts),
@@ -183,6 +202,7 @@ def run_trace(options: TraceOptions) -> TraceResult:
         parameters=subject.elements,
         free_fraction=understood.free_fraction,
         verified=verified,
+        verified_classes=verified_classes,
         seconds=clock.seconds(),
         peak_rss_bytes=peak_rss_bytes(),
         out=outputs["output"],

@@ -21,10 +21,11 @@ from rebasin_cli.execution.pass_cache import PassCache
 from rebasin_cli.execution.same_function import LARGE, SILENT, FunctionCheck, SpecCheck, compare_functions
 from rebasin_cli.execution.soundness import SoundnessCheck, verify_by_execution
 from rebasin_cli.execution.subject import Subject
-from rebasin_cli.execution.understanding import Understanding, free_fraction
+from rebasin_cli.execution.understanding import NOT_VERIFIED, Understanding, free_fraction
 from rebasin_cli.execution.weights import Weights
 from rebasin_cli.model.example_input import ExampleInput
 from rebasin_cli.spec import PermutationSpec
+from rebasin_cli.verbs.class_verification import settle_classes
 from rebasin_cli.verbs.shared_options import Derivation
 
 SLACK = 1e-7
@@ -193,7 +194,10 @@ def verify_groups(
         NumericalError: as for `verify_spec`, where the groups come from a file, or those that break it were not found.
     """
     try:
-        return understood, verify_spec(subject, understood, b, source, seed=seed, cache=cache)
+        found = verify_spec(subject, understood, b, source, seed=seed, cache=cache)
+        if understood.given is not None:
+            understood = settle_classes(subject, understood, b, source, seed=seed, cache=cache)[0]
+        return understood, found
     except NumericalError as error:
         known = error.slug in ("unsound", "traced-size-only") and understood.derivation is not None
         if not known or not narrow:
@@ -210,7 +214,7 @@ def verify_groups(
             broken = breaking_groups(understood.spec, holds)
         except TooManyChecks:
             raise error from None
-    reason = "valid for the size of the traced input only" if size_only else "the verification of its group failed"
+    reason = "valid for the size of the traced input only" if size_only else NOT_VERIFIED
     spec = without_groups(understood.spec, broken, reason)
     narrowed = replace(understood, spec=spec, free_fraction=free_fraction(spec, subject), given_up=broken)
     return narrowed, verify_spec(subject, narrowed, b, source, seed=seed, cache=cache)

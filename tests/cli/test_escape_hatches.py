@@ -41,6 +41,9 @@ def test_trace_proves_and_shows_an_edited_spec(run: Runner, place: Path) -> None
     assert data["modules"]
     spec["groups"][0]["sites"] = spec["groups"][0]["sites"][:1]
     (place / "s.json").write_text(json.dumps(spec))
+    expect_refusal(run("trace", *MODEL, "--spec", "s.json"), 4, r"names site 1.*edit them too.*class permutation")
+    spec["groups"][0].update({"class": "permutation", "scales": []})
+    (place / "s.json").write_text(json.dumps(spec))
     expect_refusal(run("trace", *MODEL, "--spec", "s.json"), 7, r"s\.json.*changes the function.*do not fit")
 
 

@@ -24,7 +24,7 @@ def test_trace_prints_what_the_contract_names(run: Runner, place: Path) -> None:
     assert data["units"] == 14
     assert data["verified"]["max_relative_error"] < 1e-9
     assert set(data["spec"]) == {"schema", "groups", "pinned"}
-    assert set(data["spec"]["groups"][0]) == {"name", "size", "parent", "sites"}
+    assert set(data["spec"]["groups"][0]) == {"name", "size", "class", "class_reason", "parent", "sites", "scales"}
     assert set(data["modules"][0]) == {"name", "type", "calls"}
     assert json.loads((place / "t.json").read_text()) == document
     assert json.loads((place / "s.json").read_text()) == data["spec"]

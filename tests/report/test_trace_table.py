@@ -38,7 +38,8 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, list[str]]:
 
 def test_like_groups_in_blocks_are_one_row(shown: dict[bool, list[str]]) -> None:
     rows = [line.split() for line in shown[False] if "self_attn" in line]
-    assert ["1.self_attn", "3", "3"] in rows
+    assert ["1.self_attn", "3", "3", "permutation"] in rows
+    assert [row[-1] for row in rows if "blocks]" in " ".join(row)] == ["linear", "linear"]
     assert sum("blocks]" in " ".join(row) for row in rows) == 2
     assert all("3 x 4" in " ".join(row) for row in rows if "blocks]" in " ".join(row))
 
@@ -49,6 +50,7 @@ def test_verbose_shows_every_group(shown: dict[bool, list[str]]) -> None:
         assert f"1.self_attn[{block}] " in text
         assert f"1.self_attn[{block}]#2 " in text
     assert "blocks]" not in text
+    assert "post-norm: 1.norm1.weight scales what is normalised again: LayerNorm at 1.norm1" in text
 
 
 def test_outputs_that_show_nothing_are_called_so(tmp_path: Path) -> None:
@@ -69,4 +71,4 @@ def test_outputs_that_show_nothing_are_called_so(tmp_path: Path) -> None:
     console = Console(file=io.StringIO(), width=200)
     console.print(renderable(trace_table(result)))
     assert isinstance(console.file, io.StringIO)
-    assert "not verified" in console.file.getvalue()
+    assert console.file.getvalue().count("not verified") == 2
