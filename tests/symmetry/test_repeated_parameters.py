@@ -28,7 +28,7 @@ FOUND = {
     "addmm(W, W, W)": ALL_ALIKE,
     "cat(W, W)": "6: stem.weight/0 W/0 | 6: W/1 head.weight/1",
     "stack(W, W.T)": "",
-    "v * W * v": "",
+    "v * W * v": "6: stem.weight/0 v/0 W/0 W/1 head.weight/1",
     "softmax(W @ W)": ALL_ALIKE,
     "bmm(W, W)": ALL_ALIKE,
     "W.flip(0) @ W": ALL_ALIKE,
@@ -37,10 +37,10 @@ FOUND = {
     "softmax of a Gram matrix": "6: stem.weight/0 W/0 | 6: W/1 head.weight/1",
     "W.sum(0) + W.sum(1)": ALL_ALIKE,
     "bilinear(W * V)": "6: stem.weight/0 W/0 W/1 V/1 | 6: V/0 head.weight/1",
-    "W @ v + v": "",
+    "W @ v + v": "6: stem.weight/0 W/0 W/1 v/0 head.weight/1",
     "kron(W, V)": "2: stem.weight/0 W/0 | 3: stem.weight/0 V/0 | 2: W/1 head.weight/1 | 3: V/1 head.weight/1",
 }
-RANDOM, RANDOM_FREE = 120, 83
+RANDOM, RANDOM_FREE = 120, 91
 
 
 @pytest.mark.parametrize("pattern", named_patterns(), ids=lambda pattern: pattern.text)

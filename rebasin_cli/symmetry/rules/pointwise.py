@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 
 from rebasin_cli.symmetry.algebra import combine, elementwise
@@ -20,20 +18,8 @@ def pointwise(op: Op) -> list[AxisLayout]:
     tensors = [layout for layout in op.tensors if len(layout.dims) <= len(shape)]
     if op.call.name == "aten.copy":
         tensors = [op.layout("src")]
-    layout = _alone(tensors, shape) or elementwise(op.relations, tensors, shape)
+    layout = elementwise(op.relations, tensors, shape)
     return [layout for _ in op.call.results]
-
-
-def _alone(tensors: Sequence[AxisLayout], shape: Sequence[int]) -> AxisLayout | None:
-    """The layout of a parameter that nothing but numbers meets: what its axes are is decided by the next operation.
-
-    Both axes of a square weight may belong to one group, which it would be too late to find out once every element had
-    got an id of its own.
-    """
-    varying = [layout for layout in tensors if layout.unresolved or layout.entries or layout.fixed]
-    if len(varying) == 1 and varying[0].unresolved and varying[0].shape == tuple(shape):
-        return varying[0]
-    return None
 
 
 @rule("aten._prelu_kernel", "aten.prelu")
