@@ -85,6 +85,7 @@ _rebasin() {
                 '--dry-run[Run without writing files]' \
                 '--method=[Matching method]:NAME:(activation auto learned weight straight-through)' \
                 '--objective=[Matching objective: how much each weight counts]:NAME:(plain matrices tensors rows)' \
+                '--symmetries=[What may move: units (permutation), also their signs (signed), or everything that keeps the function (all)]:CLASS:(permutation signed all)' \
                 '--effort=[Search effort]:LEVEL:(auto fast standard thorough)' \
                 '*--start=[Start the search here instead of at the effort'\''s own starting points]:NAME:(identity forward annealing activations random barycentre)' \
                 '--restarts=[Number of restarts]:N: ' \

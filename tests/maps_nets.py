@@ -132,7 +132,8 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.full((width,), 1.0 - offset))
 
     def forward(self, x: Tensor) -> Tensor:
-        return x / (x.square().mean(-1, keepdim=True) + 1e-6).sqrt() * (self.offset + self.weight)
+        scale = self.offset + self.weight if self.offset else self.weight
+        return x * (x.pow(2).mean(-1, keepdim=True) + 1e-6).rsqrt() * scale
 
 
 def rotary(x: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import torch
 from torch import Tensor
@@ -30,11 +30,13 @@ class GroupMap:
         perm: int64 (n,), gather meaning; None for the identity.
         scales: float64 (n,), one for each `AxisGroup.scales`, by the units' new places; () for ones.
         matrix: float64 (n, n).
+        inverse_transposed: of the matrix, where it is known; see `dual`.
     """
 
     perm: Tensor | None = None
     scales: tuple[Tensor, ...] = ()
     matrix: Tensor | None = None
+    inverse_transposed: Tensor | None = None
 
     @property
     def moves(self) -> bool:
@@ -60,7 +62,10 @@ class GroupMap:
     @cached_property
     def dual(self) -> Tensor | None:
         """`M^-T` of a matrix map."""
-        return None if self.matrix is None else torch.linalg.inv(self.matrix).T.contiguous()
+        if self.matrix is None or self.inverse_transposed is not None:
+            return self.inverse_transposed
+        found: Tensor = torch.linalg.inv(self.matrix).T.contiguous()
+        return found
 
 
 Maps = dict[str, GroupMap]
@@ -157,13 +162,13 @@ def rotation(matrix: Tensor) -> Tensor:
     return nearest
 
 
+@lru_cache(maxsize=8)
 def complement_of_ones(n: int) -> Tensor:
-    """An orthonormal basis, (n, n - 1), of the vectors whose numbers sum to zero (Helmert's)."""
-    basis = torch.zeros(n, n - 1, dtype=torch.float64)
-    for k in range(1, n):
-        basis[:k, k - 1] = 1.0
-        basis[k, k - 1] = -float(k)
-    unit: Tensor = basis / torch.linalg.vector_norm(basis, dim=0)
+    """An orthonormal basis, float64 (n, n - 1), of the vectors whose numbers sum to zero (Helmert's)."""
+    place = torch.arange(1, n, dtype=torch.float64)
+    above = (torch.arange(n)[:, None] < torch.arange(1, n)[None, :]).to(torch.float64)
+    basis = above - torch.diag(place, -1)[:, : n - 1]
+    unit: Tensor = basis / (place * (place + 1)).sqrt()
     return unit
 
 

@@ -33,6 +33,10 @@ SEARCH = {"starts": "--start", "restarts": "--restarts", "max_passes": "--max-pa
 """Settings of the search by weights, None where they are not given, and their flags."""
 
 
+PERMUTATION, SIGNED, ALL = SYMMETRIES = ("permutation", "signed", "all")
+"""What may move: permutations; also signs; everything that the classes of the groups allow."""
+
+
 class Need(str, Enum):
     """What a method works with besides the weights of both checkpoints."""
 
@@ -55,6 +59,7 @@ class Matching:
         loss: the user's function that learning minimises; None for cross-entropy, or a distance without labels.
         input_stated: the user stated the input of the model.
         cache: inputs without data are kept in the user's cache directory.
+        symmetries: the maps that are searched: one of `SYMMETRIES`.
     """
 
     method: str
@@ -78,6 +83,7 @@ class Matching:
     loss: str | None = None
     input_stated: bool = False
     cache: bool = True
+    symmetries: str = PERMUTATION
 
 
 def data_of(
@@ -214,6 +220,7 @@ class Method:
         learns: it compares permutations by a loss on the data.
         unused: which settings of the search by weights (`SEARCH`) have no effect.
         resumes: it saves its state, and continues from that of a run that was ended.
+        maps: finds maps of larger classes than permutations; None where it cannot.
         assist: what the other processes run under `torchrun`, while the first runs `match`; None for nothing.
     """
 
@@ -226,6 +233,7 @@ class Method:
     assist: Callable[[MatchTask], None] | None = None
     learns: bool = False
     resumes: bool = False
+    maps: Callable[[MatchTask], MatchResult] | None = None
     unused: Collection[str] = ()
 
     def own_options(self, given: object) -> Any:
@@ -242,6 +250,11 @@ class Method:
         """
         if Need.DATA in self.needs and matching.data is None:
             raise UsageError(f"method {self.name} needs data", hint="give --data")
+        if matching.symmetries != PERMUTATION and self.maps is None:
+            raise UsageError(
+                f"method {self.name} finds permutations only, not --symmetries {matching.symmetries}",
+                hint="use --method weight or learned",
+            )
         for name in self.unused:
             if getattr(matching, name) is not None:
                 raise UsageError(f"{SEARCH[name]} has no effect with method {self.name}")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 from rebasin_cli.execution.scores import Values
+from rebasin_cli.maps import Frame, Maps
 from rebasin_cli.permutation import Permutations
+from rebasin_cli.spec import PermutationSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +171,11 @@ class MatchResult:
         tried: the methods that were compared, in the order in which they were tried; empty where none were.
         notes: what was left out and why, a sentence each.
         learning: how the learning went; None where there was none.
+        maps: what is applied instead of the permutations where larger classes were searched, by group of `searched`;
+            `permutations` has those of groups whose units are not mixed. None where permutations alone were searched.
+        frame: the gauge that mapped networks are given.
+        searched: the groups as they were searched.
+        limited: groups that the numbers of a network kept from more than permutations, with the reason.
     """
 
     permutations: Permutations
@@ -197,3 +204,7 @@ class MatchResult:
     tried: tuple[Tried, ...] = ()
     notes: tuple[str, ...] = ()
     learning: LearningEnd | None = None
+    maps: Maps | None = None
+    frame: Frame | None = None
+    searched: PermutationSpec | None = None
+    limited: Mapping[str, str] = field(default_factory=dict)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ from rebasin_cli.report.guidance import after_align
 from rebasin_cli.report.layout import Document, Part, Rows, document, facts, rows, text
 from rebasin_cli.report.learning import learning_rows
 from rebasin_cli.report.text import counted, number, seconds, share, size
-from rebasin_cli.verbs.align import AlignResult
+from rebasin_cli.verbs.align import AlignResult, Mapped
 from rebasin_cli.verbs.siblings import Sibling
 
 
@@ -24,7 +25,7 @@ def align_table(result: AlignResult, *, verbose: bool = False, swept: bool = Fal
     entries: list[tuple[str, object]] = [
         ("state", state_in_words(result.state, result.siblings)),
         ("groups", found_groups(result)),
-        ("permuted", f"{result.moved_units:,} of {counted(result.units, 'unit')}"),
+        *_moved(result),
         ("similarity", f"cosine {number(result.cosine.before)} -> {number(result.cosine.after)}"),
         *criterion(result),
         ("distance", f"{number(result.distance.before)} -> {number(result.distance.after)} (L2 norm)"),
@@ -47,6 +48,36 @@ def align_table(result: AlignResult, *, verbose: bool = False, swept: bool = Fal
         None if swept else after_align(result),
     ]
     return document(*parts)
+
+
+def _moved(result: AlignResult) -> list[tuple[str, object]]:
+    """How many units moved, or what became of the groups under maps of larger classes."""
+    mapped = result.symmetries
+    if mapped is None:
+        return [("permuted", f"{result.moved_units:,} of {counted(result.units, 'unit')}")]
+    entries: list[tuple[str, object]] = [("moved", mapped_in_words(mapped))]
+    if mapped.largest_condition > 1 + 1e-6:
+        entries.append(("condition", f"at most {number(mapped.largest_condition)}"))
+    if mapped.rounding_error is not None:
+        floors = number(mapped.rounding_floors)
+        entries.append(
+            ("rounded", f"relative error {number(mapped.rounding_error)}, {floors} roundings of B's own numbers")
+        )
+    return entries
+
+
+def mapped_in_words(mapped: Mapped) -> str:
+    """What became of the groups, those of one size and fate together: `96 units rotated; 4 x 384 units permuted`."""
+    counts = Counter((group.kind, group.size) for group in mapped.groups)
+    fates = ("rotated", "mapped linearly", "turned in planes", "scaled", "signed", "permuted", "kept")
+    said = []
+    for kind in fates:
+        sizes = [(size, count) for (one, size), count in counts.items() if one == kind]
+        if sizes:
+            words = {"scaled": "permuted and scaled", "signed": "permuted with signs"}.get(kind, kind)
+            listed = ", ".join(f"{count} x {size:,}" if count > 1 else f"{size:,}" for size, count in sizes)
+            said.append(f"{listed} units {words}")
+    return "; ".join(said) or "nothing"
 
 
 def state_in_words(state: Mapping[str, Mapping[str, Any]], siblings: Sequence[Sibling]) -> str:
@@ -90,7 +121,8 @@ def verdict(result: AlignResult) -> str:
     if result.moved_units == 0:
         return _unmoved(result)
     if result.distance.after <= 1e-6 * max(result.distance.before, 1e-30):
-        return "B is a permuted copy of A: after alignment the two agree."
+        copy = "a permuted copy of A" if result.symmetries is None else "A under maps that keep its function"
+        return f"B is {copy}: after alignment the two agree."
     return "B is aligned to A; its function is unchanged."
 
 

@@ -126,10 +126,14 @@ def _other_method(result: AlignResult) -> Advice | None:
         return Advice(words, "The reason is given for every tensor.")
     if result.method != "weight" or result.already_aligned or result.distance.after <= 1e-6 * result.distance.before:
         return None
+    if result.architecture.larger_classes and result.symmetries is None:
+        reason = "More than permutations keeps this model's function: rotations and other maps may bring B closer to A."
+        return Advice([*_align(result), *_over(result.out, "mapped"), "--symmetries", "all"], reason)
     if result.architecture.attention:
         reason = "On the transformers in docs/matching.md, permutations learned from data merge better than by weights."
         data = _on(result.data) or ["--data", TRAINING_DATA]
-        return Advice([*_align(result), *_over(result.out, "learned"), "--method", "learned", *data], reason)
+        more = [] if result.symmetries is None else ["--symmetries", result.symmetries.searched]
+        return Advice([*_align(result), *_over(result.out, "learned"), *more, "--method", "learned", *data], reason)
     chance = result.chance
     if chance is not None and chance.ratio < LITTLE_MORE_THAN_CHANCE:
         reason = (

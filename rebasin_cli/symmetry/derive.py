@@ -17,6 +17,7 @@ from rebasin_cli.symmetry.positions import AxisLayout
 from rebasin_cli.symmetry.readout import FibreSite, Irregular, Readout
 from rebasin_cli.symmetry.relations import Relations
 from rebasin_cli.symmetry.solver import Closure
+from rebasin_cli.symmetry.sums import choose_sums
 from rebasin_cli.symmetry.taps import choose_taps
 from rebasin_cli.tracing.graph import Trace, collector_paused
 
@@ -36,7 +37,7 @@ class Derivation:
         free_fraction: share of them that at least one group moves.
         unread: parameters of which the pass read nothing, or not everything along an axis that moves. With
             data-dependent control flow (`Trace.decisions`), another input may read them.
-        look: chooses the taps, when they are first asked for.
+        look, look_at_sums: choose the taps, when they are first asked for.
         classify: finds the classes of the groups, when they are first asked for.
     """
 
@@ -49,6 +50,7 @@ class Derivation:
     unread: tuple[str, ...] = ()
     look: Callable[[], tuple[Tap, ...]] = tuple
     classify: Callable[[], PermutationSpec] | None = None
+    look_at_sums: Callable[[], tuple[Tap, ...]] = tuple
 
     @cached_property
     def classified(self) -> PermutationSpec:
@@ -59,6 +61,11 @@ class Derivation:
     def taps(self) -> tuple[Tap, ...]:
         """Where the units of the groups can be observed."""
         return self.look()
+
+    @cached_property
+    def sums(self) -> tuple[Tap, ...]:
+        """Where activations are added along the axes of groups: what norms and layers then read."""
+        return self.look_at_sums()
 
     @property
     def units(self) -> int:
@@ -155,6 +162,7 @@ def _read_out(trace: Trace, analysis: Analysis, closure: Closure) -> Derivation:
         classify=partial(
             _classify, trace, analysis, closure, keys, placed_in, dict(zip(found, groups, strict=True)), pinned
         ),
+        look_at_sums=partial(choose_sums, trace, analysis.relations, closure, analysis.layouts, names),
     )
 
 

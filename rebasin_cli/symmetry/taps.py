@@ -84,7 +84,8 @@ def choose_taps(
                     candidate = Candidate(ordinal, operand or "", site.axis, length, visible.source(value), reader)
                     if name not in seen:
                         found.setdefault(name, []).append(candidate)
-                    present[candidate.key] = [(other, one) for other, one in sites.of(value) if one.axis == site.axis]
+                    alone = ((other, one) for other, one in sites.of(value) if (one.axis, one.span) == (site.axis, 1))
+                    present[candidate.key] = list(alone)
         seen.update(found)
     chosen = {candidate.key: candidate for candidates in seen.values() for candidate in _best(candidates)}
     return tuple(_tap(candidate, present[key], sites.sizes) for key, candidate in sorted(chosen.items()))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from rebasin_cli.data.generated_kinds import is_generated
 from rebasin_cli.errors import RebasinError
+from rebasin_cli.matching.method import SYMMETRIES
 from rebasin_cli.matching.methods import MethodOptions, names
 from rebasin_cli.matching.plan import EFFORTS
 from rebasin_cli.matching.starts import STARTS
@@ -85,6 +86,13 @@ class AlignOptions(
         choices=OBJECTIVES,
         default="plain",
     )
+    symmetries: str = option(
+        "What may move: units (permutation), also their signs (signed), or everything that keeps the function (all).",
+        group="Matching",
+        metavar="CLASS",
+        choices=SYMMETRIES,
+        default=SYMMETRIES[0],
+    )
     effort: str = option(
         "Search effort.",
         group="Matching",
@@ -134,6 +142,7 @@ class AlignOptions(
             permutations=self.save_permutations,
             spec=self.save_spec,
             generated=self.save_generated if is_generated(self.data) else None,
+            maps=self.symmetries != SYMMETRIES[0],
         )
 
 
@@ -147,16 +156,58 @@ class MovedGroup:
 
 
 @dataclass(frozen=True, slots=True)
+class MappedGroup:
+    """One axis group under a map of its class.
+
+    Args:
+        kind: what became of its units: `kept`, `permuted`, `signed`, `scaled`, `rotated`, `turned in planes` or
+            `mapped linearly`.
+        condition: condition number of the map; 1 for permutations, signs and rotations.
+    """
+
+    name: str
+    size: int
+    symmetry: str
+    kind: str
+    condition: float
+
+
+@dataclass(frozen=True, slots=True)
+class Mapped:
+    """What maps of larger classes than permutations did.
+
+    Args:
+        searched: the value of `--symmetries`.
+        largest_condition: of any map.
+        kept_gains: norms' and layers' gains that A has nearly at zero: there B's own are kept, by key.
+        limited: groups that the numbers of a network kept from more than permutations, with the reason.
+        rounding_error: largest relative error of an output that rounding to the file's types makes; None where nothing
+            was rounded.
+        rounding_floors: the same in units of what rounding B's own numbers once more does.
+    """
+
+    searched: str
+    groups: tuple[MappedGroup, ...]
+    largest_condition: float
+    kept_gains: Mapping[str, tuple[int, ...]]
+    limited: Mapping[str, str]
+    rounding_error: float | None
+    rounding_floors: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class Architecture:
     """What of the network decides which command comes next.
 
     Args:
         running_statistics: number of layers that normalise by running statistics (BatchNorm).
         attention: whether it has attention heads.
+        larger_classes: whether, with attention, some group allows maps that mix its units.
     """
 
     running_statistics: int
     attention: bool
+    larger_classes: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,6 +297,7 @@ class AlignResult(Result):
     sha256: Mapping[str, str | None]
     versions: Mapping[str, str]
     warnings: tuple[str, ...]
+    symmetries: Mapped | None
     matched: Permutations = field(repr=False, compare=False)
 
     def to_json(self) -> dict[str, Any]:

@@ -34,6 +34,8 @@ class AlignReport:
     """The user stated the input, which otherwise was known or guessed."""
     method: str | None
     states: Mapping[Path, tuple[str | None, bool]]
+    rounded: bool
+    """The maps of the alignment were rounded to the file's types, so that the outputs agree within that rounding."""
     sha256: Mapping[Path, str]
     code: Mapping[Path, str]
     """SHA-256 of the Python files that the alignment depended on."""
@@ -81,6 +83,7 @@ def read_report(path: Path) -> AlignReport:
         input_stated=bool(data.get("inputs") or data.get("input_file")),
         method=None if data.get("method") is None else str(data["method"]),
         states={a: of_a, b: of_b, out: of_b},
+        rounded=(data.get("symmetries") or {}).get("rounding_error") is not None,
         sha256={file: str(sha256[name]) for name, file in (("a", a), ("b", b), ("out", out)) if sha256.get(name)},
         code={
             _existing(path, name, entry.get("place")): str(entry.get("sha256"))

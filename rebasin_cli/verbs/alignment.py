@@ -26,24 +26,30 @@ from rebasin_cli.execution.data_inputs import PairData
 from rebasin_cli.execution.device import resolve_device
 from rebasin_cli.execution.midpoint_loss import DISTANCE
 from rebasin_cli.execution.pair import Pair, Source, check_all_finite, open_pair
-from rebasin_cli.execution.recalibration import batch_norms
 from rebasin_cli.execution.same_function import FunctionCheck
 from rebasin_cli.execution.shared_weights import check_heads, named
 from rebasin_cli.execution.understanding import understand
 from rebasin_cli.execution.weights import Weights
+from rebasin_cli.maps import Frame
 from rebasin_cli.matching.chance import MOST_ELEMENTS, Chance, gain_against_chance
-from rebasin_cli.matching.method import data_of
+from rebasin_cli.matching.method import PERMUTATION, data_of
 from rebasin_cli.matching.methods import Matching, MatchTask, check_options_apply, find_method, match
 from rebasin_cli.matching.result import PassReport
-from rebasin_cli.matching.starts.identity import START as IDENTITY
 from rebasin_cli.matching.weighing import OBJECTIVES, PLAIN, check_objective, weigh
 from rebasin_cli.model.example_input import ExampleInput
 from rebasin_cli.model.state import parameter_keys
 from rebasin_cli.options import options_of
-from rebasin_cli.permutation import Permuted, is_identity
 from rebasin_cli.progress import Progress
-from rebasin_cli.verbs.align import AlignOptions, AlignResult, Architecture, Change, MovedGroup, Objective
+from rebasin_cli.verbs.align import AlignOptions, AlignResult, Change, Objective
 from rebasin_cli.verbs.align_reports import code_of, model_path, places, python_file
+from rebasin_cli.verbs.alignment_facts import (
+    already_aligned,
+    architecture_of,
+    mapped,
+    moved_groups,
+    searched_groups,
+    warnings_of,
+)
 from rebasin_cli.verbs.cost import PhaseClock, peak_rss_bytes, release_freed_memory, spare_limited_memory
 from rebasin_cli.verbs.document import envelope, pretty
 from rebasin_cli.verbs.generated_inputs import check_saving, save_inputs
@@ -56,11 +62,14 @@ from rebasin_cli.verbs.saved_permutations import RecordedModel, SavedPermutation
 from rebasin_cli.verbs.shared_options import DataReading
 from rebasin_cli.verbs.siblings import Network, SiblingPlan, plan_siblings
 from rebasin_cli.verbs.verification import (
+    RoundingCheck,
     measure,
     narrows,
     spec_warnings,
     verify_closer,
     verify_groups,
+    verify_not_farther,
+    verify_rounded,
     verify_same_function,
     with_spec,
 )
@@ -69,8 +78,6 @@ from rebasin_cli.verbs.versions import versions
 if TYPE_CHECKING:
     from rebasin_cli.matching.plan import Effort
 
-PERFECT = 1e-12
-"""How near to 1 a cosine must be for the weights to be equal, up to scale."""
 DATA_SAMPLES = 3
 """Number of inputs from the data that the result is verified on, in addition to the example."""
 
@@ -105,12 +112,14 @@ class Alignment:
             loss=options.loss,
             input_stated=bool(options.inputs) or options.input_file is not None,
             cache=options.cache,
+            symmetries=options.symmetries,
         )
         self.data: PairData | None = None
         self.source: BatchSource | None = None
         self.clock = PhaseClock("read", "trace", "match", "verify", "write")
         self.before, self.after = Closeness(), Closeness()
         self.function = FunctionCheck.not_run("nothing has been written yet")
+        self.rounding: RoundingCheck | None = None
         self.sha256: dict[str, str | None] = {"a": None, "b": None, "out": None}
 
     def run(self) -> AlignResult:
@@ -236,6 +245,8 @@ class Alignment:
                 cache=self.options.cache,
                 narrow=narrows(self.options) and (self.cautious or not self._decides_by_weights()),
             )
+            if self.options.symmetries != PERMUTATION:
+                self.understood = searched_groups(self)
 
     def _check_request(self) -> None:
         """Checks that need no file to be read."""
@@ -297,7 +308,12 @@ class Alignment:
     def _match(self) -> None:
         self.match = match(self._task())
         self.rearrangement = Rearrangement(
-            self.understood.spec, self.match.permutations, self.pair.b, self.pair.subject.ties
+            self.match.searched or self.understood.spec,
+            self.match.permutations,
+            self.pair.b,
+            self.pair.subject.ties,
+            self.match.maps,
+            self.match.frame or Frame(),
         )
         self.siblings = self._plan_siblings()
 
@@ -308,9 +324,11 @@ class Alignment:
             subject.ties,
             parameter_keys(subject.module),  # also those that are not compared with A's
             self.understood.spec,
-            frozenset(name for name, perm in self.match.permutations.items() if not is_identity(perm)),
+            self.rearrangement.moving,
         )
         plan = plan_siblings(b.checkpoint, b.keys_in_file, network)
+        if not self.rearrangement.permutes:
+            plan = plan.copies_only()
         kept = not self.options.drop_siblings and keeps_siblings(b.checkpoint, self.options.files.out)
         return plan if kept else plan.without_any()
 
@@ -349,9 +367,7 @@ class Alignment:
         if self.options.dry_run:
             self.progress.phase("verifying")
             with self.clock.phase("verify"):
-                self._verify(
-                    Permuted(self.pair.b, self.understood.spec, self.match.permutations, self.pair.subject.ties)
-                )
+                self._verify(self.rearrangement.all_of(self.pair.b))
             return
         self.progress.phase("writing")
         with self.clock.phase("write"):
@@ -382,19 +398,26 @@ class Alignment:
         subject = self.pair.subject
         self.after = measure(self.pair.a, permuted, subject.parameters)
         by = self.match.criterion.name
-        if by in OBJECTIVES and by != PLAIN:
+        if self.match.maps is not None:
+            verify_not_farther(self.before, self.after)
+        elif by in OBJECTIVES and by != PLAIN:
             verify_closer(*(self._weighed(by, b) for b in (self.pair.b, permuted)))
         else:
             verify_closer(self.before, self.after)
+        exact = permuted if self.rearrangement.exact else self.rearrangement.all_of(self.pair.b, rounded=False)
         with self.understood.passes.joined(subject.module):
             check = verify_same_function(
                 subject.weightless,
                 self.understood.example,
                 self.pair.b,
-                permuted,
+                exact,
                 seed=self.matching.seed,
                 data=self._data_samples(),
             )
+            if exact is not permuted:
+                self.rounding = verify_rounded(
+                    subject.weightless, self.understood.example, self.pair.b, permuted, seed=self.matching.seed
+                )
         self.function = with_spec(check, self.soundness)
 
     def _data_samples(self) -> tuple[ExampleInput, ...]:
@@ -420,7 +443,7 @@ class Alignment:
     def _result(self) -> AlignResult:
         options, match, understood = self.options, self.match, self.understood
         files, written = options.files, not options.dry_run
-        groups = self._moved_groups()
+        groups = moved_groups(match, understood.spec)
         return AlignResult(
             a=options.a,
             b=options.b,
@@ -459,8 +482,8 @@ class Alignment:
             passes=match.passes,
             converged=match.converged,
             relative_tolerance=match.relative_tolerance,
-            already_aligned=self._already_aligned(),
-            architecture=self._architecture(),
+            already_aligned=already_aligned(self),
+            architecture=architecture_of(self),
             objective=Objective(
                 match.objective_before,
                 match.objective_after,
@@ -483,6 +506,7 @@ class Alignment:
             sha256=dict(self.sha256),
             versions=versions(),
             warnings=self._warnings(),
+            symmetries=mapped(match, understood.spec, options.symmetries, self.rounding),
             matched=match.permutations,
         )
 
@@ -510,28 +534,6 @@ class Alignment:
         found = weights.checkpoint.wrapper
         return {"key": source.key, "ema": source.ema, "found": ".".join(found) if found else None}
 
-    def _already_aligned(self) -> bool:
-        """Whether a converged search, free to move every group, found nothing more similar to A than B as it is.
-
-        A descent from B's own order that finds nothing shows a local optimum only: another start must have converged
-        too. Where the cosine is 1, no permutation can be more similar.
-        """
-        match = self.match
-        by_similarity = match.criterion.name == PLAIN and match.converged and match.passes > 0 and not match.timed_out
-        elsewhere = any(one.start != IDENTITY.name and one.converged for one in match.candidates)
-        free = not self.options.pins and bool(self.understood.spec.groups)
-        return match.already_aligned and by_similarity and free and (elsewhere or match.cosine_before >= 1 - PERFECT)
-
-    def _architecture(self) -> Architecture:
-        """What of the network decides which command comes next."""
-        traced = self.understood.trace
-        called = set() if traced is None else {call.name.removeprefix("aten._") for call in traced.calls}
-        nested = any(group.parent is not None for group in self.understood.spec.groups)
-        return Architecture(
-            running_statistics=len(batch_norms(self.pair.subject.module)),
-            attention=any("scaled_dot_product" in name for name in called) or ("softmax" in called and nested),
-        )
-
     def _write_beside(self, result: AlignResult) -> None:
         """Write the report and, where asked for, the permutations and the spec; each of them atomically."""
         files, force = self.options.files, self.options.force
@@ -541,7 +543,7 @@ class Alignment:
         if files.permutations is not None:
             saved = SavedPermutations(
                 self.match.permutations,
-                self.understood.spec,
+                self.match.searched or self.understood.spec,
                 self.pair.subject.shapes,
                 self.pair.subject.ties,
                 self.provenance(),
@@ -549,26 +551,21 @@ class Alignment:
                 converted=self.pair.b.converted,
                 model=RecordedModel.of(self.options.model, self.pair.subject.factory.args, files.permutations),
                 state=(self.b.key, self.b.ema),
+                maps=self.match.maps,
+                frame=self.match.frame or Frame(),
             )
-            write_text_atomically(files.permutations, saved.dumps() + "\n", force)
+            saved.write(files.permutations, force=force)
         if files.spec is not None:
             write_text_atomically(files.spec, json.dumps(self.understood.spec.to_json(), indent=1) + "\n", force)
         maker = None if self.data is None else self.data.maker
         save_inputs(maker, files.generated, force=force, mkdir=self.options.mkdir)
         write_text_atomically(files.report, pretty(envelope("align", result, warnings=result.warnings)), force)
 
-    def _moved_groups(self) -> tuple[MovedGroup, ...]:
-        moved = {
-            name: sum(1 for place, unit in enumerate(perm.tolist()) if place != unit)
-            for name, perm in self.match.permutations.items()
-        }
-        return tuple(
-            MovedGroup(group.name, group.size, moved.get(group.name, 0)) for group in self.understood.spec.groups
-        )
-
     def _warnings(self) -> tuple[str, ...]:
         """Warnings about a run that succeeded."""
-        said = [*self._notes(), *(() if self.source is None else self.source.notes), *self._of_the_match()]
+        paths = () if self.source is None or self.source.generated else (self.options.a, self.options.b)
+        said = [*self._notes(), *(() if self.source is None else self.source.notes)]
+        said += [*self.match.notes, *guessing(paths, self.match.ends)]
         if self.match.learned_on in (DISTANCE, DISTANCE_FROM_ENDS) and self.data is not None and self.data.real_targets:
             said.append(
                 f"{self.options.data}: the targets are real numbers and were not learned from: "
@@ -593,12 +590,8 @@ class Alignment:
             pinned = " that is not pinned with --pin" if self.options.pins else ""
             said.append(f"no axis of this model{pinned} can be permuted without changing its function")
         said += unfinished(self.match)
+        said += warnings_of(self.match)
         if self.function.left_out:
             said.append(f"the function was not verified by running the networks: {self.function.left_out}")
         said += spec_warnings(self.soundness, self.understood.given_up)
         return tuple(said)
-
-    def _of_the_match(self) -> list[str]:
-        """What the method left out, and the networks that classify the data no better than by chance."""
-        paths = () if self.source is None or self.source.generated else (self.options.a, self.options.b)
-        return [*self.match.notes, *guessing(paths, self.match.ends)]

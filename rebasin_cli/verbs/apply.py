@@ -82,7 +82,6 @@ def run_apply(options: ApplyOptions) -> ApplyResult:
     from rebasin_cli.checkpoint.write import bytes_needed, check_output, keeps_siblings, notes_on_output
     from rebasin_cli.execution.closeness import check_finite
     from rebasin_cli.execution.pair import check_ties
-    from rebasin_cli.permutation import is_identity
     from rebasin_cli.verbs.cost import PhaseClock
     from rebasin_cli.verbs.leftovers import find_leftovers
     from rebasin_cli.verbs.permuted_copy import Rearrangement, write_permuted
@@ -122,15 +121,17 @@ def run_apply(options: ApplyOptions) -> ApplyResult:
         note = leftovers.note(opened.path)
         if note is not None:
             listener.note(note)
-        moving = frozenset(name for name, perm in saved.permutations.items() if not is_identity(perm))
+        rearrangement = Rearrangement(saved.spec, saved.permutations, source, saved.ties, saved.maps, saved.frame)
+        moving = rearrangement.moving
         network = Network(saved.shapes, saved.ties, saved.parameters, saved.spec, moving)
         plan = plan_siblings(opened, source.keys_in_file, network)
+        if not rearrangement.permutes:
+            plan = plan.copies_only()
         kept = not options.drop_siblings and keeps_siblings(opened, out_path)
         plan = plan if kept else plan.without_any()
     listener.phase("writing")
     with clock.phase("write"):
         provenance = {**saved.provenance, "rebasin.version": __version__, "rebasin.sha256.source": opened.sha256()}
-        rearrangement = Rearrangement(saved.spec, saved.permutations, source, saved.ties)
         digest = write_permuted(
             source,
             rearrangement,
@@ -146,7 +147,7 @@ def run_apply(options: ApplyOptions) -> ApplyResult:
         permutations=saved_path,
         checkpoint=source_path,
         out=out_path,
-        groups=len(saved.permutations),
+        groups=len(saved.permutations if saved.maps is None else saved.spec.groups),
         moved_groups=len(moving),
         tensors=len(opened.infos),
         state=".".join(opened.wrapper) if opened.wrapper else None,

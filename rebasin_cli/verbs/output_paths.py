@@ -32,6 +32,11 @@ def optional_path(path: str | Path | None) -> Path | None:
     return None if path is None else Path(path)
 
 
+def matrices_path(alignment: Path) -> Path:
+    """The file of matrices beside a saved alignment."""
+    return alignment.with_name(f"{alignment.name}.safetensors")
+
+
 @dataclass(frozen=True, slots=True)
 class OutputFiles:
     """All files that one alignment writes."""
@@ -41,6 +46,7 @@ class OutputFiles:
     permutations: Path | None
     spec: Path | None
     generated: Path | None = None
+    matrices: Path | None = None
 
     @staticmethod
     def plan(
@@ -50,10 +56,13 @@ class OutputFiles:
         permutations: str | Path | None,
         spec: str | Path | None,
         generated: Path | None = None,
+        maps: bool = False,
     ) -> OutputFiles:
         """The files as asked for; the checkpoint's default name comes from B's, the report's from the checkpoint's."""
         chosen = default_output(b) if out is None else Path(out)
-        return OutputFiles(chosen, report_path(chosen), optional_path(permutations), optional_path(spec), generated)
+        saved = optional_path(permutations)
+        beside = matrices_path(saved) if maps and saved is not None else None
+        return OutputFiles(chosen, report_path(chosen), saved, optional_path(spec), generated, beside)
 
     def named(self) -> dict[str, Path]:
         """Path by what it is for."""
@@ -63,6 +72,7 @@ class OutputFiles:
             "file of permutations": self.permutations,
             "spec": self.spec,
             "generated inputs": self.generated,
+            "file of matrices": self.matrices,
         }
         return {what: path for what, path in files.items() if path is not None}
 

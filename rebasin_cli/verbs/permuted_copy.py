@@ -15,7 +15,8 @@ from rebasin_cli.checkpoint.checkpoint import Checkpoint
 from rebasin_cli.checkpoint.directory import DirectoryCheckpoint
 from rebasin_cli.checkpoint.write import keeps_siblings, write_like
 from rebasin_cli.execution.weights import Weights
-from rebasin_cli.permutation import Gather, gathers, permute_tensor
+from rebasin_cli.maps import Frame, Mapped, Maps
+from rebasin_cli.permutation import Gather, Permuted, gathers, is_identity, permute_tensor
 from rebasin_cli.spec import PermutationSpec
 from rebasin_cli.verbs.siblings import Copy, Follow, SiblingPlan
 from rebasin_cli.verbs.verification import verify_beside, verify_loaded, verify_permuted
@@ -23,15 +24,20 @@ from rebasin_cli.verbs.verification import verify_beside, verify_loaded, verify_
 
 @dataclass(frozen=True, slots=True)
 class Rearrangement:
-    """A spec and permutations, applied to the tensors of a file by the file's own keys.
+    """A spec and permutations, or maps of larger classes, applied to the tensors of a file by the file's own keys.
 
     Tensors that the model does not have pass unchanged; tied ones follow the name that the spec knows.
+
+    Args:
+        maps: instead of the permutations, with the gauge that the result is given.
     """
 
     spec: PermutationSpec
     permutations: Mapping[str, Tensor]
     source: Weights
     ties: Mapping[str, str]
+    maps: Maps | None = None
+    frame: Frame = field(default_factory=Frame)
     _in_file: Callable[[str, Tensor], Tensor] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -41,7 +47,41 @@ class Rearrangement:
         return self._in_file(file_key, tensor)
 
     def of_model_key(self, key: str, tensor: Tensor) -> Tensor:
+        if self.maps is not None:
+            return self._mapped(self.source).of(key, tensor)
         return permute_tensor(tensor, self.steps(key, tensor.shape))
+
+    def all_of(self, tensors: Mapping[str, Tensor], *, rounded: bool = True) -> Mapping[str, Tensor]:
+        """A network by model key, rearranged.
+
+        Args:
+            rounded: to the types of the tensors; otherwise what is not moved bit by bit is float64.
+        """
+        if self.maps is None:
+            return Permuted(tensors, self.spec, self.permutations, self.ties)
+        return self._mapped(tensors, rounded=rounded)
+
+    def _mapped(self, tensors: Mapping[str, Tensor], *, rounded: bool = True) -> Mapped:
+        assert self.maps is not None
+        return Mapped(tensors, self.spec, self.maps, self.frame, self.ties, rounded=rounded)
+
+    @property
+    def moving(self) -> frozenset[str]:
+        """Names of the groups of which some unit moves."""
+        if self.maps is not None:
+            return frozenset(name for name, one in self.maps.items() if one.moves)
+        return frozenset(name for name, perm in self.permutations.items() if not is_identity(perm))
+
+    @property
+    def exact(self) -> bool:
+        """Whether numbers only change their places and signs, so that nothing is rounded."""
+        return self.maps is None or all(one.exact for one in self.maps.values())
+
+    @property
+    def permutes(self) -> bool:
+        """Whether numbers only change their places."""
+        scales = [scale for one in (self.maps or {}).values() for scale in one.scales]
+        return self.exact and not any(bool((scale != 1).any()) for scale in scales)
 
     def steps(self, key: str, shape: Sequence[int]) -> list[Gather]:
         """The gathers that permute the model's tensor of this name and shape."""
@@ -160,8 +200,8 @@ def write_permuted(
 
     def verify(temporary: Checkpoint) -> None:
         written = source.seen_in(temporary)
-        verify_permuted(source, written, transform)
-        verify_loaded(source, written, rearrangement.of_model_key)
+        verify_permuted(source, written, transform, exact=rearrangement.exact)
+        verify_loaded(source, written, rearrangement.of_model_key, exact=rearrangement.exact)
         if kept:
             verify_beside(source.checkpoint, temporary, transform)
         if check is not None:

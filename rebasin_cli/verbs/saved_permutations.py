@@ -5,6 +5,9 @@
  "converted": true (only where a loader converts files),
  "model": {"spec": text, "args": {name: value}, "place": path or null, "sha256": text or null}}
 
+With maps of larger classes the schema is "rebasin.maps/1" and there is more: see `saved_maps`; the spec is then the one
+that was searched.
+
 `parameters`, in the order of `model.parameters()`, and `model` are absent from files of earlier versions.
 """
 
@@ -12,20 +15,25 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from rebasin_cli.checkpoint.atomic import write_text_atomically
 from rebasin_cli.errors import CheckpointError, ModelError, NumericalError
+from rebasin_cli.maps import Frame, Maps
 from rebasin_cli.permutation import Permutations, check_permutation
 from rebasin_cli.spec import PermutationSpec
 from rebasin_cli.verbs.align_reports import model_from_here, model_path, places, python_file, sha256_of
 from rebasin_cli.verbs.document import plain
+from rebasin_cli.verbs.output_paths import matrices_path
+from rebasin_cli.verbs.saved_maps import maps_from_json, maps_to_json, packed, write_matrices
 
-SCHEMA = "rebasin.permutations/1"
+SCHEMA, MAPS_SCHEMA = "rebasin.permutations/1", "rebasin.maps/1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,11 +88,23 @@ class SavedPermutations:
     state: tuple[str | None, bool] = (None, False)
     """Which state dict of the file was permuted: its key, and whether it was the moving average."""
     model: RecordedModel | None = None
+    maps: Maps | None = None
+    """What is applied instead of the permutations, and with which gauge."""
+    frame: Frame = field(default_factory=Frame)
 
-    def dumps(self) -> str:
+    def write(self, path: Path, *, force: bool) -> None:
+        """Write the alignment; matrices beside it, and before it, so that it never names a file that is missing."""
+        more: dict[str, Any] = {}
+        if self.maps is not None:
+            content = packed(self.maps, self.frame)
+            write_matrices(matrices_path(path), content, force=force)
+            more = maps_to_json(self.maps, self.frame, path, content)
+        write_text_atomically(path, self.dumps(more) + "\n", force)
+
+    def dumps(self, more: Mapping[str, Any] = MappingProxyType({})) -> str:
         return json.dumps(
             {
-                "schema": SCHEMA,
+                "schema": SCHEMA if self.maps is None else MAPS_SCHEMA,
                 "provenance": dict(self.provenance),
                 "permutations": {name: perm.tolist() for name, perm in self.permutations.items()},
                 "spec": self.spec.to_json(),
@@ -94,6 +114,7 @@ class SavedPermutations:
                 **({"converted": True} if self.converted else {}),
                 "state": {"key": self.state[0], "ema": self.state[1]},
                 **({} if self.model is None else {"model": plain(self.model)}),
+                **more,
             },
             allow_nan=False,
         )
@@ -115,7 +136,7 @@ class SavedPermutations:
                 path=path,
                 hint="such files are written by 'rebasin align --save-alignment FILE'",
             ) from error
-        if not isinstance(document, dict) or document.get("schema") != SCHEMA:
+        if not isinstance(document, dict) or document.get("schema") not in (SCHEMA, MAPS_SCHEMA):
             seen = document.get("schema") if isinstance(document, dict) else type(document).__name__
             raise CheckpointError(
                 f"{path}: not a saved alignment: expected schema {SCHEMA!r}, found {seen!r}",
@@ -134,6 +155,9 @@ class SavedPermutations:
                 _state(document.get("state") or {}),
                 _model(document.get("model")),
             )
+            if document["schema"] == MAPS_SCHEMA:
+                maps, frame = maps_from_json(document, saved.spec, path)
+                saved = replace(saved, maps=maps, frame=frame)
             saved.check()
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             raise CheckpointError(f"{path}: malformed: {type(error).__name__}: {error}", path=path) from error

@@ -101,6 +101,23 @@ class SiblingPlan:
         left_out = (replace(one, moved=False, reason=None, dropped=True) for one in self.siblings)
         return SiblingPlan(tuple(left_out))
 
+    def copies_only(self) -> SiblingPlan:
+        """The plan where more than places change: copies of the weights follow, in their own gauge.
+
+        What belongs to single numbers of the weights, such as an optimizer's moments, does not follow signs, scales and
+        rotations.
+        """
+        beside = {path: follow for path, follow in self.beside.items() if follow.copy is not None}
+        extra = {key: follow for key, follow in self.extra.items() if follow.copy is not None}
+        kept = (*beside, *extra)
+        told = [
+            one
+            if not one.moved or any(path == one.path or path.startswith(f"{one.path}.") for path in kept)
+            else replace(one, moved=False, reason="it follows permutations only; training cannot be resumed with it")
+            for one in self.siblings
+        ]
+        return replace(self, siblings=tuple(told), beside=beside, extra=extra)
+
     @property
     def warnings(self) -> tuple[str, ...]:
         """One sentence for each entry that no longer fits the permuted weights."""

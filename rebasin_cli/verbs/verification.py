@@ -1,24 +1,32 @@
 """The checks that a permuted checkpoint must pass before it is written under its name.
 
 1. The spec: random permutations of its groups do not change the model's function, on random weights.
-2. Every tensor of the file is B's, permuted as the permutations say, bit for bit.
-3. B and the file compute the same function, within rounding.
+2. Every tensor of the file is B's, permuted as the permutations say, bit for bit; under maps that compute with
+   numbers, it is what these make of B's, within a rounding.
+3. B and the file compute the same function, within rounding. Where numbers are rounded to the file's types, the maps
+   are checked in float64 first, and then the file: it may differ as B does when its own numbers are rounded once more.
 4. The file is no farther from A than B is.
 """
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 
+import torch
 from torch import Tensor, nn
 
 from rebasin_cli.checkpoint.checkpoint import Checkpoint, WholeTransform, untied_keys
 from rebasin_cli.errors import ModelError, NumericalError, ResourceError, few, one_line
 from rebasin_cli.execution.closeness import Closeness, same_bits
+from rebasin_cli.execution.forward import Changed, run
 from rebasin_cli.execution.narrowing import TooManyChecks, breaking_groups, without_groups
+from rebasin_cli.execution.noise import Comparison
 from rebasin_cli.execution.pass_cache import PassCache
 from rebasin_cli.execution.same_function import LARGE, SILENT, FunctionCheck, SpecCheck, compare_functions
+from rebasin_cli.execution.sample_inputs import sample_inputs
 from rebasin_cli.execution.soundness import SoundnessCheck, verify_by_execution
 from rebasin_cli.execution.subject import Subject
 from rebasin_cli.execution.understanding import NOT_VERIFIED, Understanding, free_fraction
@@ -32,8 +40,22 @@ SLACK = 1e-7
 """Relative rounding error that a sum over millions of float32 products may have."""
 
 
-def verify_permuted(source: Weights, written: Weights, transform: Callable[[str, Tensor], Tensor]) -> None:
-    """Check that every tensor of the written file is the source's, transformed, bit for bit; one tensor at a time.
+def same_numbers(a: Tensor, b: Tensor, *, exact: bool) -> bool:
+    """Whether two tensors agree bit for bit or, if not `exact`, within a rounding of their largest number."""
+    if exact or same_bits(a, b) or a.dtype != b.dtype or a.shape != b.shape or not a.is_floating_point():
+        return same_bits(a, b)
+    one, other = a.to(torch.float64), b.to(torch.float64)
+    most = float(one.abs().max()) if one.numel() else 0.0
+    return bool(((one - other).abs() <= torch.finfo(a.dtype).eps * (one.abs() + 1e-3 * most)).all())
+
+
+def verify_permuted(
+    source: Weights, written: Weights, transform: Callable[[str, Tensor], Tensor], *, exact: bool = True
+) -> None:
+    """Check that every tensor of the written file is the source's, transformed; one tensor at a time.
+
+    Args:
+        exact: bit for bit; otherwise within a rounding.
 
     Raises:
         NumericalError: naming the first tensor that differs.
@@ -45,7 +67,7 @@ def verify_permuted(source: Weights, written: Weights, transform: Callable[[str,
             f"{after.path}: does not have the tensors of {before.path} in their order", slug="verification"
         )
     for key in before.infos:
-        if not same_bits(transform(key, before.tensor(key)), after.tensor(key)):
+        if not same_numbers(transform(key, before.tensor(key)), after.tensor(key), exact=exact):
             raise NumericalError(
                 f"{after.path}: tensor {key!r} is not the permuted tensor of {before.path}",
                 path=after.path,
@@ -54,7 +76,9 @@ def verify_permuted(source: Weights, written: Weights, transform: Callable[[str,
             )
 
 
-def verify_loaded(source: Weights, written: Weights, permute: Callable[[str, Tensor], Tensor]) -> None:
+def verify_loaded(
+    source: Weights, written: Weights, permute: Callable[[str, Tensor], Tensor], *, exact: bool = True
+) -> None:
     """Check that what the model's loader rearranges is loaded from the written file as it should be.
 
     The file was written by the inverse of loading; this goes the other way.
@@ -63,7 +87,7 @@ def verify_loaded(source: Weights, written: Weights, permute: Callable[[str, Ten
         NumericalError: naming the first tensor of the model that differs.
     """
     for key in source.rearranged:
-        if not same_bits(permute(key, source[key]), written[key]):
+        if not same_numbers(permute(key, source[key]), written[key], exact=exact):
             raise NumericalError(
                 f"{written.checkpoint.path}: {key!r} would not be loaded as the permuted tensor of"
                 f" {source.checkpoint.path}",
@@ -116,6 +140,74 @@ def verify_closer(before: Closeness, after: Closeness) -> None:
             hint="this is a bug: please report it with the output of 'rebasin env'",
             slug="verification",
         )
+
+
+def verify_not_farther(before: Closeness, after: Closeness) -> None:
+    """Check that the distance to A has not grown, for maps that may change norms.
+
+    Raises:
+        NumericalError: it has.
+    """
+    if after.distance > before.distance * (1 + SLACK) + 1e-30:
+        raise NumericalError(
+            f"the matching raised the distance to A from {before.distance:.6g} to {after.distance:.6g}",
+            hint="this is a bug: please report it with the output of 'rebasin env'",
+            slug="verification",
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class RoundingCheck:
+    """What rounding the mapped numbers to the file's types does to the outputs, in float64.
+
+    Args:
+        relative: the largest difference, relative to the largest magnitude of its output.
+        noise_floors: the same in units of what rounding B's own numbers once more does.
+    """
+
+    relative: float
+    noise_floors: float
+
+
+def verify_rounded(
+    build_weightless: Callable[[], nn.Module],
+    example: ExampleInput,
+    b: Mapping[str, Tensor],
+    written: Mapping[str, Tensor],
+    *,
+    seed: int,
+) -> RoundingCheck:
+    """Check that the written file differs from B no more than roundings explain.
+
+    Raises:
+        NumericalError: it does.
+    """
+    module = build_weightless().eval()
+    comparison = Comparison()
+    for sample in sample_inputs(example, 2, seed).inputs:
+        reference, rounded, candidate = (
+            run(module, state, sample, seed=seed)
+            for state in (b, Changed(b, partial(_rounded_once_more, seed + 3)), written)
+        )
+        comparison.add(reference, rounded, candidate)
+    found = comparison.result()
+    if not found.within():
+        raise NumericalError(
+            f"the rounded network differs from B by a relative error of {found.relative:.3g}, {found.floors:.3g} times "
+            "what rounding B's own numbers does; nothing was written",
+            hint="convert B to float32 first, or use --symmetries signed, which rounds nothing",
+            slug="verification",
+        )
+    return RoundingCheck(found.relative, found.floors)
+
+
+def _rounded_once_more(seed: int, key: str, tensor: Tensor) -> Tensor:
+    """Every number multiplied by 1 + eps or 1 - eps of its type, at random, in float64."""
+    if not tensor.is_floating_point():
+        return tensor
+    generator = torch.Generator().manual_seed(seed + zlib.crc32(key.encode()))
+    signs = torch.randint(0, 2, tensor.shape, generator=generator) * 2 - 1
+    return tensor.to(torch.float64) * (1 + torch.finfo(tensor.dtype).eps * signs)
 
 
 def verify_spec(

@@ -137,6 +137,9 @@ def run_verify(options: VerifyOptions) -> VerifyResult:
         )
         check_all_finite(pair, listener)
     listener.phase("verifying")
+    floors, rounding = options.tolerance, None
+    if (options.tolerance, options.rtol, options.atol) == (None, None, None):
+        floors, rounding = _tolerance_of_rounding(options, pair)
     with clock.phase("verify"):
         check = compare_functions(
             pair.subject.factory.build_weightless,
@@ -145,7 +148,7 @@ def run_verify(options: VerifyOptions) -> VerifyResult:
             pair.b,
             samples=options.samples,
             seed=options.seed,
-            tolerance=Tolerance(options.tolerance, options.rtol, options.atol),
+            tolerance=Tolerance(floors, options.rtol, options.atol),
         )
         first = None
         if check.same is False:
@@ -156,7 +159,7 @@ def run_verify(options: VerifyOptions) -> VerifyResult:
                 example_for(choice, pair.subject),
                 seed=options.seed,
             )
-    warnings = tuple(text for text in (pair.subject.note, check.left_out, check.note) if text)
+    warnings = tuple(text for text in (pair.subject.note, check.left_out, check.note, rounding) if text)
     result = VerifyResult(
         a=options.a,
         b=options.b,
@@ -182,6 +185,26 @@ def _identical(pair: Pair) -> int:
     from rebasin_cli.execution.closeness import same_bits
 
     return sum(1 for key in pair.a if key in pair.b and same_bits(pair.a[key], pair.b[key]))
+
+
+def _tolerance_of_rounding(options: VerifyOptions, pair: Pair) -> tuple[float | None, str | None]:
+    """The tolerance in noise floors for a file whose numbers `align` has rounded, and a note that says so.
+
+    The noise floor is that of float64; the file's own is larger by the ratio of the roundings.
+    """
+    import torch
+
+    from rebasin_cli.execution.noise import TOLERANCE
+
+    if not any(report is not None and report.rounded for report in (report_of(options.b), report_of(options.a))):
+        return None, None
+    kinds = {tensor.dtype for tensor in pair.b.values() if tensor.is_floating_point()}
+    widest = max(kinds, key=lambda kind: torch.finfo(kind).eps, default=torch.float64)
+    name = str(widest).removeprefix("torch.")
+    return (
+        TOLERANCE * torch.finfo(widest).eps / torch.finfo(torch.float64).eps,
+        f"compared within the rounding of {name}: the file was aligned by maps that round its numbers",
+    )
 
 
 State = tuple[str | None, bool]

@@ -333,9 +333,8 @@ def test_a_run_with_closed_streams_does_its_work(bench: Bench, closed: str) -> N
 
 
 def test_the_report_says_that_time_ran_out_and_with_which_settings(bench: Bench) -> None:
-    found = bench.run(
-        *ALIGN, "--method", "learned", "--learning-steps", "100000", "--data", "test.npz", "--time-limit", "1"
-    )
+    long = ("--learning-steps", "100000", "--patience", "100000")
+    found = bench.run(*ALIGN, "--method", "learned", *long, "--data", "test.npz", "--time-limit", "1")
     assert found.code == 0, found.err
     report = data_of(bench.path / "out.json")
     assert report["timed_out"] is True

@@ -64,7 +64,7 @@ def test_the_scale_before_a_layer_norm_does_not_mislead() -> None:
         other.into.weight += 0.3 * other.into.weight.std() * torch.randn(other.into.weight.shape)
     (tap,) = found.taps
     norm = next(number for number, name in enumerate(expected) if "layer_norm" in name)
-    before = replace(tap, ordinal=norm, operand="input")
+    before = replace(tap, ordinal=norm, operand="input", reader=None)
     inputs = batches((6,), [400])
 
     def wrong(where: Tap) -> int:

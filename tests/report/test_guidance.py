@@ -147,13 +147,17 @@ def test_a_network_without_batchnorm_hears_nothing_of_recalibration(place: Path)
     assert advised(result) == [["rebasin", "interpolate", "--steps", "10", "--data", "DATA"]]
 
 
-def test_a_transformer_gets_the_learning_method(place: Path) -> None:
+def test_a_transformer_gets_the_larger_classes_and_then_learning(place: Path) -> None:
     result = aligned("transformer")
     assert result.architecture.attention
+    assert result.architecture.larger_classes
     command = advised(result)[1]
     assert command[:4] == ["rebasin", "align", "a.pt", "b.pt"]
-    assert command[command.index("--method") + 1] == "learned"
+    assert command[-2:] == ["--symmetries", "all"]
     assert "--recalibrate" not in advised(result)[0]
+    command = advised(aligned("transformer", symmetries="all", force=True))[1]
+    assert command[command.index("--symmetries") + 1] == "all"
+    assert command[command.index("--method") + 1] == "learned"
 
 
 def test_weights_that_say_little_get_the_mixture_with_activations(place: Path) -> None:

@@ -412,3 +412,27 @@ def _check_cover(file: MappedFile, entries: Mapping[str, HeaderEntry], available
     if reached < available:
         seen = f"the header describes {size(start + reached)}, the file has {size(file.size)}"
         raise _refuse(file, f"{available - reached:,} unexplained bytes after the last tensor: {seen}")
+
+
+def pack(tensors: Mapping[str, Tensor]) -> bytes:
+    """A small file of tensors that belongs to another one; equal tensors give equal bytes."""
+    from safetensors.torch import save
+
+    content: bytes = save({name: tensors[name].contiguous() for name in sorted(tensors)})
+    return content
+
+
+def unpack(content: bytes, path: Path) -> dict[str, Tensor]:
+    """The tensors of such a file.
+
+    Raises:
+        CheckpointError: it is damaged.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    try:
+        found: dict[str, Tensor] = load(content)
+    except SafetensorError as error:
+        raise CheckpointError(f"{path}: damaged: {error}", path=path) from error
+    return found

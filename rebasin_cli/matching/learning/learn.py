@@ -29,7 +29,7 @@ from rebasin_cli.matching.learning.batches import divided
 from rebasin_cli.matching.learning.confirming import WORD, doubt, other_inputs, pieces
 from rebasin_cli.matching.learning.judging import Clock, Judge, OutOfTime
 from rebasin_cli.matching.learning.loop import GIVEN, Course, Loop, Progress, under
-from rebasin_cli.matching.learning.moving import Found
+from rebasin_cli.matching.learning.moving import Found, Moving
 from rebasin_cli.matching.learning.straight_through import StraightThrough, same
 from rebasin_cli.matching.method import MatchTask
 from rebasin_cli.matching.outcome import evaluated
@@ -90,13 +90,15 @@ def learn(task: MatchTask, learning: Learning, method: str, given: Starts | None
         OutputError: beside the output lies the state of another run.
     """
     try:
-        return _LearningRun(task, learning, method, given).result()
+        return LearningRun(task, learning, method, given).result()
     except DataError as error:
         raise about(error, str(task.matching.data)) from error
 
 
-class _LearningRun:
-    def __init__(self, task: MatchTask, learning: Learning, method: str, given: Starts | None) -> None:
+class LearningRun:
+    """A learning of permutations: it finds starts, runs the loop, and makes a result of its end."""
+
+    def __init__(self, task: MatchTask, learning: Learning, method: str, given: Starts | None = None) -> None:
         if task.matching.loss is not None and not learning.labels:
             raise UsageError("--unlabelled has no effect with --loss, which says itself what it compares")
         self.task, self.learning, self.method, self.given = task, learning, method, given
@@ -191,7 +193,7 @@ class _LearningRun:
                 return
             yield batch
 
-    def _moving(self, matched: MatchResult) -> StraightThrough:
+    def _moving(self, matched: MatchResult) -> Moving:
         task, learning = self.task, self.learning
         moving = StraightThrough(
             task.understood.spec,
@@ -231,12 +233,16 @@ class _LearningRun:
             "matched": _plain(starts.matched),
             "seconds": time.monotonic() - self.began,
         }
-        loop.begin(facts, starts.matched.permutations)
+        loop.begin(facts, self._given(starts))
         return facts
+
+    def _given(self, starts: Starts) -> Found:
+        """What is saved with the state, for a run that continues."""
+        return starts.matched.permutations
 
     def _doubt(self, loop: Loop, starts: Starts) -> str | None:
         """Why what was learned without data is given up, if it is."""
-        weights = starts.matched.permutations
+        weights = self._by_weights(loop, starts)
         if self.generated is None or same(loop.best, weights):
             return None
         unlimited = Clock(None, self.ranks)
@@ -247,9 +253,16 @@ class _LearningRun:
         judges = {
             name: Judge(self.loss, pieces(held, self.loss.fits), unlimited, self.ranks) for name, held in inputs.items()
         }
-        moving = self.moving
-        midpoints = moving.midpoint(loop.best), moving.midpoint(weights)
-        return doubt(*midpoints, judges, (moving.objective(loop.best), moving.objective(weights)))
+        midpoints = loop.moving.midpoint(loop.best), loop.moving.midpoint(weights)
+        return doubt(*midpoints, judges, (self._similarity(loop.best), self._similarity(weights)))
+
+    def _by_weights(self, loop: Loop, starts: Starts) -> Found:
+        """What the search by weights found."""
+        return starts.matched.permutations
+
+    def _similarity(self, found: Found) -> float:
+        """The objective of the weights."""
+        return self.moving.objective(dict(found))
 
     def _show(self, done: Progress) -> None:
         elapsed = time.monotonic() - self.began
@@ -268,7 +281,7 @@ class _LearningRun:
         return replace(
             evaluated(self.moving.problem, starts.matched, best),
             criterion=Criterion(CRITERION, losses[IDENTITY], loss, losses.get(WEIGHTS)),
-            per_pass=tuple(_lowest(loop)),
+            per_pass=tuple(lowest(loop)),
             passes=done.step,
             converged=not late and (done.over == "patience" or not learned),
             start=name,
@@ -280,7 +293,7 @@ class _LearningRun:
         )
 
 
-def _lowest(loop: Loop) -> Iterator[float]:
+def lowest(loop: Loop) -> Iterator[float]:
     """The lowest held loss after each judgement."""
     best = loop.done.curve[0].held_loss
     for point in loop.done.curve[1:]:

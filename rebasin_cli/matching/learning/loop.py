@@ -154,6 +154,11 @@ class Loop:
         self.best, self._judged = under(_BEST, tensors), under(_JUDGED, tensors)
         self._stream = Stream(self.data, self.course.seed, self.done.round, self.done.place)
 
+    @property
+    def given(self) -> Found:
+        """What was saved with the state when the learning began."""
+        return dict(self._given)
+
     def run(self) -> None:
         """Learn to the end, which `done.over` names: `patience`, `bound` or `time`."""
         while self.done.over is None:

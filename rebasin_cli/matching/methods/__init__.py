@@ -8,7 +8,7 @@ from pkgutil import iter_modules
 from typing import TYPE_CHECKING
 
 from rebasin_cli.errors import UsageError
-from rebasin_cli.matching.method import Matching, MatchTask, Method, Need
+from rebasin_cli.matching.method import PERMUTATION, Matching, MatchTask, Method, Need
 from rebasin_cli.options import options_class, options_of
 
 if TYPE_CHECKING:
@@ -87,4 +87,5 @@ def match(task: MatchTask) -> MatchResult:
     method = find_method(task.matching.method)
     method.check(task.matching)
     method.check_model(task.understood)
-    return replace(method.match(task), method=method.name)
+    find = method.match if task.matching.symmetries == PERMUTATION or method.maps is None else method.maps
+    return replace(find(task), method=method.name)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from rebasin_cli.matching.choice import Attempt, Results
+    from rebasin_cli.matching.learning.learn import Learning
     from rebasin_cli.matching.result import MatchResult
 
 _LARGEST_LEARNED = 1 << 24
@@ -100,9 +101,33 @@ def _learned(task: MatchTask, results: Results, deadline: float | None) -> Match
         raise ModelError(f"nothing can be learned: {one_line(error)}", slug="gradients") from error
 
 
+def _maps(task: MatchTask) -> MatchResult:
+    from rebasin_cli.matching.symmetries.learned import learn_maps
+    from rebasin_cli.matching.symmetries.match import match_maps
+
+    if task.matching.data is None:
+        return match_maps(task)
+    return learn_maps(_alone(task), _choice(task), METHOD.name)
+
+
+def _alone(task: MatchTask) -> MatchTask:
+    from rebasin_cli.data.ranks import ALONE
+
+    return replace(task, ranks=ALONE, shuffle=True, state=None)
+
+
+def _choice(task: MatchTask) -> Learning:
+    """No learning: the best start is chosen."""
+    from rebasin_cli.matching.learning.learn import Learning
+    from rebasin_cli.matching.learning.loop import Course
+
+    return Learning(Course(steps=0, patience=0, seed=task.matching.seed), rate=0.0)
+
+
 METHOD = Method(
     name="auto",
     help="With data the method whose midpoint is the best on samples held back; else like weight.",
     match=_match,
+    maps=_maps,
     learns=True,
 )

@@ -10,10 +10,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from rebasin_cli.matching.method import MatchTask, Method, Need
+from rebasin_cli.matching.method import PERMUTATION, MatchTask, Method, Need
 from rebasin_cli.options import option, options_class
 
 if TYPE_CHECKING:
+    from rebasin_cli.matching.learning.learn import Learning
     from rebasin_cli.matching.result import MatchResult
 
 
@@ -68,12 +69,24 @@ class LearnedOptions:
 
 
 def _match(task: MatchTask) -> MatchResult:
-    from rebasin_cli.matching.learning.learn import Learning, learn
+    from rebasin_cli.matching.learning.learn import learn
+
+    return learn(replace(task, shuffle=True), _learning(task), METHOD.name)
+
+
+def _maps(task: MatchTask) -> MatchResult:
+    from rebasin_cli.matching.symmetries.learned import learn_maps
+
+    return learn_maps(replace(task, shuffle=True), _learning(task), METHOD.name)
+
+
+def _learning(task: MatchTask) -> Learning:
+    from rebasin_cli.matching.learning.learn import Learning
     from rebasin_cli.matching.learning.loop import Course
 
     options = task.options(LearnedOptions)
     course = Course(options.learning_steps, options.patience, task.matching.seed, options.step_batches)
-    learning = Learning(
+    return Learning(
         course,
         options.learning_rate,
         options.keep_similarity,
@@ -81,18 +94,18 @@ def _match(task: MatchTask) -> MatchResult:
         checkpointing=options.gradient_checkpointing,
         amp=options.amp,
     )
-    return learn(replace(task, shuffle=True), learning, METHOD.name)
 
 
 def _assist(task: MatchTask) -> None:
     """Share the batches of every step and judgement."""
-    _match(task)
+    (_match if task.matching.symmetries == PERMUTATION else _maps)(task)
 
 
 METHOD = Method(
     name="learned",
     help="Learn from data the permutations whose midpoint with A has the lowest loss (straight-through estimator).",
     match=_match,
+    maps=_maps,
     learns=True,
     resumes=True,
     aliases=("straight-through",),

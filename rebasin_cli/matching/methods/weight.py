@@ -19,8 +19,15 @@ def _match(task: MatchTask) -> MatchResult:
     return match_weights(task)
 
 
+def _maps(task: MatchTask) -> MatchResult:
+    from rebasin_cli.matching.symmetries.match import match_maps
+
+    return match_maps(task)
+
+
 METHOD = Method(
     name="weight",
     help="Maximize the similarity of the weights. Needs no data; with data, the search also starts from activations.",
     match=_match,
+    maps=_maps,
 )

@@ -24,7 +24,7 @@ from rebasin_cli.matching.learning import journal, learn
 
 journal.SECONDS_BETWEEN_SAVES = 0.0
 journal.SHARE = 0
-shown = learn._LearningRun._show
+shown = learn.LearningRun._show
 
 
 def kill(self, done):
@@ -33,7 +33,7 @@ def kill(self, done):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-learn._LearningRun._show = kill
+learn.LearningRun._show = kill
 main(sys.argv[1:])
 """
 WORDS = (
@@ -97,7 +97,7 @@ def test_after_an_interruption_the_same_command_resumes(place: Path, monkeypatch
         if done.step == 40:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(learning._LearningRun, "_show", interrupt)
+    monkeypatch.setattr(learning.LearningRun, "_show", interrupt)
     monkeypatch.setattr("rebasin_cli.matching.learning.journal.SECONDS_BETWEEN_SAVES", 0.0)
     monkeypatch.setattr("rebasin_cli.matching.learning.journal.SHARE", 0)
     code, _, err = run(*WORDS, "-o", "interrupted.safetensors")
