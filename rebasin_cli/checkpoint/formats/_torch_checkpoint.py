@@ -46,6 +46,8 @@ if TYPE_CHECKING:
 SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".tar", ".th")
 SAVE_HINT = "save the weights alone: torch.save(model.state_dict(), path)"
 LONGEST_COMMENT = 0xFFFF
+LAZY = ("UninitializedParameter", "UninitializedBuffer")
+"""Classes of the tensors of layers that have not run yet."""
 _MOST_TENSORS = 200_000
 _MOST_NAMED = 6
 _REFETCH = "the copy or download is incomplete, or the disk is bad; fetch the file again"
@@ -294,20 +296,27 @@ def _replace(out: BinaryIO, record: FileRecord, data: bytes | memoryview) -> Non
 
 
 def _refuse_uninitialized(path: Path, root: Any, depth: int = 3) -> None:
-    """Refuse the file of a model whose lazy layers had not run: it has names and no numbers."""
-    for name, value in root.items() if isinstance(root, Mapping) else ():
-        if isinstance(value, Made) and value.full.rpartition(".")[2] in (
-            "UninitializedParameter",
-            "UninitializedBuffer",
-        ):
-            raise CheckpointError(
-                f"{path}: {quoted(name)} has no numbers: the model has lazy layers, and was saved before it ran",
-                path=path,
-                hint="run the model once before saving its state dict",
-                slug="uninitialized",
-            )
-        if depth:
-            _refuse_uninitialized(path, value, depth - 1)
+    """Refuse the file of a model whose lazy layers had not run: it has names and no numbers.
+
+    Level by level, and every container once: the same ones may be reached by any number of paths.
+    """
+    level, seen = [root], {id(root)}
+    for _ in range(depth + 1):
+        below = []
+        for container in level:
+            for name, value in container.items() if isinstance(container, Mapping) else ():
+                if isinstance(value, Made) and value.full.rpartition(".")[2] in LAZY:
+                    raise CheckpointError(
+                        f"{path}: {quoted(name)} has no numbers: "
+                        "the model has lazy layers, and was saved before it ran",
+                        path=path,
+                        hint="run the model once before saving its state dict",
+                        slug="uninitialized",
+                    )
+                if id(value) not in seen:
+                    seen.add(id(value))
+                    below.append(value)
+        level = below
 
 
 def _without_objects(path: Path, saved: SavedObject) -> tuple[bytes | None, tuple[str, ...]]:
