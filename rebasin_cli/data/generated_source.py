@@ -3,17 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils._pytree import TreeSpec, tree_unflatten
+from torch.utils._pytree import TreeSpec, tree_leaves, tree_map_only, tree_unflatten
 
 from rebasin_cli.data.batch import Batch
 from rebasin_cli.data.generated_kinds import WORD, GeneratedFacts
 from rebasin_cli.data.text import TextFacts
+
+SHIFT = 3 / 32
+"""Of the side of an image, by which it is rolled at most each time that it is learned on."""
+
+
+def varied(batch: Batch, generator: torch.Generator) -> Batch:
+    """A batch of generated images with half of them mirrored and all rolled by a few pixels; other batches as they are.
+
+    The few inputs that are made are learned on many times. Their distribution does not change: dead leaves and noise
+    have no direction along a row and no place, and inverted images were rolled while they were made.
+    """
+    tensors = [leaf for leaf in tree_leaves((batch.args, dict(batch.kwargs))) if isinstance(leaf, Tensor)]
+    if len(tensors) != 1 or tensors[0].dim() != 4 or min(tensors[0].shape[2:]) < 4:
+        return batch
+    mirrored = torch.rand(len(tensors[0]), generator=generator) < 0.5
+    most = [max(1, round(SHIFT * side)) for side in tensors[0].shape[2:]]
+    by = [int(torch.randint(-one, one + 1, (), generator=generator)) for one in most]
+
+    def moved(images: Tensor) -> Tensor:
+        return torch.where(mirrored[:, None, None, None], images.flip(3), images).roll(by, (2, 3))
+
+    args, kwargs = tree_map_only(Tensor, moved, (batch.args, dict(batch.kwargs)))
+    return replace(batch, args=args, kwargs=kwargs)
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,14 @@ order in every round; what is larger is read again in the source's order.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, islice
 
 import numpy as np
 import torch
 
 from rebasin_cli.data import Batch, BatchSource
+from rebasin_cli.data.generated_source import varied
 from rebasin_cli.errors import DataError
 
 SHARE = 5
@@ -33,12 +34,14 @@ class LearningData:
         rest: the batches that are learned on, in memory; the first ones only, where `more` is given.
         more: reads the batches that follow `rest`; None where `rest` holds all.
         disjoint: no sample is in both parts; false where the data are too few to be divided.
+        vary: changes a batch at random each time that it is learned on; None to learn on the samples as they are.
     """
 
     held: list[Batch]
     rest: list[Batch]
     more: Callable[[], Iterator[Batch]] | None = None
     disjoint: bool = True
+    vary: Callable[[Batch, torch.Generator], Batch] | None = None
 
     @property
     def held_samples(self) -> int:
@@ -60,6 +63,11 @@ def divided(source: BatchSource, fits: Callable[[Batch], bool], *, hold: bool = 
     Raises:
         DataError: no batch can be used.
     """
+    data = _divided(source, fits, hold)
+    return data if source.generated is None else replace(data, vary=varied)
+
+
+def _divided(source: BatchSource, fits: Callable[[Batch], bool], hold: bool) -> LearningData:
     first, ended = _read(source, fits, None if hold else MOST_HELD)
     if not first:
         raise DataError("there is no data to learn on", hint="BatchNorm layers need batches of at least two samples")
@@ -135,7 +143,10 @@ class Stream:
             if batch is None:
                 raise DataError("the data yield no batch when they are read again")
         self.place += 1
-        return batch
+        if self._data.vary is None:
+            return batch
+        entropy = np.random.SeedSequence((self._seed, self.round, self.place)).generate_state(1)[0]
+        return self._data.vary(batch, torch.Generator().manual_seed(int(entropy)))
 
     def _order(self) -> Iterator[Batch]:
         """The batches of the present round."""

@@ -9,6 +9,8 @@ import torch
 
 from rebasin_cli.data import Batch, BatchSource
 from rebasin_cli.data.batch_sources import IterableSource
+from rebasin_cli.data.generated_kinds import GeneratedFacts
+from rebasin_cli.data.generated_source import varied
 from rebasin_cli.errors import DataError
 from rebasin_cli.matching.learning import batches
 from rebasin_cli.matching.learning.batches import LearningData, Stream, divided
@@ -74,3 +76,39 @@ def test_each_round_has_an_order_of_its_own_and_can_be_continued() -> None:
     for place in (5, 12, 17):
         again = Stream(data, 3, *divmod(place, 12))
         assert samples([next(again) for _ in range(24 - place)]) == taken[place:]
+
+
+def images(generated: bool) -> BatchSource:
+    """A loader of images whose pixels differ, as data or as what networks made."""
+    made = [torch.rand(10, 3, 12, 16, generator=torch.Generator().manual_seed(seed)) for seed in range(10)]
+    found = IterableSource(lambda: made, made, limit=None, seed=0, classes=None, origin="images")
+    if generated:
+        found.generated = GeneratedFacts("leaves", 100, None, None, 0.0)
+    return found
+
+
+def test_generated_images_are_mirrored_and_rolled_each_time_they_are_learned_on() -> None:
+    data = divided(images(True), anything)
+    stream = Stream(data, seed=0)
+    first, again = (torch.cat([next(stream).args[0] for _ in data.rest]) for _ in range(2))
+    plain = torch.cat([batch.args[0] for batch in data.rest])
+    for shown in (first, again):
+        torch.testing.assert_close(shown.sum((1, 2, 3)).sort().values, plain.sum((1, 2, 3)).sort().values)
+        assert not any(torch.equal(one, other) for one, other in zip(shown[:3], plain[:3], strict=True))
+    assert torch.equal(data.held[0].args[0], divided(images(False), anything).held[0].args[0])
+    resumed = Stream(data, 0, 0, 3)
+    assert torch.equal(next(resumed).args[0], first[30:40])
+
+
+def test_data_of_the_user_are_learned_on_as_they_are() -> None:
+    data = divided(images(False), anything)
+    known = {batch.args[0].sum().item() for batch in data.rest}
+    stream = Stream(data, seed=0)
+    assert {next(stream).args[0].sum().item() for _ in data.rest} == known
+    assert data.vary is None
+
+
+@pytest.mark.parametrize("shape", [(4, 7), (4, 3, 12), (4, 3, 2, 12)])
+def test_what_is_no_image_is_not_varied(shape: tuple[int, ...]) -> None:
+    batch = Batch(0, (torch.randn(shape),), size=4)
+    assert varied(batch, torch.Generator().manual_seed(0)) is batch
