@@ -9,6 +9,7 @@ from torch import nn
 from rebasin_cli.maps import Gauges, Mapped, frame_of, random_maps
 from rebasin_cli.matching.symmetries.descent import Descent, clusters_of
 from rebasin_cli.matching.symmetries.forms import Forms, unmoved
+from rebasin_cli.matching.symmetries.match import distance
 from rebasin_cli.matching.symmetries.search import SymmetryStart, from_ends, search_maps
 from rebasin_cli.spec import PermutationSpec
 from tests.maps_nets import Llama, Pre, filled, mlp, nets
@@ -56,6 +57,14 @@ def test_planted_maps_are_recovered_to_the_noise(name: str, noise: float) -> Non
     left = sum(float((mapped[key] - a[key]).square().sum()) for key in a) ** 0.5
     assert left <= size + 0.02 * norm
     assert max(one.condition for one in found.maps.values()) < 30
+
+
+def test_factors_of_neighbouring_layers_are_followed_to_the_end() -> None:
+    a, b, _, net = planted("mlp", 0.0, 1)
+    forms = Forms(nets()["mlp"][1](net), a, b, list(a))
+    found = search_maps(forms, [SymmetryStart("identity", {})])
+    norm = sum(forms.square_a.values()) ** 0.5
+    assert distance(forms, found.value) < 0.003 * norm
 
 
 @pytest.mark.parametrize("name", sorted(MAKERS))

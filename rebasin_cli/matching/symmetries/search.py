@@ -30,6 +30,9 @@ from rebasin_cli.permutation import Permutations
 from rebasin_cli.spec import AxisGroup
 
 TOLERANCE = 1e-4
+FINE = 1e-6
+"""The tolerance of the last passes, over groups with factors alone: those of neighbouring layers converge slowly, since
+each visit moves one of them. Visits without rotations cost little."""
 MOST_PASSES = 100
 FIRST = 3
 """Passes from every start; the best alone continues."""
@@ -100,6 +103,15 @@ def search_maps(
         one.value = forms.value(one.descent.maps)
         one.seconds += time.monotonic() - since
 
+    def refine(one: _Tried) -> None:
+        scaled = [cluster for cluster in clusters if cluster.group.scales and not any(cluster.root.blocks)]
+        fine = Descent(forms, scaled, one.descent.maps)
+        generator = torch.Generator().manual_seed(seed)
+        fine.passes(MOST_PASSES, FINE, generator, None, out_of_time)
+        one.descent.maps.update(fine.maps)
+        one.value = forms.value(one.descent.maps)
+        one.reached[-1] = one.value
+
     most, ends = max_passes or MOST_PASSES, dict[str, Maps]()
     for start in starts:
         if out_of_time():
@@ -113,6 +125,8 @@ def search_maps(
     best = max(tried, key=lambda one: one.value, default=None)
     if best is not None and not best.converged and len(best.reached) < most:
         follow(best, most - len(best.reached))
+    if best is not None and best.converged:
+        refine(best)
     candidates = tuple(
         Candidate(one.name, seed, one.value, len(one.reached), one.converged, one.seconds) for one in tried
     )
