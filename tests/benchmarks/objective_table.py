@@ -78,7 +78,9 @@ class Bench:
         self.ends = [scores(kind, one, test, None) for one in (self.a, self.b)]
 
     def match(self, how: dict[str, Any]) -> MatchResult:
-        chosen = {"method": "weight", "objective": "plain", "effort": "standard", **how}
+        own = how.get("options")
+        alone = how.get("method") == "activation" and (own is None or own.mix == 1)  # takes no search by weights
+        chosen = {"method": "weight", "objective": "plain", "effort": "auto" if alone else "standard", **how}
         matching = Matching(
             starts=None,
             restarts=None,

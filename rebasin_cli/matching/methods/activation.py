@@ -71,4 +71,5 @@ METHOD = Method(
     options=ActivationOptions,
     assist=_assist,
     unused=("starts", "restarts", "max_passes"),  # activations alone take one descent, a mixture starts of its own
+    searches=lambda options: options.mix < 1,
 )
