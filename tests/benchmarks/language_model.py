@@ -1,6 +1,6 @@
 """Two small language models from the source of Python's standard library, and the line between them in one command.
 
-    python -m tests.benchmarks.language_model DIR [--steps 300] [--kind llama|gpt2]
+    python -m tests.benchmarks.language_model DIR [--steps 300] [--kind llama|gpt2|gpt2-untied]
 
 Trains two models of bytes with different seeds for a few minutes on two cores, saves each with `save_pretrained`, and
 prints what `rebasin align A B --model transformers:A --interpolate held.txt` says. Needs transformers.
@@ -22,6 +22,7 @@ import torch
 from rebasin_cli.model.source import import_optional
 
 HELD_BYTES = 65536
+KINDS = ("llama", "gpt2", "gpt2-untied")
 
 
 def library_text(most: int) -> bytes:
@@ -39,9 +40,16 @@ def build(kind: str, width: int, layers: int, context: int) -> Any:
     """A model of bytes, untrained."""
     transformers = import_optional("transformers", "transformers")
     common: dict[str, Any] = {"vocab_size": 256, "bos_token_id": None, "eos_token_id": None}
-    if kind == "gpt2":
+    if kind != "llama":
         config: Any = transformers.GPT2Config(
-            n_embd=width, n_layer=layers, n_head=4, n_positions=context, resid_pdrop=0.0, embd_pdrop=0.0, **common
+            n_embd=width,
+            n_layer=layers,
+            n_head=4,
+            n_positions=context,
+            resid_pdrop=0.0,
+            embd_pdrop=0.0,
+            tie_word_embeddings=kind == "gpt2",
+            **common,
         )
         return transformers.GPT2LMHeadModel(config)
     config = transformers.LlamaConfig(
@@ -106,7 +114,7 @@ def main() -> None:
     """Train, save, and run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("place", type=Path)
-    parser.add_argument("--kind", choices=("llama", "gpt2"), default="llama")
+    parser.add_argument("--kind", choices=KINDS, default="llama")
     parser.add_argument("--steps", type=int, default=600)
     arguments = parser.parse_args()
     place = arguments.place / arguments.kind
