@@ -219,7 +219,6 @@ class Method:
         options: the class of its own options, made with `options_class`; every option has a default.
         learns: it compares permutations by a loss on the data.
         unused: which settings of the search by weights (`SEARCH`) have no effect.
-        searches: whether, with these options of its own, it searches by weights at all; None if it always does.
         resumes: it saves its state, and continues from that of a run that was ended.
         maps: finds maps of larger classes than permutations; None where it cannot.
         assist: what the other processes run under `torchrun`, while the first runs `match`; None for nothing.
@@ -236,7 +235,6 @@ class Method:
     resumes: bool = False
     maps: Callable[[MatchTask], MatchResult] | None = None
     unused: Collection[str] = ()
-    searches: Callable[[Any], bool] | None = None
 
     def own_options(self, given: object) -> Any:
         """The method's own options out of an object that has them among others; None where it has none."""
@@ -260,9 +258,6 @@ class Method:
         for name in self.unused:
             if getattr(matching, name) is not None:
                 raise UsageError(f"{SEARCH[name]} has no effect with method {self.name}")
-        own = self.options() if matching.options is None and self.options is not None else matching.options
-        if self.searches is not None and matching.effort != "auto" and not self.searches(own):
-            raise UsageError(f"--effort has no effect with method {self.name} alone", hint="leave it out")
 
     def check_model(self, understood: Understanding) -> None:
         """Refuse a model that the method cannot work with.

@@ -78,9 +78,7 @@ class Bench:
         self.ends = [scores(kind, one, test, None) for one in (self.a, self.b)]
 
     def match(self, how: dict[str, Any]) -> MatchResult:
-        own = how.get("options")
-        alone = how.get("method") == "activation" and (own is None or own.mix == 1)  # takes no search by weights
-        chosen = {"method": "weight", "objective": "plain", "effort": "auto" if alone else "standard", **how}
+        chosen = {"method": "weight", "objective": "plain", "effort": "standard", **how}
         matching = Matching(
             starts=None,
             restarts=None,

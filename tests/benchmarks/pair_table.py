@@ -90,16 +90,15 @@ class Bench:
         self.ends = [self.judge.end(one) for one in (self.a, self.b)]
 
     def match(self, how: dict[str, Any], seed: int = 0) -> tuple[Permutations, float]:
-        alone = how.get("method") == "activation" and "options" not in how  # takes no search by weights
         chosen = {
             "method": "weight",
             "starts": None,
-            "effort": "auto" if alone else "standard",
             "limit": 2000 if how.get("method") in ("learned", "auto") else SEEN,
             **how,
             "data": str(self.images / "train") if "data" in how else None,
         }
         matching = Matching(
+            effort="standard",
             restarts=None,
             max_passes=None,
             time_limit=None,

@@ -71,5 +71,4 @@ METHOD = Method(
     options=ActivationOptions,
     assist=_assist,
     unused=("starts", "restarts", "max_passes"),  # activations alone take one descent, a mixture starts of its own
-    searches=lambda options: options.mix < 1,
 )

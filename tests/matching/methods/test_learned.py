@@ -148,9 +148,6 @@ def test_options_that_could_have_no_effect_are_refused(folder: Path) -> None:
     (folder / "losses.py").write_text("def loss(output, target):\n    return output.square().mean()\n")
     with pytest.raises(UsageError, match="--unlabelled has no effect with --loss"):
         learn(folder, unlabelled=True, loss=f"{folder / 'losses.py'}:loss")
-    with pytest.raises(UsageError, match="--effort has no effect with method activation"):
-        learn(folder, method="activation", effort="fast")
-    learn(folder, method="activation", effort="fast", mix=0.5)
     with pytest.raises(UsageError, match="--patience has no effect with method weight"):
         learn(folder, method="weight", patience=3, data=None)
 
